@@ -1,0 +1,102 @@
+"""Our checkpoint: a folder with ``config.json`` (encoder configuration, provenance) and ``model.safetensors``. Nothing in it runs.
+
+``config.json``: ``format`` ("star_upstream"), ``version`` (1), ``encoder`` (:class:`EncoderConfig`), ``provenance`` (free).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from . import strict
+from .encoder import Encoder, EncoderConfig
+from .errors import StarError
+from .files import replacing, write_json
+
+CONFIG, WEIGHTS, FORMAT, VERSION = "config.json", "model.safetensors", "star_upstream", 1
+
+
+def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype: torch.dtype | None = None) -> None:
+    """Write ``folder`` whole or not at all, replacing one that is there. ``dtype`` (e.g. ``torch.float16``) shrinks the weights."""
+    weights = {k: v.detach().cpu().to(dtype or v.dtype).contiguous() for k, v in encoder.state_dict().items()}
+    with replacing(folder) as part:
+        part.mkdir()
+        save_file(weights, part / WEIGHTS)
+        write_json(
+            part / CONFIG,
+            {"format": FORMAT, "version": VERSION, "encoder": strict.plain(encoder.config), "provenance": provenance},
+        )
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether ``path`` is a folder (or one of its two files) in our format."""
+    folder = _folder(path)
+    try:
+        return json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """The contents of ``config.json``. Raises :class:`StarError` for another format or a newer version."""
+    folder = _folder(path)
+    try:
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except OSError:
+        raise StarError(f"{folder}: no {CONFIG}; a checkpoint of star_upstream is a folder with {CONFIG} and {WEIGHTS}") from None
+    except ValueError as error:
+        raise StarError(f"{folder / CONFIG}: not json ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise StarError(f"{folder / CONFIG}: not a star_upstream checkpoint (no \"format\": \"{FORMAT}\")")
+    if content.get("version") != VERSION:
+        raise StarError(f"{folder / CONFIG}: version {content.get('version')!r}; this release reads {VERSION}: update star_upstream")
+    return content
+
+
+def load(path: str | Path, reference_padding: bool = False) -> Encoder:
+    """The encoder, in eval mode, fp32, on the CPU.
+
+    Raises :class:`StarError` for a folder that is incomplete, damaged or of another format.
+    """
+    folder, content = _folder(path), describe(path)
+    encoder = Encoder(strict.build(EncoderConfig, content.get("encoder"), "encoder"), reference_padding)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except FileNotFoundError:
+        raise StarError(f"{folder}: no {WEIGHTS} beside {CONFIG}") from None
+    except SafetensorError as error:
+        raise StarError(f"{folder / WEIGHTS}: damaged ({error})") from None
+    load_weights(encoder, weights, str(folder / WEIGHTS))
+    return encoder.eval()
+
+
+def load_weights(encoder: Encoder, weights: dict[str, torch.Tensor], where: str) -> None:
+    """Copy ``weights`` into ``encoder``; every tensor must be there, with its shape, and no other. Half precision is widened."""
+    expected = encoder.state_dict()
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or extra:
+        raise StarError(f"{where}: does not fit its configuration (missing: {missing[:3]}, not known: {extra[:3]})")
+    for name, tensor in expected.items():
+        if tensor.shape != weights[name].shape:
+            raise StarError(f"{where}: {name} has shape {list(weights[name].shape)}, the configuration asks for {list(tensor.shape)}")
+    encoder.load_state_dict({k: v.to(expected[k].dtype) for k, v in weights.items()})
+
+
+def digest(encoder: Encoder) -> str:
+    """sha256 over configuration and weights (names, shapes, values): the same for the same model wherever it came from."""
+    sha = hashlib.sha256(json.dumps(strict.plain(encoder.config), sort_keys=True).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _folder(path: str | Path) -> Path:
+    path = Path(path)
+    return path.parent if path.name in (CONFIG, WEIGHTS) else path

@@ -1,0 +1,150 @@
+"""EncoderConfig: everything that tells one speech encoder from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import StarError
+
+HUBERT_CONVS = ((512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 2, 2), (512, 2, 2))
+
+
+@dataclass(frozen=True)
+class RelativePosition:
+    """WavLM's gated relative position bias (Chen et al. 2022, section III-B)."""
+
+    buckets: int = 320
+    max_distance: int = 800
+    total_heads: int = 12
+    """Heads of the embedding table and of the gates, before any head was pruned."""
+    kept_heads: tuple[tuple[int, ...], ...] | None = None
+    """Per layer, which of the ``total_heads`` survive; None keeps all of them."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """One configuration for teachers, students, pruned students and published checkpoints.
+
+    Per-layer values (``heads``, ``ffn``) may be given as one number for all layers; they are stored as a tuple.
+    Zero heads leave a layer's attention out, zero FFN units its FFN. Defaults are HuBERT Base's.
+    """
+
+    conv_layers: tuple[tuple[int, int, int], ...] = HUBERT_CONVS
+    """(channels, kernel, stride) of each convolution of the front end."""
+    conv_bias: bool = False
+    conv_norm: Literal["group", "layer"] = "group"
+    """``group``: one group a channel, on the first convolution only; ``layer``: LayerNorm over channels on each."""
+    feature_scale: bool = False
+    """One factor a channel on the last convolution (DPHuBERT keeps the soft part of its channel gates there)."""
+    normalize_waveform: bool = False
+    """Zero mean and unit variance of each utterance, over its valid samples."""
+    normalize_epsilon: float = 1e-5
+    """Added to the variance: 1e-5 in fairseq, 1e-7 in transformers."""
+    projection: bool = True
+    """A linear map from the last convolution's channels to ``width``; without it the two must be equal."""
+    projection_norm: bool = True
+    width: int = 768
+    position_kernel: int = 128
+    position_groups: int = 16
+    layers: int = 12
+    heads: int | tuple[int, ...] = 12
+    head_width: int = 64
+    ffn: int | tuple[int, ...] = 3072
+    norm: Literal["post", "pre"] = "post"
+    norm_epsilon: float = 1e-5
+    relative_position: RelativePosition | None = None
+    reuse_attention: tuple[bool, ...] | None = None
+    """Per layer: take the attention map of the layer before instead of computing one (ARMHuBERT)."""
+    output_projection: int = 0
+    """Width of a linear head on every layer's output (ARMHuBERT, MaskHuBERT); 0 has none."""
+    hidden_states: Literal["all", "layers", "projections"] = "all"
+    """What the model gives SUPERB: first-layer input and every layer's output, layer outputs alone, or the heads' outputs."""
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    feature_dropout: float = 0.0
+    """On the projected CNN output."""
+
+    def __post_init__(self):
+        if not self.conv_layers:
+            raise StarError("conv_layers: at least one convolution is needed")
+        for i, layer in enumerate(self.conv_layers):
+            if min(layer) < 1:
+                raise StarError(f"conv_layers[{i}]: channels, kernel and stride must be 1 or more, got {list(layer)}")
+        for name in ("width", "position_kernel", "position_groups", "head_width"):
+            if getattr(self, name) < 1:
+                raise StarError(f"{name}: must be 1 or more, got {getattr(self, name)}")
+        if self.layers < 0 or self.output_projection < 0:
+            raise StarError("layers and output_projection: must be 0 or more")
+        for name in ("dropout", "attention_dropout", "activation_dropout", "feature_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise StarError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.width % self.position_groups:
+            raise StarError(f"position_groups: {self.position_groups} does not divide width {self.width}")
+        if not self.projection and self.conv_layers[-1][0] != self.width:
+            raise StarError(
+                f"projection: needed, since the last convolution has {self.conv_layers[-1][0]} channels and width is {self.width}"
+            )
+        for name in ("heads", "ffn"):
+            value = getattr(self, name)
+            per_layer = (value,) * self.layers if isinstance(value, int) else tuple(value)
+            if len(per_layer) != self.layers or any(v < 0 for v in per_layer):
+                raise StarError(f"{name}: expected {self.layers} numbers of 0 or more (one a layer), got {list(per_layer)}")
+            object.__setattr__(self, name, per_layer)
+        self._check_reuse()
+        self._check_relative_position()
+        if (self.hidden_states == "projections") and not self.output_projection:
+            raise StarError("hidden_states: 'projections' needs output_projection")
+
+    def _check_reuse(self):
+        if self.reuse_attention is None:
+            return
+        if len(self.reuse_attention) != self.layers:
+            raise StarError(f"reuse_attention: expected {self.layers} values (one a layer), got {len(self.reuse_attention)}")
+        for i, reuse in enumerate(self.reuse_attention):
+            if reuse and (i == 0 or self.heads[i] != self.heads[i - 1] or not self.heads[i]):
+                raise StarError(f"reuse_attention[{i}]: needs a layer before it with the same number of heads (1 or more)")
+
+    def _check_relative_position(self):
+        position = self.relative_position
+        if position is None:
+            return
+        if position.total_heads * self.head_width != self.width:
+            raise StarError(
+                f"relative_position.total_heads: {position.total_heads} heads of {self.head_width} channels do not make width {self.width}"
+            )
+        if position.kept_heads is None:
+            if any(h not in (0, position.total_heads) for h in self.heads):
+                raise StarError("relative_position.kept_heads: needed, since some layers have fewer heads than total_heads")
+            return
+        if len(position.kept_heads) != self.layers:
+            raise StarError(f"relative_position.kept_heads: expected {self.layers} lists (one a layer)")
+        for i, kept in enumerate(position.kept_heads):
+            if len(kept) != self.heads[i] or len(set(kept)) != len(kept) or any(not 0 <= h < position.total_heads for h in kept):
+                raise StarError(
+                    f"relative_position.kept_heads[{i}]: expected {self.heads[i]} different heads below {position.total_heads}, got {list(kept)}"
+                )
+
+    @property
+    def stride(self) -> int:
+        """Samples from one frame to the next."""
+        product = 1
+        for _, _, stride in self.conv_layers:
+            product *= stride
+        return product
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees; a shorter waveform has no frame."""
+        field, jump = 1, 1
+        for _, kernel, stride in self.conv_layers:
+            field += (kernel - 1) * jump
+            jump *= stride
+        return field
+
+    def frames(self, samples):
+        """Frames of ``samples`` samples (a number or an integer tensor): each convolution gives ``(n - kernel) // stride + 1``."""
+        for _, kernel, stride in self.conv_layers:
+            samples = (samples - kernel) // stride + 1
+        return samples

@@ -1,0 +1,169 @@
+"""The transformer and the whole encoder.
+
+Shapes: B utterances, N samples, T frames, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attention, RelativePositionTable
+from .config import EncoderConfig
+from .frontend import FrontEnd, normalize, valid_mask
+
+
+class EncoderOutput(NamedTuple):
+    """What :class:`Encoder` returns. Frames at and past ``lengths_B`` hold no meaning: mask them."""
+
+    states: list[Tensor]
+    """The first layer's input, then every layer's output (B x T x D each); pre-norm models: the last one after the final norm."""
+    lengths_B: Tensor
+    """Valid frames of each utterance."""
+    features_BTD: Tensor
+    """The projected output of the front end, before the positional convolution."""
+    attentions: list[Tensor | None] | None
+    """Where asked for: each layer's map (B x H x T x T, ``[query, key]``), None where attention is left out."""
+    projections: list[Tensor] | None
+    """Where the configuration has output heads: one B x T x ``output_projection`` a layer."""
+
+
+class PositionalConvolution(nn.Module):
+    """Grouped convolution over time as a relative position embedding, weight-normalised over the kernel (wav2vec 2.0, section 2)."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.groups, kernel = config.position_groups, config.position_kernel
+        self.direction = nn.Parameter(torch.empty(config.width, config.width // self.groups, kernel))
+        nn.init.normal_(self.direction, std=math.sqrt(4.0 / (kernel * config.width)))
+        self.magnitude = nn.Parameter(self.direction.detach().norm(dim=(0, 1), keepdim=True))
+        self.bias = nn.Parameter(torch.zeros(config.width))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        kernel = self.direction.shape[-1]
+        weight = torch._weight_norm(self.direction, self.magnitude, 2)
+        x_BDT = F.conv1d(x_BTD.transpose(1, 2), weight, self.bias, padding=kernel // 2, groups=self.groups)
+        return F.gelu(x_BDT[..., : x_BTD.shape[1]]).transpose(1, 2)
+
+
+class Layer(nn.Module):
+    """One transformer layer. A part that is left out keeps its norm in post-norm models, as pruned checkpoints have it."""
+
+    def __init__(self, config: EncoderConfig, index: int):
+        super().__init__()
+        self.pre_norm = config.norm == "pre"
+        width, units = config.width, config.ffn[index]
+        attends = config.heads[index] > 0
+        self.attention = Attention(config, index) if attends else None
+        self.attention_norm = nn.LayerNorm(width, eps=config.norm_epsilon) if attends or not self.pre_norm else None
+        self.ffn_in = nn.Linear(width, units) if units else None
+        self.ffn_out = nn.Linear(units, width) if units else None
+        self.ffn_norm = nn.LayerNorm(width, eps=config.norm_epsilon) if units or not self.pre_norm else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def _ffn(self, x_BTD: Tensor) -> Tensor:
+        return self.dropout(self.ffn_out(self.activation_dropout(F.gelu(self.ffn_in(x_BTD)))))
+
+    def forward(self, x_BTD, mask_BT, position_HTT, reused_BHTT, need_map) -> tuple[Tensor, Tensor | None]:
+        map_BHTT = None
+        if self.attention is not None:
+            inner_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
+            inner_BTD, map_BHTT = self.attention(inner_BTD, mask_BT, position_HTT, reused_BHTT, need_map)
+            x_BTD = x_BTD + self.dropout(inner_BTD)
+        if self.pre_norm:
+            return (x_BTD if self.ffn_in is None else x_BTD + self._ffn(self.ffn_norm(x_BTD))), map_BHTT
+        x_BTD = self.attention_norm(x_BTD)
+        return self.ffn_norm(x_BTD if self.ffn_in is None else x_BTD + self._ffn(x_BTD)), map_BHTT
+
+
+class Encoder(nn.Module):
+    """A speech encoder: waveforms at 16 kHz to the hidden states of every layer.
+
+    By default an utterance gives the same states alone and in a zero-padded batch: group-norm statistics, positional
+    convolution and attention see its valid frames only. ``reference_padding`` brings back what fairseq and transformers do,
+    whose first group norm averages over the padding too.
+    """
+
+    def __init__(self, config: EncoderConfig, reference_padding: bool = False):
+        super().__init__()
+        self.config, self.reference_padding = config, reference_padding
+        self.frontend = FrontEnd(config)
+        self.position = PositionalConvolution(config)
+        self.relative_position = RelativePositionTable(config.relative_position) if config.relative_position else None
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
+        head = config.output_projection
+        self.output_projections = nn.ModuleList(nn.Linear(config.width, head) for _ in range(config.layers)) if head else None
+        self.dropout, self.feature_dropout = nn.Dropout(config.dropout), nn.Dropout(config.feature_dropout)
+        reuse = (*(config.reuse_attention or (False,) * config.layers), False)
+        self._map_needed = [reuse[i + 1] for i in range(config.layers)]
+        self.apply(_initialise)
+
+    def forward(self, waveforms_BN: Tensor, lengths_B: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
+        """Encode zero-padded waveforms.
+
+        waveforms_BN: B x N floats at 16 kHz, not normalised (the model does it where it was trained so).
+        lengths_B: valid samples of each, at least ``config.receptive_field``; None takes every sample as valid.
+        attention_maps: also return the maps, which costs B x H x T x T a layer.
+        """
+        features_BTD, frames_B = self.features(waveforms_BN, lengths_B)
+        return self.contextualize(features_BTD, frames_B, attention_maps, padded=lengths_B is not None)
+
+    def features(self, waveforms_BN: Tensor, lengths_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The front end alone: B x T x D, and the valid frames of each utterance."""
+        if waveforms_BN.dim() != 2:
+            raise ValueError(f"waveforms must be B x N, got shape {tuple(waveforms_BN.shape)}")
+        if self.config.normalize_waveform:
+            waveforms_BN = normalize(waveforms_BN, lengths_B, self.config.normalize_epsilon)
+        samples_B = waveforms_BN.new_full((waveforms_BN.shape[0],), waveforms_BN.shape[1], dtype=torch.long)
+        if lengths_B is not None:
+            samples_B = lengths_B.to(samples_B)
+        masked = lengths_B is not None and not self.reference_padding
+        return self.frontend(waveforms_BN, samples_B if masked else None), self.config.frames(samples_B)
+
+    def contextualize(
+        self, features_BTD: Tensor, frames_B: Tensor, attention_maps: bool = False, padded: bool = True
+    ) -> EncoderOutput:
+        """Positional convolution and transformer over projected features; ``padded=False`` says that every frame is valid."""
+        x_BTD, mask_BT = self.feature_dropout(features_BTD), None
+        if padded:
+            mask_BT = valid_mask(frames_B, x_BTD.shape[1])
+            x_BTD = x_BTD * mask_BT[..., None]
+        x_BTD = x_BTD + self.position(x_BTD)
+        if self.config.norm == "post":
+            x_BTD = self.norm(x_BTD)
+        states, maps, map_BHTT = [x_BTD], [], None
+        position_HTT = None if self.relative_position is None else self.relative_position(x_BTD.shape[1])
+        x_BTD = self.dropout(x_BTD)
+        for layer, needed in zip(self.layers, self._map_needed):
+            x_BTD, map_BHTT = layer(x_BTD, mask_BT, position_HTT, map_BHTT, attention_maps or needed)
+            states.append(x_BTD)
+            maps.append(map_BHTT)
+        if self.config.norm == "pre":
+            states[-1] = self.norm(states[-1])
+        heads = self.output_projections
+        projections = None if heads is None else [head(state) for head, state in zip(heads, states[1:])]
+        return EncoderOutput(states, frames_B, features_BTD, maps if attention_maps else None, projections)
+
+    def exposed(self, output: EncoderOutput) -> list[Tensor]:
+        """The states that this model gives SUPERB, by its ``hidden_states`` convention."""
+        if self.config.hidden_states == "projections":
+            return output.projections
+        return output.states if self.config.hidden_states == "all" else output.states[1:]
+
+
+def _initialise(module: nn.Module) -> None:
+    """fairseq's initial values: normal(0, 0.02) for linear maps, Kaiming normal for convolutions."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv1d):
+        nn.init.kaiming_normal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,94 @@
+"""Waveform to frames: the convolutional front end and its projection.
+
+Shapes: B utterances, N samples, T frames, C channels, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import EncoderConfig
+
+
+def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
+    """B x size, True where the position is below the utterance's length."""
+    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
+
+
+def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) -> Tensor:
+    """Zero mean and unit variance over each utterance's valid samples; padding becomes zero."""
+    if lengths_B is None:
+        return F.layer_norm(waveforms_BN, waveforms_BN.shape[-1:], eps=epsilon)
+    mask_BN = valid_mask(lengths_B, waveforms_BN.shape[1]).to(waveforms_BN.dtype)
+    count_B1 = lengths_B[:, None].to(waveforms_BN.dtype)
+    mean_B1 = (waveforms_BN * mask_BN).sum(1, keepdim=True) / count_B1
+    centred_BN = (waveforms_BN - mean_B1) * mask_BN
+    variance_B1 = centred_BN.square().sum(1, keepdim=True) / count_B1
+    return centred_BN * torch.rsqrt(variance_B1 + epsilon)
+
+
+class ChannelNorm(nn.GroupNorm):
+    """Group norm with one group a channel, whose statistics cover valid frames only, always in fp32."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels)
+
+    def forward(self, x_BCT: Tensor, lengths_B: Tensor | None) -> Tensor:
+        with torch.autocast(x_BCT.device.type, enabled=False):
+            x_BCT = x_BCT.float() if x_BCT.dtype in (torch.float16, torch.bfloat16) else x_BCT
+            if lengths_B is None:
+                return super().forward(x_BCT)
+            mask_B1T = valid_mask(lengths_B, x_BCT.shape[-1])[:, None].to(x_BCT.dtype)
+            count_B11 = lengths_B[:, None, None].to(x_BCT.dtype)
+            mean_BC1 = (x_BCT * mask_B1T).sum(-1, keepdim=True) / count_B11
+            centred_BCT = x_BCT - mean_BC1
+            variance_BC1 = (centred_BCT.square() * mask_B1T).sum(-1, keepdim=True) / count_B11
+            scale_BC1 = torch.rsqrt(variance_BC1 + self.eps) * self.weight[:, None]
+            return centred_BCT * scale_BC1 + self.bias[:, None]
+
+
+class FrameNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each frame of a B x C x T tensor."""
+
+    def forward(self, x_BCT: Tensor, lengths_B: Tensor | None) -> Tensor:
+        return super().forward(x_BCT.transpose(1, 2)).transpose(1, 2)
+
+
+class FrontEnd(nn.Module):
+    """Convolutions, norms and GELUs, then LayerNorm and projection to the encoder's width (wav2vec 2.0, section 2)."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        convs, norms, previous = [], [], 1
+        for i, (channels, kernel, stride) in enumerate(config.conv_layers):
+            convs.append(nn.Conv1d(previous, channels, kernel, stride, bias=config.conv_bias))
+            if config.conv_norm == "layer":
+                norms.append(FrameNorm(channels))
+            elif i == 0:
+                norms.append(ChannelNorm(channels))
+            previous = channels
+        self.convs, self.norms = nn.ModuleList(convs), nn.ModuleList(norms)
+        self.scale = nn.Parameter(torch.ones(previous)) if config.feature_scale else None
+        self.norm = nn.LayerNorm(previous, eps=config.norm_epsilon) if config.projection_norm else None
+        self.projection = nn.Linear(previous, config.width) if config.projection else None
+
+    def forward(self, waveforms_BN: Tensor, lengths_B: Tensor | None) -> Tensor:
+        """B x N waveforms to B x T x D. ``lengths_B`` (samples) limits the norms' statistics; None takes all samples as valid."""
+        config = self.config
+        x_BCT = waveforms_BN[:, None]
+        for i, conv in enumerate(self.convs):
+            x_BCT = conv(x_BCT)
+            if lengths_B is not None:
+                lengths_B = (lengths_B - config.conv_layers[i][1]) // config.conv_layers[i][2] + 1
+            if i < len(self.norms):
+                x_BCT = self.norms[i](x_BCT, lengths_B)
+            x_BCT = F.gelu(x_BCT)
+        x_BTC = x_BCT.transpose(1, 2)
+        if self.scale is not None:
+            x_BTC = x_BTC * self.scale
+        if self.norm is not None:
+            x_BTC = self.norm(x_BTC)
+        return x_BTC if self.projection is None else self.projection(x_BTC)

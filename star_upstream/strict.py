@@ -1,0 +1,109 @@
+"""Dataclasses from untrusted mappings: an unknown key, a wrong type or an impossible value is an error that names the key.
+
+Every configuration of the package (encoder, recipe, task) is read through :func:`build`, and written through :func:`plain`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union
+
+from .errors import StarError, nearest
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Any, where: str = "") -> T:
+    """A ``cls`` (a dataclass) from a mapping of plain values.
+
+    ``where`` is the dotted place of the mapping in its file, for messages. Lists become tuples where the field is a tuple, whole
+    numbers become floats where it is a float, nested mappings become nested dataclasses; nothing else is converted.
+
+    Raises :class:`StarError` for a mapping that is none, an unknown or missing key, or a value of another type.
+    """
+    if not isinstance(values, typing.Mapping):
+        raise StarError(f"{where or cls.__name__}: expected keys with values, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in values:
+        if key not in fields:
+            raise StarError(f"{_at(where, key)}: unknown key{nearest(key, fields)} (allowed: {', '.join(sorted(fields))})")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise StarError(f"{_at(where, name)}: missing")
+    kwargs = {key: _convert(hints[key], value, _at(where, key)) for key, value in values.items()}
+    try:
+        return cls(**kwargs)
+    except StarError as error:
+        raise StarError(f"{where}.{error}" if where else str(error)) from None
+
+
+def plain(value: Any) -> Any:
+    """The value as mappings, lists and scalars that json and yaml can hold; the inverse of :func:`build`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, typing.Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(v) for v in value]
+    return value
+
+
+def _at(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _describe(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return " or ".join(repr(a) for a in typing.get_args(hint))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(a) for a in typing.get_args(hint))
+    if origin is tuple:
+        args = typing.get_args(hint)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return f"a list of {_describe(args[0])}"
+        return "[" + ", ".join(_describe(a) for a in args) + "]"
+    if hint is type(None):
+        return "null"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        nested = [a for a in args if dataclasses.is_dataclass(a)]
+        if isinstance(value, typing.Mapping) and len(nested) == 1:
+            return build(nested[0], value, where)
+        for option in args:
+            try:
+                return _convert(option, value, where)
+            except StarError:
+                continue
+    elif dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)
+    elif origin is Literal:
+        for option in args:
+            if value == option and type(value) is type(option):
+                return value
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(value) == len(args):
+            return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
+    elif origin is dict and isinstance(value, typing.Mapping):
+        return {_convert(args[0], k, where): _convert(args[1], v, _at(where, k)) for k, v in value.items()}
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif hint in (bool, str) and isinstance(value, hint):
+        return value
+    elif hint is type(None) and value is None:
+        return None
+    raise StarError(f"{where}: expected {_describe(hint)}, got {value!r}")
