@@ -1,0 +1,1 @@
+"""Measures any s3prl upstream on SUPERB tasks."""
