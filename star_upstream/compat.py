@@ -1,0 +1,336 @@
+"""What s3prl 0.4.18 needs on today's torchaudio, pandas, huggingface_hub and Python. The only place that patches another package.
+
+``apply()`` is called by whoever is about to import s3prl; importing this module changes nothing. Each patch is made only where
+the original is absent or does not work, so that torchaudio 2.6 to 2.11 and both sides of pandas 2 run the same code.
+
+Shapes: C channels, N samples.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+import soundfile
+import torch
+
+from .errors import StarError
+
+_APPLIED: list[str] = []
+
+SUPERB_PROBLEMS = {
+    "SuperbASR": "asr.superb_asr",
+    "SuperbPR": "asr.superb_pr",
+    "SuperbSF": "asr.superb_sf",
+    "SuperbASV": "asv.superb_asv",
+    "SuperbER": "common.superb_er",
+    "SuperbIC": "common.superb_ic",
+    "SuperbKS": "common.superb_ks",
+    "SuperbSID": "common.superb_sid",
+    "SuperbSD": "diarization.superb_sd",
+}
+"""Where ``s3prl.problem`` keeps its SUPERB recipes."""
+
+
+def apply() -> list[str]:
+    """Make s3prl importable and usable; a second call does nothing. Returns the names of what was patched, for records."""
+    if not _APPLIED:
+        _APPLIED.append("star_upstream.compat")
+        for patch in (_torchaudio_backend, _torchaudio_files, _sox_effects, _pandas, _tensorboard, _chunk, _problems):
+            patch()
+    return _APPLIED[1:]
+
+
+def apply_legacy_runner() -> list[str]:
+    """What ``s3prl.run_downstream`` needs besides :func:`apply`: names that huggingface_hub 1.0 dropped, its namespace in checkpoints."""
+    import argparse
+
+    import huggingface_hub
+
+    apply()
+    for name in ("HfFolder", "Repository"):
+        if not hasattr(huggingface_hub, name):
+            setattr(huggingface_hub, name, _absent(name, "huggingface_hub < 1.0"))
+            _APPLIED.append(f"huggingface_hub.{name}")
+    if not _installed("tensorboardX"):
+        stub = types.ModuleType("tensorboardX")
+        stub.SummaryWriter = _SilentWriter
+        sys.modules["tensorboardX"] = stub
+        _APPLIED.append("tensorboardX")
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    return _APPLIED[1:]
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _absent(name: str, needs: str) -> type:
+    def refuse(self, *args, **kwargs):
+        raise StarError(f"{name} needs {needs}, which is not installed")
+
+    return type(name, (), {"__init__": refuse})
+
+
+# ---------------------------------------------------------------------------------------------- torchaudio: backends, files
+
+
+def _torchaudio_backend() -> None:
+    """s3prl calls these at import; torchaudio 2.9 dropped them."""
+    import torchaudio
+
+    stand_ins = {
+        "set_audio_backend": lambda backend: None,
+        "get_audio_backend": lambda: "soundfile",
+        "list_audio_backends": lambda: ["soundfile"],
+    }
+    for name, function in stand_ins.items():
+        if not hasattr(torchaudio, name):
+            setattr(torchaudio, name, function)
+            _APPLIED.append(f"torchaudio.{name}")
+
+
+class AudioMetaData(NamedTuple):
+    """What ``torchaudio.info`` returned until 2.8."""
+
+    sample_rate: int
+    num_frames: int
+    num_channels: int
+    bits_per_sample: int
+    encoding: str
+
+
+def _info(uri: Any, *args, **kwargs) -> AudioMetaData:
+    found = soundfile.info(uri if hasattr(uri, "read") else str(uri))
+    bits = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}.get(found.subtype, 0)
+    kinds = {"PCM_U8": "PCM_U", "FLOAT": "PCM_F", "DOUBLE": "PCM_F"}
+    encoding = "FLAC" if found.format == "FLAC" else kinds.get(found.subtype, "PCM_S" if bits else found.subtype)
+    return AudioMetaData(found.samplerate, found.frames, found.channels, bits, encoding)
+
+
+def _load(uri: Any, frame_offset: int = 0, num_frames: int = -1, normalize: bool = True, channels_first: bool = True, *args, **kwargs):
+    source = uri if hasattr(uri, "read") else str(uri)
+    wave_NC, rate = soundfile.read(source, frames=num_frames, start=frame_offset, dtype="float32", always_2d=True)
+    wave_NC = torch.from_numpy(wave_NC)
+    return (wave_NC.t().contiguous() if channels_first else wave_NC), rate
+
+
+def _save(uri: Any, src: torch.Tensor, sample_rate: int, channels_first: bool = True, *args, **kwargs) -> None:
+    wave = src.detach().cpu()
+    if wave.dim() == 1:
+        wave = wave[None] if channels_first else wave[:, None]
+    wave_NC = (wave.t() if channels_first else wave).numpy()
+    floats = str(uri).endswith(".wav") and wave_NC.dtype == np.float32
+    soundfile.write(uri if hasattr(uri, "write") else str(uri), wave_NC, sample_rate, subtype="FLOAT" if floats else None)
+
+
+def _torchaudio_files() -> None:
+    """torchaudio 2.9 dropped ``info``, and its ``load`` and ``save`` only work where torchcodec does."""
+    import torchaudio
+
+    if hasattr(torchaudio, "info"):
+        return
+    torchaudio.info = _info
+    _APPLIED.append("torchaudio.info")
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError):  # absent, or installed without the FFmpeg libraries it loads
+        torchaudio.load, torchaudio.save = _load, _save
+        _APPLIED.append("torchaudio.load, torchaudio.save")
+
+
+# ---------------------------------------------------------------------------------------------- torchaudio.sox_effects
+
+
+def apply_effects_tensor(
+    tensor: torch.Tensor, sample_rate: int, effects: Sequence[Sequence[str]], channels_first: bool = True
+) -> tuple[torch.Tensor, int]:
+    """C x N waveform through SoX's ``channels``, ``rate``, ``gain`` and ``silence``, the effects that s3prl's recipes use.
+
+    Raises :class:`StarError` for any other effect or form.
+    """
+    wave_CN = (tensor if channels_first else tensor.t()).float()
+    for effect in effects:
+        name, arguments = effect[0], [str(a) for a in effect[1:]]
+        if name == "channels" and arguments in (["1"], [str(len(wave_CN))]):
+            wave_CN = wave_CN.mean(0, keepdim=True) if arguments == ["1"] else wave_CN
+        elif name == "rate" and arguments:
+            new_rate = int(float(arguments[-1]))
+            if new_rate != sample_rate:
+                import torchaudio
+
+                wave_CN, sample_rate = torchaudio.functional.resample(wave_CN, sample_rate, new_rate), new_rate
+        elif name == "gain" and len(arguments) == 1:
+            wave_CN = (wave_CN * 10.0 ** (float(arguments[0]) / 20.0)).clamp(-1.0, 1.0)
+        elif name == "silence" and len(arguments) == 6 and arguments[0] == "1" and arguments[3] == "-1":
+            wave_CN = _silence(wave_CN, sample_rate, *arguments[1:3], *arguments[4:])
+        else:
+            raise StarError(f"sox effect {list(effect)}: not one of channels 1, rate R, gain DB, silence 1 D T -1 D T")
+    return (wave_CN if channels_first else wave_CN.t()), sample_rate
+
+
+def apply_effects_file(path: Any, effects: Sequence[Sequence[str]], normalize: bool = True, channels_first: bool = True, format=None):
+    """:func:`apply_effects_tensor` on a file."""
+    wave_CN, rate = _load(path)
+    return apply_effects_tensor(wave_CN if channels_first else wave_CN.t(), rate, effects, channels_first)
+
+
+def _duration(text: str, rate: int) -> int:
+    return int(text[:-1]) if text.endswith("s") else round(float(text) * rate)
+
+
+def _threshold(text: str) -> float:
+    if text.endswith("%"):
+        return float(text[:-1]) / 100.0
+    if text.endswith("d"):
+        return 10.0 ** (float(text[:-1]) / 20.0)
+    raise StarError(f"sox effect silence: threshold {text!r} must end in % or d")
+
+
+def _silence(wave_CN: torch.Tensor, rate: int, above_for: str, above: str, below_for: str, below: str) -> torch.Tensor:
+    """``silence 1 ABOVE_FOR ABOVE -1 BELOW_FOR BELOW`` on one channel: pauses at the start, inside and at the end are cut.
+
+    After SoX's manual page. Two states over the root mean square of the last 1/50 s: *cutting* drops samples until ``above_for``
+    consecutive ones are above the threshold, and keeps those; *keeping* holds back what is below its threshold, lets it go when a
+    louder sample comes, and drops it when the hold reaches ``below_for``, which also empties the window and returns to cutting.
+    """
+    if len(wave_CN) != 1:
+        raise StarError("sox effect silence: one channel only; put channels 1 before it")
+    samples_N = wave_CN[0].double().numpy()
+    total = len(samples_N)
+    window = max(1, rate // 50)
+    energy = np.concatenate([[0.0], np.cumsum(samples_N**2)])
+    least_above, least_below = max(1, _duration(above_for, rate)), max(1, _duration(below_for, rate))
+    floor_above, floor_below = _threshold(above), _threshold(below)
+
+    def loud(first: int, last: int, emptied: int, floor: float) -> np.ndarray:
+        ends = np.arange(first + 1, last + 1)
+        power = (energy[ends] - energy[np.maximum(ends - window, emptied)]).clip(min=0.0) / window
+        return np.sqrt(power) > floor
+
+    kept, emptied, at = [], 0, 0
+    while at < total:
+        start = _first_run(lambda a, b: loud(a, b, emptied, floor_above), at, total, least_above)
+        if start is None:
+            break
+        stop = _first_run(lambda a, b: ~loud(a, b, emptied, floor_below), start + least_above, total, least_below)
+        kept.append(wave_CN[:, start : total if stop is None else stop])
+        at = emptied = total if stop is None else stop + least_below
+    return torch.cat(kept, 1) if kept else wave_CN[:, :0]
+
+
+def _first_run(test, first: int, last: int, least: int, block: int = 16_000) -> int | None:
+    """Where the first ``least`` consecutive samples that pass ``test`` begin, looking at a block at a time."""
+    run = 0
+    for begin in range(first, last, block):
+        passed = test(begin, min(begin + block, last))
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], passed, [False]]).astype(np.int8)))
+        for left, right in zip(edges[::2], edges[1::2]):
+            run = run + right if left == 0 else right - left
+            if run >= least:
+                return int(begin + right - run)
+        if not len(passed) or not passed[-1]:
+            run = 0
+    return None
+
+
+def _sox_effects() -> None:
+    """Gone in torchaudio 2.9; before, it fails where libsox is not installed."""
+    import torchaudio
+
+    original = getattr(torchaudio, "sox_effects", None)
+    try:
+        original.apply_effects_tensor(torch.zeros(1, 160), 16_000, [["gain", "-3.0"]])
+        return
+    except (AttributeError, ImportError, OSError, RuntimeError):
+        pass
+    module = types.ModuleType("torchaudio.sox_effects")
+    module.apply_effects_tensor, module.apply_effects_file = apply_effects_tensor, apply_effects_file
+    module.effect_names = lambda: ["channels", "gain", "rate", "silence"]
+    module.init_sox_effects = module.shutdown_sox_effects = lambda: None
+    sys.modules["torchaudio.sox_effects"] = torchaudio.sox_effects = module
+    _APPLIED.append("torchaudio.sox_effects")
+
+
+# ---------------------------------------------------------------------------------------------- other packages
+
+
+def _pandas() -> None:
+    """s3prl's FluentSpeechCommands iterates rows with a name that pandas 2 dropped."""
+    import pandas
+
+    if not hasattr(pandas.Series, "iteritems"):
+        pandas.Series.iteritems = pandas.Series.items
+        _APPLIED.append("pandas.Series.iteritems")
+
+
+class _SilentWriter:
+    """Stands in for TensorBoard's writer: takes every call, writes nothing."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __getattr__(self, name: str):
+        return lambda *args, **kwargs: None
+
+
+def _tensorboard() -> None:
+    if _installed("tensorboard"):
+        return
+    package, writer = types.ModuleType("torch.utils.tensorboard"), types.ModuleType("torch.utils.tensorboard.writer")
+    package.__path__ = []
+    package.SummaryWriter = writer.SummaryWriter = _SilentWriter
+    package.writer = writer
+    sys.modules[package.__name__], sys.modules[writer.__name__] = package, writer
+    _APPLIED.append("torch.utils.tensorboard")
+
+
+def _chunk() -> None:
+    """s3prl's diarization data imports the standard module ``chunk``, gone in Python 3.13, and does not use it."""
+    if not _installed("chunk"):
+        sys.modules["chunk"] = types.ModuleType("chunk")
+        _APPLIED.append("chunk")
+
+
+def _problems() -> None:
+    """``s3prl.problem`` imports the HEAR recipes and with them sed_eval, dcase_util and more_itertools.
+
+    Where those do not work, the two packages are registered without running their ``__init__``, and the SUPERB recipes are
+    imported when they are asked for.
+    """
+    if "s3prl.problem" in sys.modules:
+        return
+    try:
+        for name in ("more_itertools", "dcase_util.containers", "sed_eval"):
+            importlib.import_module(name)
+        return
+    except Exception:  # dcase_util fails at import in several ways (pkg_resources, libmagic)
+        pass
+    spec = importlib.util.find_spec("s3prl")
+    if spec is None:
+        raise StarError("s3prl is not installed: pip install 's3prl>=0.4.18,<0.5'")
+    folder = Path(next(iter(spec.submodule_search_locations))) / "problem"
+    for name, path in (("s3prl.problem", folder), ("s3prl.problem.common", folder / "common")):
+        package = types.ModuleType(name)
+        package.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        package.__path__ = package.__spec__.submodule_search_locations = [str(path)]
+        package.__package__ = name
+        sys.modules[name] = package
+
+    def __getattr__(name: str) -> Any:
+        if name in SUPERB_PROBLEMS:
+            return getattr(importlib.import_module(f"s3prl.problem.{SUPERB_PROBLEMS[name]}"), name)
+        raise AttributeError(f"module 's3prl.problem' has no attribute {name!r} (HEAR recipes need sed_eval and dcase_util)")
+
+    sys.modules["s3prl.problem"].__getattr__ = __getattr__
+    importlib.import_module("s3prl").problem = sys.modules["s3prl.problem"]
+    _APPLIED.append("s3prl.problem without the HEAR recipes")
