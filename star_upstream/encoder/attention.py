@@ -64,6 +64,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.dropout = config.heads[layer], config.attention_dropout
         self.reuse = bool(config.reuse_attention and config.reuse_attention[layer])
+        self.reuse_softmax = config.reuse_softmax
         inner = self.heads * config.head_width
         if not self.reuse:
             self.query = nn.Linear(config.width, inner)
@@ -92,6 +93,9 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if self.reuse:
             map_BHTT = reused_BHTT
+            if self.reuse_softmax:
+                masked_BHTT = map_BHTT if mask_BT is None else map_BHTT.masked_fill(~mask_BT[:, None, None], float("-inf"))
+                map_BHTT = masked_BHTT.softmax(-1)
         else:
             query_BHTK, key_BHTK = self._split(self.query(x_BTD)), self._split(self.key(x_BTD))
             bias = None if mask_BT is None else mask_BT[:, None, None]

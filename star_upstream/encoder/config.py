@@ -56,10 +56,13 @@ class EncoderConfig:
     relative_position: RelativePosition | None = None
     reuse_attention: tuple[bool, ...] | None = None
     """Per layer: take the attention map of the layer before instead of computing one (ARMHuBERT)."""
+    reuse_softmax: bool = False
+    """A reused map goes through softmax once more, as in the published ARMHuBERT models, which were trained so."""
     output_projection: int = 0
     """Width of a linear head on every layer's output (ARMHuBERT, MaskHuBERT); 0 has none."""
-    hidden_states: Literal["all", "layers", "projections"] = "all"
-    """What the model gives SUPERB: first-layer input and every layer's output, layer outputs alone, or the heads' outputs."""
+    hidden_states: Literal["all", "features", "layers", "projections"] = "all"
+    """What the model gives SUPERB: first-layer input and every layer's output; the projected CNN output and every layer's
+    output (DPHuBERT); layer outputs alone; or the heads' outputs."""
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0

@@ -137,11 +137,13 @@ class Encoder(nn.Module):
         x_BTD = x_BTD + self.position(x_BTD)
         if self.config.norm == "post":
             x_BTD = self.norm(x_BTD)
-        states, maps, map_BHTT = [x_BTD], [], None
+        states, maps, reusable_BHTT = [x_BTD], [], None
         position_HTT = None if self.relative_position is None else self.relative_position(x_BTD.shape[1])
         x_BTD = self.dropout(x_BTD)
         for layer, needed in zip(self.layers, self._map_needed):
-            x_BTD, map_BHTT = layer(x_BTD, mask_BT, position_HTT, map_BHTT, attention_maps or needed)
+            x_BTD, map_BHTT = layer(x_BTD, mask_BT, position_HTT, reusable_BHTT, attention_maps or needed)
+            if needed and not layer.attention.reuse:
+                reusable_BHTT = self._as_reused(map_BHTT)
             states.append(x_BTD)
             maps.append(map_BHTT)
         if self.config.norm == "pre":
@@ -150,10 +152,21 @@ class Encoder(nn.Module):
         projections = None if heads is None else [head(state) for head, state in zip(heads, states[1:])]
         return EncoderOutput(states, frames_B, features_BTD, maps if attention_maps else None, projections)
 
+    def _as_reused(self, map_BHTT: Tensor) -> Tensor:
+        """The map as later layers take it. ARMHuBERT's code reads heads x utterances as utterances x heads, so that the utterances
+        of a batch exchange their maps; that is only done where its outputs are to be reproduced, and changes nothing for one utterance.
+        """
+        if self.reference_padding and self.config.reuse_softmax:
+            return map_BHTT.transpose(0, 1).reshape(map_BHTT.shape)
+        return map_BHTT
+
     def exposed(self, output: EncoderOutput) -> list[Tensor]:
         """The states that this model gives SUPERB, by its ``hidden_states`` convention."""
         if self.config.hidden_states == "projections":
             return output.projections
+        if self.config.hidden_states == "features":
+            valid_BT = valid_mask(output.lengths_B, output.features_BTD.shape[1])
+            return [output.features_BTD * valid_BT[..., None], *output.states[1:]]
         return output.states if self.config.hidden_states == "all" else output.states[1:]
 
 

@@ -1,0 +1,154 @@
+"""Models with fairseq's names: HuBERT and wav2vec 2.0 (``.pt``), WavLM's own ``.pt``, and the students of Jang et al.
+(STaRHuBERT, ARMHuBERT, MaskHuBERT: Lightning ``.ckpt`` beside a ``.yaml``).
+
+A configuration is a mapping with fairseq's option names; an absent one has fairseq's default. Padding as fairseq does it
+(``reference_padding``): the first group norm sees it, padded frames are set to zero before the positional convolution, and attention
+leaves them out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from torch import Tensor
+
+from ..encoder import Encoder
+from ..errors import StarError
+from . import literals
+from .names import build, divide, expect, rename, rules
+from .pickles import plain
+
+_DEFAULTS = {
+    "extractor_mode": "default",
+    "conv_feature_layers": "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2",
+    "conv_bias": False,
+    "conv_pos": 128,
+    "conv_pos_groups": 16,
+    "encoder_layers": 12,
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "encoder_attention_heads": 12,
+    "layer_norm_first": False,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.0,
+    "dropout_input": 0.0,
+}
+_REQUIRED = {
+    "layer_type": "transformer",
+    "activation_fn": "gelu",
+    "pos_conv_depth": 1,
+    "conv_pos_batch_norm": False,
+    "enable_tr_layer": False,
+    "crop_seq_to_multiple": 1,
+    "deep_norm": False,
+}
+_TABLE = rules(
+    (r"feature_extractor\.conv_layers\.(\d+)\.0\.(weight|bias)", r"frontend.convs.\1.\2"),
+    (r"feature_extractor\.conv_layers\.(\d+)\.2(?:\.1)?\.(weight|bias)", r"frontend.norms.\1.\2"),
+    (r"layer_norm\.(weight|bias)", r"frontend.norm.\1"),
+    (r"post_extract_proj\.(weight|bias)", r"frontend.projection.\1"),
+    (r"encoder\.pos_conv\.0\.bias", r"position.bias"),
+    (r"encoder\.pos_conv\.0\.(?:weight_g|parametrizations\.weight\.original0)", r"position.magnitude"),
+    (r"encoder\.pos_conv\.0\.(?:weight_v|parametrizations\.weight\.original1)", r"position.direction"),
+    (r"encoder\.layer_norm\.(weight|bias)", r"norm.\1"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.v_proj\.(weight|bias)", r"layers.\1.attention.value.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(weight|bias)", r"layers.\1.attention.output.\2"),
+    (r"encoder\.layers\.0\.self_attn\.relative_attention_bias\.weight", r"relative_position.embedding.weight"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.grep_linear\.(weight|bias)", r"layers.\1.attention.gate.linear.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.grep_a", r"layers.\1.attention.gate.scale"),
+    (r"encoder\.layers\.(\d+)\.self_attn_layer_norm\.(weight|bias)", r"layers.\1.attention_norm.\2"),
+    (r"encoder\.layers\.(\d+)\.fc1\.(weight|bias)", r"layers.\1.ffn_in.\2"),
+    (r"encoder\.layers\.(\d+)\.fc2\.(weight|bias)", r"layers.\1.ffn_out.\2"),
+    (r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
+    (r"proj_head\.(\d+)\.lin_proj\.(weight|bias)", r"output_projections.\1.\2"),
+)
+_IGNORED = ("mask_emb", "final_proj.", "label_embs_concat", "quantizer.", "project_q.", "target_glu.", "_ema")
+"""Masking and prediction heads of the training."""
+
+
+def values(options: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """:class:`EncoderConfig` values from fairseq's ``options``; ``weights`` (fairseq's names) tell whether there is a projection."""
+    for key, allowed in _REQUIRED.items():
+        given = options.get(key, allowed)
+        expect(given == allowed, f"{where}: {key}", repr(given))
+    option = {**_DEFAULTS, **{key: options[key] for key in _DEFAULTS if options.get(key) is not None}}
+    expect(option["extractor_mode"] in ("default", "layer_norm"), f"{where}: extractor_mode", repr(option["extractor_mode"]))
+    layers, heads = option["encoder_layers"], option["encoder_attention_heads"]
+    head_width = divide(option["encoder_embed_dim"], heads, f"{where}: encoder_attention_heads")
+    result = {
+        "conv_layers": literals.parse(option["conv_feature_layers"], f"{where}: conv_feature_layers"),
+        "conv_bias": option["conv_bias"],
+        "conv_norm": "layer" if option["extractor_mode"] == "layer_norm" else "group",
+        "projection": "post_extract_proj.weight" in weights,
+        "width": option["encoder_embed_dim"],
+        "position_kernel": option["conv_pos"],
+        "position_groups": option["conv_pos_groups"],
+        "layers": layers,
+        "heads": heads,
+        "head_width": head_width,
+        "ffn": option["encoder_ffn_embed_dim"],
+        "norm": "pre" if option["layer_norm_first"] else "post",
+        "dropout": option["dropout"],
+        "attention_dropout": option["attention_dropout"],
+        "activation_dropout": option["activation_dropout"],
+        "feature_dropout": option["dropout_input"],
+    }
+    if options.get("relative_position_embedding"):
+        expect(bool(options.get("gru_rel_pos")), f"{where}: gru_rel_pos", "a relative position bias without its gate")
+        result["relative_position"] = {
+            "buckets": options.get("num_buckets", 320),
+            "max_distance": options.get("max_distance", 1280),
+            "total_heads": heads,
+        }
+    return result
+
+
+def load_fairseq(content: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
+    """HuBERT or wav2vec 2.0 as fairseq saves them, or WavLM as its authors do: ``{"cfg" or "args": ..., "model": weights}``.
+
+    The waveform is normalised where the task's configuration says ``normalize`` (WavLM: its only configuration).
+    """
+    cfg = plain(content.get("cfg"))
+    if isinstance(cfg, dict) and isinstance(cfg.get("model"), dict):
+        options, task = cfg["model"], cfg.get("task") or {}
+    else:  # WavLM, or fairseq's older single Namespace
+        options = task = cfg if cfg else plain(content.get("args"))
+    if not isinstance(options, dict):
+        raise StarError(f"{where}: no configuration under 'cfg' or 'args'")
+    weights = content["model"]
+    if any(name.startswith(("w2v_encoder.", "encoder.w2v_model.")) for name in weights):
+        raise StarError(f"{where}: a model fine-tuned for recognition; load the pre-trained one it started from")
+    config = {**values(options, weights, where), "normalize_waveform": bool(task.get("normalize", False))}
+    return build(config, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)
+
+
+def student_format(weights: Mapping[str, Tensor]) -> str:
+    """``starhubert``, ``armhubert`` or ``maskhubert``, from the names in a Lightning file's ``state_dict``."""
+    names = [name for name in weights if name.startswith("student_model.")]
+    if not any(name.startswith("student_model.proj_head.") for name in names):
+        return "starhubert"
+    computed = sum(name.endswith(".self_attn.k_proj.weight") for name in names)
+    return "maskhubert" if computed == sum(name.endswith(".self_attn.v_proj.weight") for name in names) else "armhubert"
+
+
+def load_student(content: Mapping[str, Any], options: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
+    """A student of Jang et al. from its Lightning ``content`` and the ``distiller`` section of its yaml.
+
+    ``reuse_pattern`` is True where a layer computes its own attention map and False where it takes that of the layer before.
+    STaRHuBERT gives SUPERB its layer outputs; ARMHuBERT and MaskHuBERT give the outputs of their per-layer projection heads.
+    """
+    prefix = "student_model."
+    weights = {name[len(prefix) :]: tensor for name, tensor in content["state_dict"].items() if name.startswith(prefix)}
+    config = {**values(options, weights, where), "hidden_states": "layers"}
+    if student_format(content["state_dict"]) != "starhubert":
+        expect(bool(options.get("layerwise_proj")), f"{where}: layerwise_proj", "a model without per-layer projection heads")
+        config |= {"output_projection": options.get("pred_head_final_dim", 768), "hidden_states": "projections"}
+    if student_format(content["state_dict"]) == "armhubert":
+        pattern = literals.parse(options.get("reuse_pattern"), f"{where}: reuse_pattern")
+        if not isinstance(pattern, list) or not all(isinstance(own, bool) for own in pattern):
+            raise StarError(f"{where}: reuse_pattern: expected a list of True and False, one a layer, got {options.get('reuse_pattern')!r}")
+        config |= {"reuse_attention": [not own for own in pattern], "reuse_softmax": True}
+    return build(config, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)

@@ -1,0 +1,153 @@
+"""Models with torchaudio's names: its own wav2vec 2.0, HuBERT and WavLM, and DPHuBERT and DPWavLM (``{"state_dict", "config"}``),
+whose layers each have their own number of heads and FFN units and whose convolutions each have their own channels.
+
+Shapes: H heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from torch import Tensor, nn
+
+from ..encoder import Encoder
+from ..errors import StarError
+from .names import build, divide, expect, rename, rules
+
+_TABLE = rules(
+    (r"feature_extractor\.conv_layers\.(\d+)\.conv\.(weight|bias)", r"frontend.convs.\1.\2"),
+    (r"feature_extractor\.conv_layers\.(\d+)\.layer_norm\.(weight|bias)", r"frontend.norms.\1.\2"),
+    (r"feature_extractor\.dummy_weight", r"frontend.scale"),
+    (r"encoder\.feature_projection\.layer_norm\.(weight|bias)", r"frontend.norm.\1"),
+    (r"encoder\.feature_projection\.projection\.(weight|bias)", r"frontend.projection.\1"),
+    (r"encoder\.transformer\.pos_conv_embed\.conv\.bias", r"position.bias"),
+    (r"encoder\.transformer\.pos_conv_embed\.conv\.(?:weight_g|parametrizations\.weight\.original0)", r"position.magnitude"),
+    (r"encoder\.transformer\.pos_conv_embed\.conv\.(?:weight_v|parametrizations\.weight\.original1)", r"position.direction"),
+    (r"encoder\.transformer\.layer_norm\.(weight|bias)", r"norm.\1"),
+    (r"encoder\.transformer\.layers\.(\d+)\.attention\.q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
+    (r"encoder\.transformer\.layers\.(\d+)\.attention\.k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
+    (r"encoder\.transformer\.layers\.(\d+)\.attention\.v_proj\.(weight|bias)", r"layers.\1.attention.value.\2"),
+    (r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?out_proj\.(weight|bias)", r"layers.\1.attention.output.\2"),
+    (r"encoder\.transformer\.layers\.0\.attention\.rel_attn_embed\.weight", r"relative_position.embedding.weight"),
+    (r"encoder\.transformer\.layers\.(\d+)\.attention\.gru_rel_pos_linear\.(weight|bias)", r"layers.\1.attention.gate.linear.\2"),
+    (r"encoder\.transformer\.layers\.(\d+)\.attention\.gru_rel_pos_const", r"layers.\1.attention.gate.scale"),
+    (r"encoder\.transformer\.layers\.(\d+)\.layer_norm\.(weight|bias)", r"layers.\1.attention_norm.\2"),
+    (r"encoder\.transformer\.layers\.(\d+)\.feed_forward\.intermediate_dense\.(weight|bias)", r"layers.\1.ffn_in.\2"),
+    (r"encoder\.transformer\.layers\.(\d+)\.feed_forward\.output_dense\.(weight|bias)", r"layers.\1.ffn_out.\2"),
+    (r"encoder\.transformer\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
+)
+_IGNORED = ("aux.", "mask_generator.", "logit_generator.")
+
+
+def load_pruned(content: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
+    """DPHuBERT or DPWavLM. ``encoder_remaining_heads`` names the heads of WavLM's position bias that survived in each layer."""
+    config, weights = content["config"], content["state_dict"]
+
+    def option(key: str) -> Any:
+        if key not in config:
+            raise StarError(f"{where}: config has no {key!r}")
+        return config[key]
+
+    def per_layer(key: str, used: str) -> list:
+        numbers, use = option(key), option(used)
+        if len(numbers) != layers or len(use) != layers:
+            raise StarError(f"{where}: {key} and {used}: expected {layers} values, one a layer")
+        return [number if used_here else type(number)() for number, used_here in zip(numbers, use)]
+
+    layers, width = option("encoder_num_layers"), option("encoder_embed_dim")
+    relative = None
+    if "encoder_remaining_heads" in config:
+        totals = set(option("encoder_total_num_heads"))
+        expect(len(totals) == 1, f"{where}: encoder_total_num_heads", "a number that differs between layers")
+        kept = per_layer("encoder_remaining_heads", "encoder_use_attention")
+        heads, total = [len(indices) for indices in kept], totals.pop()
+        head_width = divide(width, total, f"{where}: encoder_total_num_heads")
+        relative = {
+            "buckets": option("encoder_num_buckets"),
+            "max_distance": option("encoder_max_distance"),
+            "total_heads": total,
+            "kept_heads": kept,
+        }
+    else:
+        heads, head_width = per_layer("encoder_num_heads", "encoder_use_attention"), option("encoder_head_dim")
+    values = {
+        "conv_layers": option("extractor_conv_layer_config"),
+        "conv_bias": option("extractor_conv_bias"),
+        "conv_norm": _conv_norm(option("extractor_mode"), where),
+        "feature_scale": "feature_extractor.dummy_weight" in weights,
+        "normalize_waveform": option("normalize_waveform"),
+        "width": width,
+        "position_kernel": option("encoder_pos_conv_kernel"),
+        "position_groups": option("encoder_pos_conv_groups"),
+        "layers": layers,
+        "heads": heads,
+        "head_width": head_width,
+        "ffn": per_layer("encoder_ff_interm_features", "encoder_use_feed_forward"),
+        "norm": "pre" if option("encoder_layer_norm_first") else "post",
+        "relative_position": relative,
+        "hidden_states": "features",
+        "dropout": option("encoder_dropout"),
+        "attention_dropout": option("encoder_attention_dropout"),
+        "activation_dropout": option("encoder_ff_interm_dropout"),
+        "feature_dropout": option("encoder_projection_dropout"),
+    }
+    renamed = rename(weights, _TABLE, _IGNORED, where)
+    if values["norm"] == "pre":  # a part that was pruned away leaves its norm behind, unused
+        for i in range(layers):
+            for name, size in (("attention_norm", values["heads"][i]), ("ffn_norm", values["ffn"][i])):
+                if not size:
+                    renamed = {key: tensor for key, tensor in renamed.items() if not key.startswith(f"layers.{i}.{name}.")}
+    return build(values, renamed, where, reference_padding)
+
+
+def from_model(model: nn.Module, normalize_waveform: bool, where: str, reference_padding: bool) -> Encoder:
+    """A ``torchaudio.models.Wav2Vec2Model`` or ``HuBERTPretrainModel`` (wav2vec 2.0, HuBERT, WavLM) as our encoder."""
+    model = getattr(model, "wav2vec2", model)
+    projection, transformer = model.encoder.feature_projection, model.encoder.transformer
+    layers, position = transformer.layers, transformer.pos_conv_embed.conv
+    attention = layers[0].attention
+    heads, width = attention.num_heads, attention.embed_dim
+    relative = None
+    if hasattr(attention, "rel_attn_embed"):
+        relative = {"buckets": attention.num_buckets, "max_distance": attention.max_distance, "total_heads": heads}
+    convs, norms = model.feature_extractor.conv_layers, [block.layer_norm for block in model.feature_extractor.conv_layers]
+    dropout = attention.dropout
+    values = {
+        "conv_layers": [(block.conv.out_channels, block.conv.kernel_size[0], block.conv.stride[0]) for block in convs],
+        "conv_bias": convs[0].conv.bias is not None,
+        "conv_norm": "group" if isinstance(norms[0], nn.GroupNorm) else "layer",
+        "normalize_waveform": normalize_waveform,
+        "width": width,
+        "position_kernel": position.kernel_size[0],
+        "position_groups": position.groups,
+        "layers": len(layers),
+        "heads": heads,
+        "head_width": divide(width, heads, where),
+        "ffn": layers[0].feed_forward.intermediate_dense.out_features,
+        "norm": "pre" if layers[0].layer_norm_first else "post",
+        "relative_position": relative,
+        "dropout": layers[0].dropout.p,
+        "attention_dropout": dropout if isinstance(dropout, float) else dropout.p,
+        "activation_dropout": layers[0].feed_forward.intermediate_dropout.p,
+        "feature_dropout": projection.dropout.p,
+    }
+    weights = _split_joint_projections(model.state_dict())
+    return build(values, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)
+
+
+def _split_joint_projections(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchaudio's WavLM keeps query, key and value in one tensor."""
+    split = {}
+    for name, tensor in weights.items():
+        stem, joint, kind = name.partition("attention.attention.in_proj_")
+        if joint:
+            for part, rows in zip("qkv", tensor.chunk(3)):
+                split[f"{stem}attention.{part}_proj.{kind}"] = rows
+        else:
+            split[name] = tensor
+    return split
+
+
+def _conv_norm(mode: str, where: str) -> str:
+    expect(mode in ("group_norm", "layer_norm"), f"{where}: extractor_mode", repr(mode))
+    return mode.removesuffix("_norm")
