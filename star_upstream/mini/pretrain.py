@@ -56,26 +56,29 @@ class Pretraining:
     mask_start: float = 0.065
     """Probability that a masked span starts at a frame."""
     mask_span: int = 10
+    unmasked_weight: float = 0.5
+    """Weight of the frames that are not masked: HuBERT sets 0; on a budget of minutes the easy frames show the model what units are."""
     seed: int = 0
 
 
 class MaskedPrediction(nn.Module):
     """An encoder with a mask embedding and a classifier over units."""
 
-    def __init__(self, encoder: Encoder, units: int):
+    def __init__(self, encoder: Encoder, units: int, unmasked_weight: float):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.unmasked_weight = encoder, unmasked_weight
         self.mask_embedding = nn.Parameter(torch.empty(encoder.config.width).uniform_())
         self.classifier = nn.Linear(encoder.config.width, units)
 
     def forward(self, waveforms_BN: Tensor, units_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy over masked frames, and their accuracy."""
+        """Mean cross-entropy over masked frames plus the weighted one over the others, and the accuracy on masked frames."""
         features_BTD, frames_B = self.encoder.features(waveforms_BN)
         features_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(features_BTD.dtype), features_BTD)
         states = self.encoder.contextualize(features_BTD, frames_B, padded=False).states
-        logits_MK = self.classifier(states[-1][mask_BT])
-        targets_M = units_BT[mask_BT]
-        return F.cross_entropy(logits_MK.float(), targets_M), (logits_MK.argmax(-1) == targets_M).float().mean()
+        logits_BTK = self.classifier(states[-1]).float()
+        losses_BT = F.cross_entropy(logits_BTK.transpose(1, 2), units_BT, reduction="none")
+        loss = losses_BT[mask_BT].mean() + self.unmasked_weight * losses_BT[~mask_BT].mean()
+        return loss, (logits_BTK.argmax(-1) == units_BT)[mask_BT].float().mean()
 
 
 def mfcc(path: str, config: EncoderConfig) -> np.ndarray:
@@ -222,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
         table = np.load(units_file)
         units = np.split(table["units"], np.cumsum(table["lengths"])[:-1])
         torch.manual_seed(recipe.seed + number)
-        model = MaskedPrediction(Encoder(recipe.encoder), round_.units)
+        model = MaskedPrediction(Encoder(recipe.encoder), round_.units, recipe.unmasked_weight)
         train_round(model, corpus, units, round_, recipe, out)
         encoder = model.encoder.cpu().eval()
         provenance = {"made_by": "star_upstream.mini.pretrain", "recipe": strict.plain(recipe), "round": number}

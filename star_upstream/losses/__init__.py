@@ -1,0 +1,53 @@
+"""Distillation losses: one file each, a table, and their weighted sum.
+
+A recipe's ``loss`` section maps a name of the table to that loss's options; ``build`` makes the sum. A new loss is a class with
+``(config, teacher: EncoderConfig, student: EncoderConfig)``, ``needs_attention`` and ``forward(teacher, student)`` as below, and a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from torch import Tensor, nn
+
+from .. import strict
+from ..encoder import EncoderConfig, EncoderOutput
+from ..errors import StarError, nearest
+from .star import StarConfig, StarLoss
+
+TABLE: dict[str, tuple[type, type[nn.Module]]] = {"star": (StarConfig, StarLoss)}
+
+
+class LossSum(nn.Module):
+    """The sum of the recipe's losses; each one's terms carry its name in front (``star/layer_wise``)."""
+
+    def __init__(self, losses: Mapping[str, nn.Module]):
+        super().__init__()
+        self.losses = nn.ModuleDict(losses)
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether any of the losses reads attention maps."""
+        return any(loss.needs_attention for loss in self.losses.values())
+
+    def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total (a scalar) and every unweighted term."""
+        total, terms = 0.0, {}
+        for name, loss in self.losses.items():
+            value, parts = loss(teacher, student)
+            total = total + value
+            terms.update({f"{name}/{part}": term.detach() for part, term in parts.items()})
+        return total, terms
+
+
+def build(sections: Mapping[str, Any], teacher: EncoderConfig, student: EncoderConfig) -> LossSum:
+    """The losses named in a recipe's ``loss`` section. Raises :class:`StarError` for an unknown name or option."""
+    if not sections:
+        raise StarError(f"loss: name at least one of {', '.join(TABLE)}")
+    losses = {}
+    for name, options in sections.items():
+        if name not in TABLE:
+            raise StarError(f"loss.{name}: unknown loss{nearest(name, TABLE)} (known: {', '.join(TABLE)})")
+        config, loss = TABLE[name]
+        losses[name] = loss(strict.build(config, options or {}, f"loss.{name}"), teacher, student)
+    return LossSum(losses)

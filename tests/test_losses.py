@@ -1,0 +1,184 @@
+"""STaR losses: hand-computed values, gradients, padding, memory, and what is refused."""
+
+import pytest
+import torch
+
+from star_upstream import losses
+from star_upstream.encoder import EncoderConfig, EncoderOutput
+from star_upstream.errors import StarError
+from star_upstream.losses.star import StarConfig, StarLoss, gram_distance
+
+
+def config(layers=1, width=2, heads=1):
+    return EncoderConfig(
+        conv_layers=((width, 10, 5),), width=width, layers=layers, heads=heads, head_width=width // heads, ffn=4, position_groups=1
+    )
+
+
+def output(states, lengths=None, attentions=None, features=None):
+    lengths = torch.tensor(lengths or [states[0].shape[1]] * len(states[0]))
+    return EncoderOutput(states, lengths, states[0] if features is None else features, attentions, None)
+
+
+# two frames of two channels: F0 = [[1,0],[0,1]], F1 = [[1,2],[0,1]] for the teacher; F0 = [[1,0],[0,0]], F1 = [[1,1],[1,0]] for the student
+TEACHER = [torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])]
+STUDENT = [torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.tensor([[[1.0, 1.0], [1.0, 0.0]]])]
+
+
+def value(options, teacher=TEACHER, student=STUDENT, **extra):
+    loss = StarLoss(StarConfig(**options), config(), config())
+    return loss(output(teacher, **extra), output(student, **extra))[0].item()
+
+
+def test_layer_wise_by_hand():
+    # F1 F1': teacher [[5,2],[2,1]], student [[2,1],[1,1]]; difference [[3,1],[1,0]], squares sum to 11
+    assert value({"intra_layer": 0.0, "reduction": "sum"}) == pytest.approx(11.0)
+    assert value({"intra_layer": 0.0}) == pytest.approx(11 / 4)
+    # divided by the width of 2: each difference halves
+    assert value({"intra_layer": 0.0, "reduction": "sum", "scale": "width"}) == pytest.approx(11 / 4)
+
+
+def test_intra_layer_by_hand():
+    # F0 F1': teacher [[1,0],[2,1]], student [[1,1],[0,0]]; difference [[0,-1],[2,1]], squares sum to 6
+    assert value({"layer_wise": 0.0, "reduction": "sum"}) == pytest.approx(6.0)
+    assert value({"reduction": "sum"}) == pytest.approx(17.0)
+    assert value({"layer_wise": 2.0, "intra_layer": 0.5}) == pytest.approx((2 * 11 + 0.5 * 6) / 4)
+
+
+def test_average_attention_by_hand():
+    # head means: teacher [[.5,.5],[.25,.75]], student [[.25,.75],[.25,.75]]
+    teacher = torch.tensor([[[[0.75, 0.25], [0.5, 0.5]], [[0.25, 0.75], [0.0, 1.0]]]])
+    student = torch.tensor([[[[0.5, 0.5], [0.25, 0.75]], [[0.0, 1.0], [0.25, 0.75]]]])
+    expected = 0.5 * torch.log(torch.tensor(2.0)) + 0.5 * torch.log(torch.tensor(2 / 3))
+    for reduction, divisor in (("sum", 1), ("mean", 2)):
+        options = StarConfig(average_attention=1.0, layer_wise=0.0, intra_layer=0.0, reduction=reduction)
+        loss = StarLoss(options, config(heads=2), config(heads=2))
+        assert loss.needs_attention
+        total, _ = loss(output(TEACHER, attentions=[teacher]), output(STUDENT, attentions=[student]))
+        assert total.item() == pytest.approx(expected.item() / divisor, abs=1e-6)
+
+
+def test_zeroth_is_an_option():
+    features = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
+    options = {"layer_wise": 0.0, "reduction": "sum", "zeroth": "features"}
+    # with the same F0 = [[2,0],[0,0]] on both sides: teacher [[2,0],[0,0]], student [[2,2],[0,0]]
+    assert value(options, features=features) == pytest.approx(4.0)
+
+
+def straightforward(a, b, p, q):
+    return (p @ q.transpose(1, 2) - a @ b.transpose(1, 2)).square().sum()
+
+
+def test_gram_distance_equals_the_straightforward_form_and_its_gradient():
+    torch.manual_seed(0)
+    a, b = (torch.randn(3, 40, 12, requires_grad=True) for _ in range(2))
+    p, q = torch.randn(3, 40, 20), torch.randn(3, 40, 20)
+    ours, plain = gram_distance(a, b, p, q), straightforward(a, b, p, q)
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
+    for x, y in zip(torch.autograd.grad(ours, (a, b)), torch.autograd.grad(plain, (a, b))):
+        assert (x - y).norm() / y.norm() < 1e-5
+    same = gram_distance(a, a, p, p)
+    assert torch.allclose(*torch.autograd.grad(same, a), *torch.autograd.grad(straightforward(a, a, p, p), a), rtol=1e-4, atol=1e-3)
+
+
+def test_gradients_in_float64():
+    torch.manual_seed(0)
+    shape = {"dtype": torch.float64}
+    teacher = output([torch.randn(2, 5, 4, **shape) for _ in range(3)], [5, 3], [torch.rand(2, 2, 5, 5, **shape).softmax(-1)] * 2)
+    student = [torch.randn(2, 5, 2, requires_grad=True, **shape) for _ in range(3)]
+    maps = torch.rand(2, 2, 5, 5, requires_grad=True, **shape)
+    for reduction in ("mean", "sum"):
+        options = StarConfig(average_attention=0.7, reduction=reduction)
+        loss = StarLoss(options, config(layers=2, width=4, heads=2), config(layers=2, heads=2))
+
+        def total(x0, x1, x2, m):
+            return loss(teacher, output([x0, x1, x2], [5, 3], [m.softmax(-1)] * 2))[0]
+
+        assert torch.autograd.gradcheck(total, (*student, maps))
+
+
+def test_alone_equals_padded():
+    torch.manual_seed(0)
+    lengths = [9, 6, 2]
+    teacher, student = ([torch.randn(3, 9, d) for _ in range(3)] for d in (4, 2))
+    maps = [torch.rand(3, 2, 9, 9) for _ in range(2)]
+    for i, n in enumerate(lengths):  # a padded batch's maps give nothing to padded keys
+        for m in maps:
+            m[i, :, :, n:] = 0
+    maps = [m / m.sum(-1, keepdim=True) for m in maps]
+    loss = StarLoss(StarConfig(average_attention=1.0, reduction="sum"), config(2, 4, 2), config(2, 2, 2))
+    together = loss(output(teacher, lengths, maps), output(student, lengths, maps[::-1]))[0]
+    alone = [
+        loss(*(output([x[i : i + 1, :n] for x in s], [n], [m[i : i + 1, :, :n, :n] for m in a]) for s, a in ((teacher, maps), (student, maps[::-1]))))[0]
+        for i, n in enumerate(lengths)
+    ]
+    assert together.item() == pytest.approx(sum(alone).item() / 3, rel=1e-5)
+    mean = StarLoss(StarConfig(), config(2, 4, 2), config(2, 2, 2))
+    one = mean(output([x[:1] for x in teacher], [6]), output([x[:1] for x in student], [6]))[0]
+    cut = mean(output([x[:1, :6] for x in teacher], [6]), output([x[:1, :6] for x in student], [6]))[0]
+    assert one.item() == pytest.approx(cut.item(), rel=1e-6)
+
+
+def test_gram_products_stay_in_fp32_under_autocast():
+    big = [torch.full((1, 4, 64), 30.0) for _ in range(2)]
+    loss = StarLoss(StarConfig(), config(width=64), config(width=64))
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = loss(output([x.bfloat16() for x in big]), output([(x - 0.125).bfloat16() for x in big]))
+    # every entry differs by 64 * (900 - 29.875^2) = 479; squares stay finite and exact, where fp16 would overflow
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(2 * (64 * (900 - 29.875**2)) ** 2, rel=1e-5)
+
+
+def saved_bytes(make):
+    """Bytes that autograd keeps for backward while ``make`` runs."""
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = make()
+    return sum(kept.values()), result
+
+
+def test_memory_kept_for_backward_against_the_straightforward_form():
+    frames, width, layers = 600, 32, 4
+    torch.manual_seed(0)
+    ours = [torch.randn(1, frames, width, requires_grad=True) for _ in range(layers)]
+    theirs = [torch.randn(1, frames, width) for _ in range(layers)]
+    plain, _ = saved_bytes(lambda: sum(straightforward(x, x, y, y) for x, y in zip(ours, theirs)))
+    lean, _ = saved_bytes(lambda: sum(gram_distance(x, x, y, y) for x, y in zip(ours, theirs)))
+    assert plain >= layers * frames * frames * 4
+    assert lean <= 3 * layers * frames * width * 4
+
+
+def test_one_model_against_itself_is_zero_and_layer_map_works():
+    states = [torch.randn(2, 7, 2) for _ in range(3)]
+    total, terms = losses.build({"star": {}}, config(2), config(2))(output(states), output(states))
+    assert total.item() == 0.0 and set(terms) == {"star/layer_wise", "star/intra_layer"}
+    mapped = StarLoss(StarConfig(layer_map=((1, 2),), intra_layer=0.0, reduction="sum"), config(2), config(1))
+    total, _ = mapped(output(states), output([states[0], states[2]]))
+    assert total.item() == 0.0
+
+
+@pytest.mark.parametrize(
+    "sections, message",
+    [
+        ({}, "loss: name at least one of star"),
+        ({"sta": {}}, "loss.sta: unknown loss; did you mean 'star'?"),
+        ({"star": {"layerwise": 1.0}}, "loss.star.layerwise: unknown key; did you mean 'layer_wise'?"),
+        ({"star": {"reduction": "max"}}, "loss.star.reduction: expected 'mean' or 'sum', got 'max'"),
+        ({"star": {"layer_wise": 0.0, "intra_layer": 0.0}}, "at least one weight must be above 0"),
+        ({"star": {"layer_map": [[3, 1]]}}, "outside the student's 2 and teacher's 2 layers"),
+    ],
+)
+def test_wrong_options(sections, message):
+    with pytest.raises(StarError) as error:
+        losses.build(sections, config(2), config(2))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_depths_that_differ_need_a_map():
+    with pytest.raises(StarError, match="layer_map: needed, since the teacher has 3 layers and the student 2"):
+        losses.build({"star": {}}, config(3), config(2))
