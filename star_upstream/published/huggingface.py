@@ -1,0 +1,160 @@
+"""Folders of the transformers library: HubertModel, Wav2Vec2Model and WavLMModel, with or without a task's head.
+
+The files are read directly; transformers itself is not needed. Both encoder variants (``do_stable_layer_norm``) and both front ends
+(``feat_extract_norm`` group, layer) are known.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Mapping
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..encoder import Encoder
+from ..errors import StarError
+from . import pickles
+from .names import build, divide, expect, rename, rules
+
+MODEL_TYPES = ("hubert", "wav2vec2", "wavlm")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""In order of preference; a large model has an index (``*.index.json``) that names its parts."""
+
+_TABLE = rules(
+    (r"feature_extractor\.conv_layers\.(\d+)\.conv\.(weight|bias)", r"frontend.convs.\1.\2"),
+    (r"feature_extractor\.conv_layers\.(\d+)\.layer_norm\.(weight|bias)", r"frontend.norms.\1.\2"),
+    (r"feature_projection\.layer_norm\.(weight|bias)", r"frontend.norm.\1"),
+    (r"feature_projection\.projection\.(weight|bias)", r"frontend.projection.\1"),
+    (r"encoder\.pos_conv_embed\.conv\.bias", r"position.bias"),
+    (r"encoder\.pos_conv_embed\.conv\.(?:weight_g|parametrizations\.weight\.original0)", r"position.magnitude"),
+    (r"encoder\.pos_conv_embed\.conv\.(?:weight_v|parametrizations\.weight\.original1)", r"position.direction"),
+    (r"encoder\.layer_norm\.(weight|bias)", r"norm.\1"),
+    (r"encoder\.layers\.(\d+)\.attention\.q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
+    (r"encoder\.layers\.(\d+)\.attention\.k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
+    (r"encoder\.layers\.(\d+)\.attention\.v_proj\.(weight|bias)", r"layers.\1.attention.value.\2"),
+    (r"encoder\.layers\.(\d+)\.attention\.out_proj\.(weight|bias)", r"layers.\1.attention.output.\2"),
+    (r"encoder\.layers\.0\.attention\.rel_attn_embed\.weight", r"relative_position.embedding.weight"),
+    (r"encoder\.layers\.(\d+)\.attention\.gru_rel_pos_linear\.(weight|bias)", r"layers.\1.attention.gate.linear.\2"),
+    (r"encoder\.layers\.(\d+)\.attention\.gru_rel_pos_const", r"layers.\1.attention.gate.scale"),
+    (r"encoder\.layers\.(\d+)\.layer_norm\.(weight|bias)", r"layers.\1.attention_norm.\2"),
+    (r"encoder\.layers\.(\d+)\.feed_forward\.intermediate_dense\.(weight|bias)", r"layers.\1.ffn_in.\2"),
+    (r"encoder\.layers\.(\d+)\.feed_forward\.output_dense\.(weight|bias)", r"layers.\1.ffn_out.\2"),
+    (r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
+)
+_IGNORED = ("masked_spec_embed", "lm_head.", "quantizer.", "project_q.", "project_hid.", "projector.", "classifier.", "layer_weights",
+            "feature_extractor_proj", "tdnn.", "objective.")  # fmt: skip
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether the folder holds a model that this module reads, or at least one of the transformers library."""
+    try:
+        return "model_type" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def load(folder: str | Path, reference_padding: bool = False) -> Encoder:
+    """The encoder of the folder, in eval mode, fp32.
+
+    The waveform is normalised where ``preprocessor_config.json`` says so (``do_normalize``, which transformers takes as true where
+    the file has no such key); without that file, where the front end has layer norms, as the models' authors train them.
+    """
+    folder = Path(folder)
+    config = _json(folder / "config.json")
+    where = str(folder)
+    kind = config.get("model_type")
+    expect(kind in MODEL_TYPES, f"{where}: config.json: model_type", f"{kind!r} (known: {', '.join(MODEL_TYPES)})")
+    weights = _weights(folder)
+    prefix = f"{kind}."
+    if any(name.startswith(prefix) for name in weights):
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    preprocessor = folder / "preprocessor_config.json"
+    group_norm = config.get("feat_extract_norm", "group") == "group"
+    values = _values(config, f"{where}: config.json") | {
+        "normalize_waveform": bool(_json(preprocessor).get("do_normalize", True)) if preprocessor.exists() else not group_norm,
+        "normalize_epsilon": 1e-7,
+    }
+    return build(values, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)
+
+
+def _values(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    for key, allowed in (("hidden_act", "gelu"), ("feat_extract_activation", "gelu"), ("conv_pos_batch_norm", False), ("add_adapter", False)):
+        given = config.get(key, allowed)
+        expect(given == allowed, f"{where}: {key}", repr(given))
+    expect(config.get("adapter_attn_dim") is None, f"{where}: adapter_attn_dim", "a model with attention adapters")
+    norm = config.get("feat_extract_norm", "group")
+    expect(norm in ("group", "layer"), f"{where}: feat_extract_norm", repr(norm))
+    width, heads, layers = config.get("hidden_size", 768), config.get("num_attention_heads", 12), config.get("num_hidden_layers", 12)
+    channels = config.get("conv_dim", [512] * 7)
+    kernels, strides = config.get("conv_kernel", [10, 3, 3, 3, 3, 2, 2]), config.get("conv_stride", [5, 2, 2, 2, 2, 2, 2])
+    if not len(channels) == len(kernels) == len(strides):
+        raise StarError(f"{where}: conv_dim, conv_kernel and conv_stride: one value a convolution each")
+    values = {
+        "conv_layers": list(zip(channels, kernels, strides)),
+        "conv_bias": config.get("conv_bias", False),
+        "conv_norm": norm,
+        "projection_norm": config.get("feat_proj_layer_norm", True),
+        "width": width,
+        "position_kernel": config.get("num_conv_pos_embeddings", 128),
+        "position_groups": config.get("num_conv_pos_embedding_groups", 16),
+        "layers": layers,
+        "heads": heads,
+        "head_width": divide(width, heads, f"{where}: num_attention_heads"),
+        "ffn": config.get("intermediate_size", 3072),
+        "norm": "pre" if config.get("do_stable_layer_norm", False) else "post",
+        "norm_epsilon": config.get("layer_norm_eps", 1e-5),
+        "dropout": config.get("hidden_dropout", 0.1),
+        "attention_dropout": config.get("attention_dropout", 0.1),
+        "activation_dropout": config.get("activation_dropout", 0.1),
+        "feature_dropout": config.get("feat_proj_dropout", 0.0),
+    }
+    if config["model_type"] == "wavlm":
+        values["relative_position"] = {
+            "buckets": config.get("num_buckets", 320),
+            "max_distance": config.get("max_bucket_distance", 800),
+            "total_heads": heads,
+        }
+    return values
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    for name in WEIGHTS:
+        parts = [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            listed = _json(index).get("weight_map")
+            if not isinstance(listed, dict) or any("/" in part or "\\" in part for part in listed.values()):
+                raise StarError(f"{index}: expected 'weight_map' with file names of this folder")
+            parts = [folder / part for part in sorted(set(listed.values()))]
+        if index.exists() or parts[0].exists():
+            return {key: tensor for part in parts for key, tensor in _read(part).items()}
+    raise StarError(f"{folder}: no weights ({' or '.join(WEIGHTS)}) beside config.json")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except FileNotFoundError:
+            raise StarError(f"{path}: missing") from None
+        except SafetensorError as error:
+            raise StarError(f"{path}: damaged ({error})") from None
+    content = pickles.read(path)
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise StarError(f"{path}: holds more than weights by name")
+    return dict(content)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StarError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise StarError(f"{path}: not json ({error})") from None
+    if not isinstance(content, dict):
+        raise StarError(f"{path}: expected keys with values")
+    return content

@@ -1,0 +1,167 @@
+"""Checkpoints that their authors publish: where they are, and their way into torch.hub's cache.
+
+Parameters are the encoder's as our configuration counts them where the authors state the exact number, else as they print it. A digest
+is only given where the authors' file listing shows one. Google Drive gives no stable address to programs: a page that comes back
+in place of the file is recognised, and the message then says what to fetch by hand.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import StarError, nearest
+from ..files import replacing
+
+_STAR_PAGE = "https://github.com/sungnyun/ARMHuBERT#checkpoints-1"
+_ARM_PAGE = "https://huggingface.co/sungnyun/ARMHuBERT/tree/main"
+_ARM_CONFIGS = "https://raw.githubusercontent.com/sungnyun/ARMHuBERT/e2b26872c23aa2075e888aae96df91f7653ffaec/conf"
+_DP_PAGE = "https://huggingface.co/pyf98/DPHuBERT/tree/main"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a checkpoint."""
+
+    suffix: str
+    page: str
+    """Where a person finds it."""
+    url: str | None = None
+    """Where a program fetches it; None where there is no such address."""
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """A published checkpoint; the first file holds the weights."""
+
+    name: str
+    format: str
+    parameters: int
+    files: tuple[File, ...]
+    note: str = ""
+
+
+def _drive(suffix: str, identifier: str) -> File:
+    return File(
+        suffix,
+        f"https://drive.google.com/file/d/{identifier}/view",
+        f"https://drive.usercontent.google.com/download?id={identifier}&export=download&confirm=t",
+    )
+
+
+def _arm(name: str, kind: str, parameters: int, file: str, config: str, sha256: str | None = None) -> Known:
+    weights = File(".ckpt", _ARM_PAGE, f"https://huggingface.co/sungnyun/ARMHuBERT/resolve/main/{file}", sha256)
+    return Known(name, kind, parameters, (weights, File(".yaml", f"{_ARM_CONFIGS}/{config}", f"{_ARM_CONFIGS}/{config}")))
+
+
+def _dp(name: str, parameters: int, file: str, sha256: str) -> Known:
+    weights = File(".pth", _DP_PAGE, f"https://huggingface.co/pyf98/DPHuBERT/resolve/main/{file}", sha256)
+    return Known(name, name, parameters, (weights,))
+
+
+_ONE_LINK = "the authors' page links one and the same file for STaRHuBERT-S and -XS"
+
+KNOWN = {
+    entry.name: entry
+    for entry in (
+        Known(
+            "star_hubert_l",
+            "starhubert",
+            26_626_672,
+            (_drive(".ckpt", "1La5jh0jPv-JCk2ECT2raRHtXMYYJNtsF"), _drive(".yaml", "1NpHhMVj7EE1Sx5eG3tX5fMCa4UUlrnwI")),
+        ),
+        Known(
+            "star_hubert",
+            "starhubert",
+            22_308_592,
+            (_drive(".ckpt", "1Zu1idRx-sVaqMvRsUKtttzkSn4df6TUr"), _drive(".yaml", "1C6ZcYM4Fcxj0vurid5N02BAANj4smr8U")),
+        ),
+        Known(
+            "star_hubert_s",
+            "starhubert",
+            14_100_000,
+            (_drive(".ckpt", "1sUpbDupbDtlCvN-49TblUn8GDmhV8MT8"), _drive(".yaml", "1OFjIo1UjxNrxEboKaT8Z-vtuL6xmyNsu")),
+            _ONE_LINK,
+        ),
+        Known("star_hubert_xs", "starhubert", 9_390_000, (File(".ckpt", _STAR_PAGE), File(".yaml", _STAR_PAGE)), _ONE_LINK),
+        _arm(
+            "armhubert_960h",
+            "armhubert",
+            26_450_000,
+            "ARMHuBERT-960h.ckpt",
+            "armhubert/armhubert-960.yaml",
+            "539fd1e7a3976b19d12956738cbdd68fd59aa353d1150599a993c48db6daf733",
+        ),
+        _arm(
+            "armhubert_s_100h",
+            "armhubert",
+            22_390_000,
+            "ARMHuBERT-S-100h.ckpt",
+            "armhubert/armhubert-s-100.yaml",
+            "2690627f15425d2e786f51dd775ae8803274a9bb7328fd038073465c95fc691a",
+        ),
+        _arm(
+            "armhubert_s_960h",
+            "armhubert",
+            22_390_000,
+            "ARMHuBERT-S-960h.ckpt",
+            "armhubert/armhubert-s-960.yaml",
+            "0d42f52d73f06c736c585cec435149632eadc2c9125dee4367c1c4ef6433310a",
+        ),
+        _arm("armwavlm_s_100h", "armhubert", 22_390_000, "ARMwavLM-S-100h.ckpt", "armwavlm/armwavlm-s-100.yaml"),
+        _arm("armwavlm_s_960h", "armhubert", 22_390_000, "ARMwavLM-S-960h.ckpt", "armwavlm/armwavlm-s-960.yaml"),
+        _arm("maskhubert_960h", "maskhubert", 26_640_000, "MaskHuBERT-960h.ckpt", "maskhubert/maskhubert-960.yaml"),
+        _dp(
+            "dphubert", 23_585_946, "DPHuBERT-sp0.75.pth", "384d72429163b79cd9f4deaf41aa2cbc990e7526b4430f2a22d40c5e70c14be7"
+        ),
+        _dp("dpwavlm", 23_586_325, "DPWavLM-sp0.75.pth", "932dff02604b20dc3392ea8962f5940b9ac52b01948db68afae036dd6eaa94c1"),
+    )
+}
+
+
+def get(name: str) -> Known:
+    """The entry. Raises :class:`StarError` with the near names for an unknown one."""
+    if name not in KNOWN:
+        raise StarError(f"{name!r}: no published checkpoint of that name{nearest(name, KNOWN)} (known: {', '.join(KNOWN)})")
+    return KNOWN[name]
+
+
+def fetch(entry: str | Known, progress: bool = True) -> Path:
+    """The weights file of a known checkpoint in torch.hub's cache, downloaded unless it is there; its yaml, if any, beside it.
+
+    A digest, where known, is checked; what was fetched in part never has the final name. Raises :class:`StarError` that says which
+    file to fetch from where, and under which name to save it, when a download is not possible.
+    """
+    entry = get(entry) if isinstance(entry, str) else entry
+    folder = Path(torch.hub.get_dir()) / "star_upstream" / entry.name
+    paths = [folder / f"{entry.name}{file.suffix}" for file in entry.files]
+    for file, path in reversed(list(zip(entry.files, paths))):  # the large file last
+        if not path.exists():
+            _download(entry, file, path, progress)
+    return paths[0]
+
+
+def check(entry: Known, parameters: int, where: str | Path) -> None:
+    """Raise :class:`StarError` unless a model of ``parameters`` can be this checkpoint (half a percent, as sizes are printed rounded)."""
+    if abs(parameters - entry.parameters) > 0.005 * entry.parameters:
+        note = f"; {entry.note}" if entry.note else ""
+        raise StarError(f"{where}: {parameters:,} parameters, but {entry.name} has {entry.parameters:,}: this is another model{note}")
+
+
+def _download(entry: Known, file: File, path: Path, progress: bool) -> None:
+    by_hand = f"fetch it from {file.page} and save it as {path}"
+    if file.url is None:
+        raise StarError(f"{entry.name}: {path.name} has no address for a download{f' ({entry.note})' if entry.note else ''}; {by_hand}")
+    try:
+        with replacing(path) as part:
+            torch.hub.download_url_to_file(file.url, str(part), hash_prefix=file.sha256, progress=progress)
+            with open(part, "rb") as start:
+                if start.read(100).lstrip()[:1] == b"<":
+                    raise RuntimeError("a web page came back in place of the file")
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise StarError(f"{entry.name}: {path.name} could not be downloaded from {file.url} ({reason}); {by_hand}") from None

@@ -1,0 +1,144 @@
+"""The one door to a model: a name, a folder or a file becomes a frozen encoder.
+
+| source | example |
+| --- | --- |
+| a checkpoint of ours | ``runs/star/best`` |
+| a file in a published format, or a fairseq ``.pt`` | ``dphubert.pth``, ``hubert_base_ls960.pt`` |
+| a known published checkpoint | ``dphubert`` (:data:`star_upstream.published.known.KNOWN`) |
+| a torchaudio bundle | ``HUBERT_BASE``, ``WAVLM_BASE_PLUS`` |
+| a folder of the transformers library, or an id of the Hugging Face hub | ``facebook/hubert-base-ls960`` |
+
+Each source says itself whether the waveform is normalised; the encoder then does it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint, published
+from .encoder import Encoder
+from .errors import StarError, nearest
+from .published import huggingface, known, torchaudio_style
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_FILE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json", ".yaml", ".yml")
+
+
+def load(source: str | Path, reference_padding: bool = False, config: str | Path | None = None) -> Encoder:
+    """The encoder of ``source``, frozen, in eval mode, fp32, on the CPU.
+
+    ``config`` is the yaml of a STaRHuBERT, ARMHuBERT or MaskHuBERT file. Raises :class:`StarError` for a source that is not found
+    (what was tried, and near names), cannot be downloaded (what to fetch and where to put it) or does not fit the encoder.
+    """
+    encoder, _ = _open(source, reference_padding, config)
+    return encoder.requires_grad_(False).float().eval()
+
+
+def convert(source: str | Path, folder: str | Path, config: str | Path | None = None) -> dict[str, Any]:
+    """Write ``source`` (anything that :func:`load` takes) as a checkpoint of ours; returns the provenance that it records."""
+    encoder, origin = _open(source, False, config)
+    provenance = {"converted_from": origin}
+    checkpoint.save(folder, encoder.float(), provenance)
+    return provenance
+
+
+def _open(source: str | Path, reference_padding: bool, config: str | Path | None) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder and where it comes from."""
+    name, path = str(source), Path(source).expanduser()
+    if path.exists():
+        return _from_path(path, reference_padding, config)
+    if name in known.KNOWN:
+        entry = known.get(name)
+        weights = known.fetch(entry)
+        encoder, origin = _from_path(weights, reference_padding, config)
+        known.check(entry, sum(parameter.numel() for parameter in encoder.parameters()), weights)
+        return encoder, {**origin, "name": name}
+    if config is not None:
+        raise StarError(f"{name}: no such file; config only goes with a file")
+    if name in bundles():
+        return _from_bundle(name, reference_padding), {"format": "torchaudio", "name": name}
+    if _HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDINGS) and not path.parent.exists():
+        folder = _from_hub(name)
+        encoder, origin = _from_path(folder, reference_padding, None)
+        return encoder, {**origin, "name": name}
+    names = [*known.KNOWN, *bundles()]
+    raise StarError(
+        f"{name}: no such file or folder, published checkpoint, torchaudio bundle or hub id (owner/name)"
+        f"{nearest(name, names) or nearest(name.upper(), names)}"
+    )
+
+
+def bundles() -> list[str]:
+    """Names of torchaudio's bundles of wav2vec 2.0, HuBERT and WavLM."""
+    import torchaudio
+
+    bundle = torchaudio.pipelines.Wav2Vec2Bundle
+    return sorted(name for name in dir(torchaudio.pipelines) if isinstance(getattr(torchaudio.pipelines, name), bundle))
+
+
+def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -> tuple[Encoder, dict[str, Any]]:
+    origin = {"path": str(path.resolve())}
+    if config is not None and (path.is_dir() or checkpoint.is_checkpoint(path)):
+        raise StarError(f"{path}: holds its own configuration; leave out {config}")
+    if checkpoint.is_checkpoint(path):
+        return checkpoint.load(path, reference_padding), {"format": "star_upstream", **origin}
+    folder = path.parent if path.name in (*huggingface.WEIGHTS, "config.json") else path
+    if huggingface.is_folder(folder):
+        return huggingface.load(folder, reference_padding), {"format": "transformers", **origin, "sha256": _digests(folder)}
+    if path.is_dir():
+        inside = sorted(entry.name for entry in path.iterdir())
+        shown = f"{', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "nothing"
+        raise StarError(f"{path}: neither a checkpoint of star_upstream nor a folder of transformers (no fitting config.json); it holds {shown}")
+    encoder = published.load(path, config, reference_padding)
+    return encoder, {"format": published.detect(path), **origin, "sha256": _digest(path)}
+
+
+def _from_bundle(name: str, reference_padding: bool) -> Encoder:
+    import torchaudio
+
+    bundle = getattr(torchaudio.pipelines, name)
+    try:
+        model = bundle.get_model()
+    except (OSError, RuntimeError, ValueError) as error:
+        url = bundle._path if bundle._path.startswith("https:") else f"https://download.pytorch.org/torchaudio/models/{bundle._path}"
+        target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+        raise StarError(f"{name}: torchaudio could not download its weights ({error}); fetch {url} and save it as {target}") from None
+    # A bundle that normalises wraps its model in a module whose `model` is the network.
+    return torchaudio_style.from_model(getattr(model, "model", model), bool(bundle._normalize_waveform), name, reference_padding)
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise StarError(f"{name}: a hub id needs huggingface_hub: pip install huggingface_hub") from None
+    texts = ["config.json", "preprocessor_config.json"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*texts, "model*.safetensors", "model.safetensors.index.json"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*texts, "pytorch_model*.bin", "pytorch_model.bin.index.json"]))
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise StarError(
+            f"{name}: could not be fetched from the Hugging Face hub ({reason[:200]}); fetch config.json, preprocessor_config.json and "
+            f"{' or '.join(huggingface.WEIGHTS)} from https://huggingface.co/{name}/tree/main into a folder, and give that folder"
+        ) from None
+    return folder
+
+
+def _digest(path: Path) -> str:
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin", ".json")]
+    return {file.name: _digest(file) for file in files if file.is_file()}
