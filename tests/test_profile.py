@@ -19,7 +19,7 @@ def star(ffn):
     [
         (star(976), 22_308_592, 463.50),  # STaRHuBERT
         (star(1392), 26_626_672, 511.91),  # STaRHuBERT-L
-        (EncoderConfig(), 94_371_712, 1665.5),  # HuBERT Base without its mask embedding; the papers print 94.7 M and 1669
+        (EncoderConfig(), 94_370_944, 1665.5),  # HuBERT Base (94,371,712) without its mask embedding of 768; the papers print 1669
     ],
 )
 def test_printed_figures(config, count, printed):

@@ -1,0 +1,145 @@
+"""Encoders as s3prl upstreams: one class, the names of torch.hub, and registration with s3prl without copying a file.
+
+Shapes: B utterances, N samples (16 kHz), T frames, D width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, teachers
+from .encoder import Encoder
+from .errors import StarError
+
+
+class UpstreamExpert(nn.Module):
+    """An :class:`Encoder` behind s3prl's contract: a list of waveforms in, a dictionary of states out.
+
+    ``hidden_states`` follows the model's own convention (``encoder.config.hidden_states``): HuBERT-like models give the first layer's
+    input and every layer's output, STaRHuBERT the layers' outputs alone, ARMHuBERT and MaskHuBERT their projections.
+    """
+
+    def __init__(self, encoder: Encoder, source: str = "", **_):
+        super().__init__()
+        self.encoder, self.source = encoder, source
+
+    def get_downsample_rates(self, key: str = "hidden_states") -> int:
+        """Samples from one frame to the next."""
+        return self.encoder.config.stride
+
+    @property
+    def digest(self) -> str:
+        """sha256 of configuration and weights: the identity of the model in caches and records."""
+        return checkpoint.digest(self.encoder)
+
+    def frames(self, samples):
+        """Frames of a waveform of ``samples`` samples (a number or an integer tensor)."""
+        return self.encoder.config.frames(samples)
+
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
+        """Encode waveforms of any lengths: 1-D, floats at 16 kHz, not normalised, on any device.
+
+        Returns ``hidden_states`` (list of B x T x D), ``last_hidden_state`` (the last of them, B x T x D) and ``lengths`` (valid
+        frames, B). Frames past an utterance's length repeat its last valid one, as s3prl fills up the frame that it counts beyond
+        them, so that an utterance gives the same alone and in a batch (not with ``reference_padding``: there they are as the
+        reference leaves them). A waveform shorter than one frame (``config.receptive_field``, 400 samples) is padded with zeros to it.
+
+        Raises :class:`StarError` for an empty list, an empty waveform, or one that is not 1-D floating point.
+        """
+        waveforms_BN, lengths_B = self._batch(wavs)
+        output = self.encoder(waveforms_BN, lengths_B)
+        states = self.encoder.exposed(output)
+        if not self.encoder.reference_padding:
+            last_B1 = (output.lengths_B - 1)[:, None]
+            frame_BT1 = torch.minimum(torch.arange(states[0].shape[1], device=last_B1.device)[None], last_B1)[..., None]
+            states = [x_BTD.gather(1, frame_BT1.expand(-1, -1, x_BTD.shape[2])) for x_BTD in states]
+        return {"hidden_states": states, "last_hidden_state": states[-1], "lengths": output.lengths_B}
+
+    def _batch(self, wavs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        if isinstance(wavs, Tensor) or not len(wavs):
+            raise StarError(f"expected a list with at least one 1-D waveform, got {type(wavs).__name__}" + (" of none" if not len(wavs) else ""))
+        for i, wav in enumerate(wavs):
+            if not isinstance(wav, Tensor) or wav.dim() != 1 or not wav.is_floating_point():
+                shown = f"{wav.dtype} of shape {list(wav.shape)}" if isinstance(wav, Tensor) else type(wav).__name__
+                raise StarError(f"waveform {i}: expected a 1-D floating-point tensor at 16 kHz, got {shown}")
+            if not len(wav):
+                raise StarError(f"waveform {i}: empty")
+        weight = self.encoder.position.bias
+        shortest = self.encoder.config.receptive_field
+        waveforms_BN = nn.utils.rnn.pad_sequence([w.to(weight.device, weight.dtype) for w in wavs], batch_first=True)
+        if waveforms_BN.shape[1] < shortest:
+            waveforms_BN = nn.functional.pad(waveforms_BN, (0, shortest - waveforms_BN.shape[1]))
+        lengths_B = torch.tensor([max(len(w), shortest) for w in wavs], device=weight.device)
+        return waveforms_BN, lengths_B
+
+
+def load(source: str | Path, config: str | Path | None = None, reference_padding: bool = False) -> UpstreamExpert:
+    """The upstream of any name or file: a torch.hub name of ours, a known published checkpoint, a file or folder in any known format.
+
+    ``config`` is the yaml of the formats that have one. ``reference_padding`` brings back the padded statistics of fairseq and
+    transformers (see :class:`Encoder`). In eval mode; its parameters may be trained.
+    """
+    encoder = teachers.load(source, config=config, reference_padding=reference_padding)
+    return UpstreamExpert(encoder.requires_grad_(True), str(source))
+
+
+def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., UpstreamExpert]:
+    def entry(ckpt: str | None = None, model_config: str | None = None, pretrained: bool = True, reference_padding: bool = False, **_):
+        if ckpt is not None:
+            return load(ckpt, model_config, reference_padding)
+        if pretrained:
+            return load(name, reference_padding=reference_padding)
+        if recipe is None:
+            raise StarError(f"{name}: ships with its weights; leave out pretrained=False")
+        from . import recipe as recipes
+
+        return UpstreamExpert(Encoder(recipes.load(recipe).student, reference_padding).eval(), f"{name} (random weights)")
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = (
+        f"{about}\n\n"
+        "ckpt: a file or folder that takes the place of the known weights (model_config: its yaml, where the format has one).\n"
+        + ("pretrained: False builds the architecture with random weights.\n" if recipe else "")
+        + "reference_padding: group-norm statistics over the padding too, as fairseq and transformers compute them."
+    )
+    return entry
+
+
+star_mini = _entry("star_mini", "The small STaR student that ships with the package (offline; for trying things out).")
+star_mini_teacher = _entry("star_mini_teacher", "The small HuBERT-like teacher that ships with the package (offline).")
+star_hubert = _entry("star_hubert", "STaRHuBERT, 22.31 M parameters (Jang et al., ICASSP 2024).", "star_hubert")
+star_hubert_l = _entry("star_hubert_l", "STaRHuBERT-L, 26.63 M parameters (Jang et al., ICASSP 2024).", "star_hubert_l")
+star_hubert_s = _entry("star_hubert_s", "STaRHuBERT-S, 14.1 M parameters; layer sizes are our choice.", "star_hubert_s")
+star_hubert_xs = _entry("star_hubert_xs", "STaRHuBERT-XS, 9.39 M parameters; layer sizes are our choice.", "star_hubert_xs")
+star_wavlm = _entry("star_wavlm", "STaRHuBERT's architecture with WavLM Base as its teacher.", "star_wavlm")
+
+
+def star_local(ckpt: str, model_config: str | None = None, config: str | None = None, reference_padding: bool = False, **_):
+    """An upstream from a file or folder in any known format; ``config`` (or s3prl's ``model_config``) is its yaml, where it has one."""
+    return load(ckpt, config or model_config, reference_padding)
+
+
+ENTRIES: dict[str, Callable[..., UpstreamExpert]] = {
+    entry.__name__: entry
+    for entry in (star_mini, star_mini_teacher, star_hubert, star_hubert_l, star_hubert_s, star_hubert_xs, star_wavlm, star_local)
+}
+
+
+def register() -> list[str]:
+    """Make the names of :data:`ENTRIES` known to s3prl in this process, and return them.
+
+    Then ``s3prl.nn.S3PRLUpstream("star_mini")`` and ``S3PRLUpstream("star_local", path_or_url=FILE)`` work, and so do the names in
+    s3prl's problems and in its ``run_downstream``. Call it again in every process that builds or reloads an upstream by name.
+    """
+    from . import compat
+
+    compat.apply()
+    from s3prl import hub
+
+    for name, entry in ENTRIES.items():
+        setattr(hub, name, entry)
+    return list(ENTRIES)
