@@ -3,6 +3,7 @@
 | source | example |
 | --- | --- |
 | a checkpoint of ours | ``runs/star/best`` |
+| a model that ships with the package | ``star_mini_teacher`` |
 | a file in a published format, or a fairseq ``.pt`` | ``dphubert.pth``, ``hubert_base_ls960.pt`` |
 | a known published checkpoint | ``dphubert`` (:data:`star_upstream.published.known.KNOWN`) |
 | a torchaudio bundle | ``HUBERT_BASE``, ``WAVLM_BASE_PLUS`` |
@@ -23,6 +24,7 @@ import torch
 from . import checkpoint, published
 from .encoder import Encoder
 from .errors import StarError, nearest
+from .mini import SHIPPED
 from .published import huggingface, known, torchaudio_style
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -52,6 +54,8 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
     name, path = str(source), Path(source).expanduser()
     if path.exists():
         return _from_path(path, reference_padding, config)
+    if name in SHIPPED:
+        return _from_path(SHIPPED[name], reference_padding, config)
     if name in known.KNOWN:
         entry = known.get(name)
         weights = known.fetch(entry)
@@ -66,9 +70,9 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
         folder = _from_hub(name)
         encoder, origin = _from_path(folder, reference_padding, None)
         return encoder, {**origin, "name": name}
-    names = [*known.KNOWN, *bundles()]
+    names = [*SHIPPED, *known.KNOWN, *bundles()]
     raise StarError(
-        f"{name}: no such file or folder, published checkpoint, torchaudio bundle or hub id (owner/name)"
+        f"{name}: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id (owner/name)"
         f"{nearest(name, names) or nearest(name.upper(), names)}"
     )
 
