@@ -1,0 +1,39 @@
+"""Files are whole or absent, whatever happens on the way."""
+
+import json
+
+import pytest
+
+from star_upstream.files import replacing, write_json
+
+
+def test_a_file_appears_only_when_whole(tmp_path):
+    target = tmp_path / "deep" / "a.txt"
+    with replacing(target) as part:
+        part.write_text("one")
+        assert not target.exists()
+    assert target.read_text() == "one"
+    with pytest.raises(RuntimeError):
+        with replacing(target) as part:
+            part.write_text("two")
+            raise RuntimeError
+    assert target.read_text() == "one"
+    assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path):
+    target = tmp_path / "run"
+    for name in ("first", "second"):
+        with replacing(target) as part:
+            part.mkdir()
+            (part / name).touch()
+    assert [p.name for p in target.iterdir()] == ["second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_json_refuses_what_json_cannot_hold(tmp_path):
+    write_json(tmp_path / "a.json", {"name": "é", "values": [1, 2.5]})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "é", "values": [1, 2.5]}
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["name"] == "é"
