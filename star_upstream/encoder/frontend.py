@@ -40,10 +40,10 @@ class ChannelNorm(nn.GroupNorm):
             x_BCT = x_BCT.float() if x_BCT.dtype in (torch.float16, torch.bfloat16) else x_BCT
             if lengths_B is None:
                 return super().forward(x_BCT)
-            # sums over valid frames as products with the mask: no masked copies of what is the largest tensor of the model
-            mask_BT1 = (valid_mask(lengths_B, x_BCT.shape[-1]) / lengths_B[:, None].to(x_BCT.dtype))[..., None]
-            centred_BCT = x_BCT - x_BCT @ mask_BT1
-            variance_BC1 = centred_BCT.square() @ mask_BT1
+            mask_B1T = valid_mask(lengths_B, x_BCT.shape[-1])[:, None]
+            count_B11 = lengths_B[:, None, None].to(x_BCT.dtype)
+            centred_BCT = x_BCT - x_BCT.masked_fill(~mask_B1T, 0.0).sum(-1, keepdim=True) / count_B11
+            variance_BC1 = centred_BCT.masked_fill(~mask_B1T, 0.0).square().sum(-1, keepdim=True) / count_B11
             return torch.addcmul(self.bias[:, None], centred_BCT, torch.rsqrt(variance_BC1 + self.eps) * self.weight[:, None])
 
 
