@@ -1,7 +1,7 @@
 """Checkpoints that their authors publish: where they are, and their way into torch.hub's cache.
 
-Parameters are the encoder's as our configuration counts them where the authors state the exact number, else as they print it. A digest
-is only given where the authors' file listing shows one. Google Drive gives no stable address to programs: a page that comes back
+Parameters are those of the encoder that the authors' configuration describes; for STaRHuBERT-S and -XS, whose configuration is only
+in the files, the number that the authors print. A digest is only given where the authors' file listing shows one. Google Drive gives no stable address to programs: a page that comes back
 in place of the file is recognised, and the message then says what to fetch by hand.
 """
 
@@ -91,7 +91,7 @@ KNOWN = {
         _arm(
             "armhubert_960h",
             "armhubert",
-            26_450_000,
+            26_447_968,
             "ARMHuBERT-960h.ckpt",
             "armhubert/armhubert-960.yaml",
             "539fd1e7a3976b19d12956738cbdd68fd59aa353d1150599a993c48db6daf733",
@@ -99,7 +99,7 @@ KNOWN = {
         _arm(
             "armhubert_s_100h",
             "armhubert",
-            22_390_000,
+            22_393_648,
             "ARMHuBERT-S-100h.ckpt",
             "armhubert/armhubert-s-100.yaml",
             "2690627f15425d2e786f51dd775ae8803274a9bb7328fd038073465c95fc691a",
@@ -107,14 +107,14 @@ KNOWN = {
         _arm(
             "armhubert_s_960h",
             "armhubert",
-            22_390_000,
+            22_393_648,
             "ARMHuBERT-S-960h.ckpt",
             "armhubert/armhubert-s-960.yaml",
             "0d42f52d73f06c736c585cec435149632eadc2c9125dee4367c1c4ef6433310a",
         ),
-        _arm("armwavlm_s_100h", "armhubert", 22_390_000, "ARMwavLM-S-100h.ckpt", "armwavlm/armwavlm-s-100.yaml"),
-        _arm("armwavlm_s_960h", "armhubert", 22_390_000, "ARMwavLM-S-960h.ckpt", "armwavlm/armwavlm-s-960.yaml"),
-        _arm("maskhubert_960h", "maskhubert", 26_640_000, "MaskHuBERT-960h.ckpt", "maskhubert/maskhubert-960.yaml"),
+        _arm("armwavlm_s_100h", "armhubert", 22_393_648, "ARMwavLM-S-100h.ckpt", "armwavlm/armwavlm-s-100.yaml"),
+        _arm("armwavlm_s_960h", "armhubert", 22_393_648, "ARMwavLM-S-960h.ckpt", "armwavlm/armwavlm-s-960.yaml"),
+        _arm("maskhubert_960h", "maskhubert", 26_635_360, "MaskHuBERT-960h.ckpt", "maskhubert/maskhubert-960.yaml"),
         _dp(
             "dphubert", 23_585_946, "DPHuBERT-sp0.75.pth", "384d72429163b79cd9f4deaf41aa2cbc990e7526b4430f2a22d40c5e70c14be7"
         ),
@@ -138,11 +138,17 @@ def fetch(entry: str | Known, progress: bool = True) -> Path:
     """
     entry = get(entry) if isinstance(entry, str) else entry
     folder = Path(torch.hub.get_dir()) / "star_upstream" / entry.name
-    paths = [folder / f"{entry.name}{file.suffix}" for file in entry.files]
-    for file, path in reversed(list(zip(entry.files, paths))):  # the large file last
-        if not path.exists():
-            _download(entry, file, path, progress)
-    return paths[0]
+    paths = {file: folder / f"{entry.name}{file.suffix}" for file in entry.files}
+    missing = [file for file in reversed(entry.files) if not paths[file].exists()]  # the large file last
+    by_hand = " and ".join(f"fetch {file.page} and save it as {paths[file]}" for file in missing)
+    for file in missing:
+        try:
+            _download(file, paths[file], progress)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            note = f" ({entry.note})" if entry.note else ""
+            raise StarError(f"{entry.name}: {paths[file].name} could not be downloaded: {reason}{note}; {by_hand}") from None
+    return paths[entry.files[0]]
 
 
 def check(entry: Known, parameters: int, where: str | Path) -> None:
@@ -152,16 +158,11 @@ def check(entry: Known, parameters: int, where: str | Path) -> None:
         raise StarError(f"{where}: {parameters:,} parameters, but {entry.name} has {entry.parameters:,}: this is another model{note}")
 
 
-def _download(entry: Known, file: File, path: Path, progress: bool) -> None:
-    by_hand = f"fetch it from {file.page} and save it as {path}"
+def _download(file: File, path: Path, progress: bool) -> None:
     if file.url is None:
-        raise StarError(f"{entry.name}: {path.name} has no address for a download{f' ({entry.note})' if entry.note else ''}; {by_hand}")
-    try:
-        with replacing(path) as part:
-            torch.hub.download_url_to_file(file.url, str(part), hash_prefix=file.sha256, progress=progress)
-            with open(part, "rb") as start:
-                if start.read(100).lstrip()[:1] == b"<":
-                    raise RuntimeError("a web page came back in place of the file")
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise StarError(f"{entry.name}: {path.name} could not be downloaded from {file.url} ({reason}); {by_hand}") from None
+        raise ValueError("its authors give no address that a program could use")
+    with replacing(path) as part:
+        torch.hub.download_url_to_file(file.url, str(part), hash_prefix=file.sha256, progress=progress)
+        with open(part, "rb") as start:
+            if start.read(100).lstrip()[:1] == b"<":
+                raise ValueError(f"{file.url} answered with a web page in place of the file")
