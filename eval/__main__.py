@@ -1,0 +1,73 @@
+"""``python -m eval run`` and ``python -m eval report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from star_upstream.errors import StarError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, 1 when a task failed, 2 for a mistake in the input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.verb(arguments)
+    except StarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from . import run
+
+    names = run.Options.__dataclass_fields__
+    return run.run(run.Options(**{name: getattr(arguments, name) for name in names}))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from . import report
+
+    return report.main(arguments.folders, arguments.out)
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected learning rates with commas between, as in 1e-3,1e-2") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m eval", description="Measure an upstream on SUPERB tasks.")
+    verbs = parser.add_subparsers(required=True, metavar="run | report")
+
+    run = verbs.add_parser("run", help="evaluate one upstream", description="Evaluate one upstream; one json a task in --out.")
+    run.add_argument("--upstream", required=True, help="fbank or another s3prl name, a star_upstream name, a checkpoint, or module:function")
+    run.add_argument("--tasks", default="all", help="ks,sid,asr or all (default)")
+    run.add_argument("--data", default="mini", help="mini (made by speech synthesis when not there) or a folder of corpora or manifests")
+    run.add_argument("--out", type=Path, required=True, help="folder for the results; a rerun goes on where the last one stopped")
+    run.add_argument("--schedule", help="superb or mini (default: mini for mini data, else superb)")
+    run.add_argument("--lr-grid", type=_rates, default=(), help="learning rates tried together, chosen on dev (default: the schedule's)")
+    run.add_argument("--steps", type=int, help="optimizer updates, instead of the schedule's")
+    run.add_argument("--limit", type=int, help="at most this many rows a split: a smoke run, marked as such")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    run.add_argument("--cache", type=Path, help="folder for features (default: $STAR_CACHE/features or ~/.cache/star_upstream/features)")
+    run.add_argument("--cache-gb", type=float, default=20.0, help="most that the cache may hold; the oldest leave first (default 20)")
+    run.add_argument("--overwrite", action="store_true", help="run tasks again whose json is there")
+    run.set_defaults(verb=_run)
+
+    report = verbs.add_parser("report", help="one table of several runs", description="Markdown table of result folders, to stdout.")
+    report.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folders that `run` wrote")
+    report.add_argument("--out", type=Path, help="also write the table to this file, and as csv beside it")
+    report.set_defaults(verb=_report)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

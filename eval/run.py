@@ -1,0 +1,289 @@
+"""One upstream on a list of tasks: corpus, features, heads, metric, one json a task."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from star_upstream import compat
+from star_upstream.errors import StarError
+from star_upstream.files import write_json
+
+from . import corpora, encode, score, tasks, train, upstreams
+from .probe import Task, limited
+from .probe import schedule as pick_schedule
+
+FORMAT = 1
+"""Version of the records."""
+PACKAGES = ("star-upstream", "torch", "torchaudio", "s3prl", "numpy", "pandas", "soundfile", "safetensors", "editdistance")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    upstream: str
+    out: Path
+    data: str = "mini"
+    tasks: str = "all"
+    schedule: str | None = None
+    lr_grid: tuple[float, ...] = ()
+    steps: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    cache: Path | None = None
+    cache_gb: float = 20.0
+    overwrite: bool = False
+
+
+def cache_folder() -> Path:
+    """``$STAR_CACHE``, or ``star_upstream`` in the user's cache folder."""
+    base = os.environ.get("STAR_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "star_upstream"
+
+
+def run(options: Options) -> int:
+    """Evaluate; one task's failure does not stop the others. Returns the exit code: 0; 1 when a task failed; 2 when nothing could be
+    done because of the input.
+
+    Raises :class:`StarError` for what concerns every task: an unknown task or upstream, a device that is not there.
+    """
+    wanted = tasks.parse(options.tasks)
+    if options.limit is not None and options.limit < 1:
+        raise StarError(f"--limit {options.limit}: must be at least 1")
+    if any(lr <= 0 for lr in options.lr_grid):
+        raise StarError("--lr-grid: learning rates must be above 0")
+    device = _device(options.device)
+    root, kind = _data(options.data)
+    compat.apply()
+    upstream = upstreams.load(options.upstream, device)
+    say(f"{upstream.name}: {upstream.parameters / 1e6:.2f} M parameters, {upstream.layers} layers of {upstream.width}, {upstream.digest[:12]}")
+    store = encode.Store(options.cache or cache_folder() / "features", options.cache_gb)
+    failures, done = [], []
+    for task in wanted:
+        try:
+            done.append(_task(task, upstream, root, kind, store, options, device))
+        except Exception as error:  # the summary names it; the other tasks go on
+            if not isinstance(error, StarError):
+                log = options.out / f"{task.name}.error.txt"
+                log.parent.mkdir(parents=True, exist_ok=True)
+                log.write_text(traceback.format_exc(), encoding="utf-8")
+            failures.append((task.name, error))
+            say(f"{task.name}: failed: {_one_line(error)}")
+    _summary(upstream, done, failures, options.out)
+    if not failures:
+        return 0
+    return 2 if not done and all(isinstance(error, StarError) for _, error in failures) else 1
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, device: torch.device) -> dict[str, Any]:
+    name = options.schedule or ("mini" if kind == "mini" else "superb")
+    published = pick_schedule(task, name)
+    schedule = pick_schedule(task, name, options.steps)
+    lrs = tuple(dict.fromkeys(options.lr_grid or schedule.lr_grid or (schedule.lr,)))
+    table = corpora.load(task.name, root)
+    whole = len(table)
+    if options.limit is not None:
+        table = limited(table, task, options.limit)
+    settings = {
+        "task": task.name,
+        "task_version": task.version,
+        "upstream_digest": upstream.digest,
+        "corpus": f"manifest:{root}" if (root / "manifests" / f"{task.name}.tsv").is_file() else _kind(task, table, kind, options),
+        "table_digest": _table_digest(table, root),
+        "schedule": name,
+        "steps": schedule.steps,
+        "lr_grid": list(lrs),
+        "seed": options.seed,
+        "limit": options.limit,
+    }
+    target = options.out / f"{task.name}.json"
+    if target.is_file() and not options.overwrite:
+        return _finished(target, settings)
+
+    reset_peak_memory(device)
+    probe = task.probe(task, table, schedule, options.seed)
+    windows = encode.windows(table, task.crop_seconds, schedule.crops)
+    say(f"{task.name}: encoding {sum(map(len, windows))} windows, {table['samples'].sum() / 16_000 / 60:.1f} minutes")
+    kept = encode.Means if task.features == "means" else encode.Frames
+    features = kept(windows, upstream, store, task.effects)
+    progress = options.out / ".progress" / f"{task.name}.pt"
+    identity = hashlib.sha256(json.dumps([settings, asdict(schedule)], sort_keys=True).encode()).hexdigest()
+    fitted = train.fit(probe, features, upstream.layers, upstream.width, upstream.stride, lrs, device, progress, identity, say)
+    rows = probe.split["test"]
+    predictions = train.predict(fitted.head, probe, features, rows, device)
+    value = probe.value(predictions, rows)
+    low, high = score.bootstrap(probe.counts(predictions, rows), options.seed)
+    record = {
+        "format": FORMAT,
+        **settings,
+        "title": task.title,
+        "metric": task.metric,
+        "value": value,
+        "unit": task.unit,
+        "direction": task.direction,
+        "split": "test",
+        "items": len(rows),
+        "interval_95": [low, high],
+        "interval_method": "percentile bootstrap over utterances, 1000 resamples",
+        "limited": options.limit is not None or schedule.steps < published.steps,
+        "rows": {"used": len(table), "corpus": whole},
+        "official_corpus": task.corpus,
+        "official_splits": task.splits,
+        "differences": list(task.differences),
+        "lr": fitted.lr,
+        "dev_value": fitted.dev,
+        "grid": fitted.grid,
+        "schedule_details": asdict(schedule),
+        "layer_weights": fitted.head.layer_weights(),
+        "head_parameters": sum(p.numel() for p in fitted.head.parameters()),
+        "seconds_encoding": round(features.seconds, 2),
+        "seconds_training": round(fitted.seconds, 2),
+        "peak_memory_mb": round(peak_memory(device)),
+        "upstream": upstream.name,
+        "parameters": upstream.parameters,
+        "stride": upstream.stride,
+        "layers": upstream.layers,
+        "width": upstream.width,
+        "batching": upstream.batching,
+        "features": "per-layer time means, fp32" if task.features == "means" else "frames, fp16",
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "patched": compat.apply(),
+        **environment(),
+    }
+    write_json(target, record)
+    progress.unlink(missing_ok=True)
+    if progress.parent.is_dir() and not any(progress.parent.iterdir()):
+        progress.parent.rmdir()
+    (options.out / f"{task.name}.error.txt").unlink(missing_ok=True)
+    return record
+
+
+def _finished(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    try:
+        record = json.loads(target.read_text(encoding="utf-8"))
+    except ValueError:
+        raise StarError(f"{target}: not json; remove it, or use --overwrite") from None
+    other = [key for key, value in settings.items() if record.get(key) != value]
+    if other:
+        raise StarError(f"{target}: holds another run ({', '.join(other)} differ); choose another --out, or use --overwrite")
+    say(f"{settings['task']}: already done in {target}")
+    return record
+
+
+def _data(data: str) -> tuple[Path, str]:
+    from .corpora import mini
+
+    if data == "mini":
+        root = cache_folder() / "mini"
+        mini.make(root)
+        return root, "mini"
+    root = Path(data).expanduser().absolute()
+    return root, "mini" if (root / mini.MARKER).is_file() else "folder"
+
+
+def _kind(task: Task, table: pd.DataFrame, kind: str, options: Options) -> str:
+    """``official`` only where every known count of the published corpus is met."""
+    if kind == "mini":
+        return "mini"
+    expected = corpora.BY_TASK[task.name].COUNTS[task.name]
+    found = table["split"].value_counts()
+    whole = options.limit is None and all(n is None or found.get(split, 0) == n for split, n in expected.items())
+    return "official" if whole else "official layout, other counts"
+
+
+def _table_digest(table: pd.DataFrame, root: Path) -> str:
+    """Of ids, splits, lengths and targets, and of paths below the corpus folder, so that a moved corpus stays the same."""
+    plain = table.assign(path=[os.path.relpath(p, root) for p in table["path"]])
+    return hashlib.sha256(plain.to_csv(index=False).encode()).hexdigest()[:16]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise StarError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise StarError(f"--device {name}: there is no CUDA device here; use --device cpu")
+    return device
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """MB: of the device where it is a GPU, else of the process since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    scale = 1.0 if sys.platform == "darwin" else 1024.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, platform and time, for records."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "git_commit": _commit(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _one_line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text if isinstance(error, StarError) else f"{type(error).__name__}: {text}"
+
+
+def _summary(upstream, done: list[dict], failures: list[tuple[str, Exception]], out: Path) -> None:
+    for record in done:
+        low, high = record["interval_95"]
+        note = ", limited" if record["limited"] else ""
+        say(f"{record['task']:>5}  {record['metric']} {record['value']:.2f} [{low:.2f}, {high:.2f}]  ({record['corpus']}{note})")
+    for name, error in failures:
+        log = "" if isinstance(error, StarError) else f" (see {out / f'{name}.error.txt'})"
+        say(f"{name:>5}  FAILED: {_one_line(error)}{log}")
+    print(json.dumps({
+        "upstream": upstream.name,
+        "out": str(out),
+        "metrics": {record["metric"]: record["value"] for record in done},
+        "failed": {name: _one_line(error) for name, error in failures},
+    }))  # fmt: skip

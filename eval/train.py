@@ -1,0 +1,227 @@
+"""Heads over shared features: one for each learning rate, trained on the same batches in one pass, chosen on dev only.
+
+Shapes: B utterances, L layers, T frames, D channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Iterator, Protocol, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from star_upstream.errors import StarError
+from star_upstream.files import replacing
+
+from .probe import Probe, Schedule
+
+SAVE_EVERY = 20.0
+"""Seconds between two progress files; a slow disk makes it longer, so that saving stays below a twentieth of the time."""
+
+
+class Features(Protocol):
+    def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """B x L x T x D and B lengths."""
+
+
+class Head(nn.Module):
+    """What is trained: s3prl's weighted sum over layers (softmax of weights that start at zero), then the task's module."""
+
+    def __init__(self, layers: int, task: nn.Module):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(layers)) if layers > 1 else None
+        self.task = task
+
+    def mix(self, x_BLTD: Tensor) -> Tensor:
+        """B x T x D. One layer is copied, since SpecAugment writes into what it is given."""
+        if self.weights is None:
+            return x_BLTD[:, 0].clone()
+        return torch.einsum("l,bltd->btd", self.weights.softmax(-1), x_BLTD)
+
+    def layer_weights(self) -> list[float]:
+        return [1.0] if self.weights is None else [round(w, 6) for w in self.weights.detach().softmax(-1).tolist()]
+
+
+@dataclass
+class Lane:
+    """One learning rate: its head, its optimizer and the best it has shown on dev."""
+
+    lr: float
+    head: Head
+    optimizer: torch.optim.Optimizer
+    best: float | None = None
+    best_step: int = 0
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    history: list[list[float]] = field(default_factory=list)
+    """[step, dev value] pairs."""
+    skipped: int = 0
+    """Updates left out because the gradient was not a number, as s3prl leaves them out."""
+
+    def state(self) -> dict[str, Any]:
+        plain = {name: getattr(self, name) for name in ("lr", "best", "best_step", "best_state", "history", "skipped")}
+        return {**plain, "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("best", "best_step", "best_state", "history", "skipped"):
+            setattr(self, name, state[name])
+
+
+@dataclass
+class Fitted:
+    head: Head
+    """The chosen head, in the state that was best on dev."""
+    lr: float
+    dev: float
+    grid: list[dict[str, Any]]
+    seconds: float
+    """Training and looking at dev, over all runs that were needed."""
+
+
+def fit(
+    probe: Probe,
+    features: Features,
+    layers: int,
+    width: int,
+    stride: int,
+    lrs: Sequence[float],
+    device: str | torch.device = "cpu",
+    progress: Path | None = None,
+    identity: str = "",
+    say: Callable[[str], None] = lambda line: None,
+) -> Fitted:
+    """Train one head a learning rate for the probe's schedule and choose by the dev split.
+
+    ``progress`` is a file from which a later call with the same ``identity`` goes on, to the same result as an unbroken one.
+    """
+    schedule, device = probe.schedule, torch.device(device)
+    lanes = [_lane(probe, lr, layers, width, stride, device) for lr in lrs]
+    step, epoch, position, spent = _restore(progress, identity, lanes, device, say)
+    begun = saved = time.perf_counter()
+    cost = 0.0
+    batches = probe.epoch(epoch)
+    while step < schedule.steps:
+        micro = []
+        for _ in range(schedule.accumulate):
+            if position == len(batches):
+                epoch, position = epoch + 1, 0
+                batches = probe.epoch(epoch)
+            rows = batches[position]
+            crops = torch.Generator().manual_seed(_mixed(probe.seed, epoch, position))
+            x_BLTD, lengths_B = features.batch(rows, crops)
+            micro.append((x_BLTD.to(device), lengths_B.to(device), rows))
+            position += 1
+        step += 1
+        for lane in lanes:
+            with own_randomness(_mixed(probe.seed, step), device):
+                _update(lane, probe, micro, step)
+        looked = step % schedule.eval_every == 0 or step == schedule.steps
+        if looked:
+            _look(lanes, probe, features, step, device, say)
+        now = time.perf_counter()
+        if progress is not None and (now - saved > max(SAVE_EVERY, 20 * cost)):
+            state = {"identity": identity, "step": step, "epoch": epoch, "position": position, "spent": spent + now - begun}
+            with replacing(progress) as part:
+                torch.save({**state, "lanes": [lane.state() for lane in lanes]}, part)
+            saved = time.perf_counter()
+            cost = saved - now
+    better = max if probe.task.direction == "max" else min
+    chosen = better(lanes, key=lambda lane: lane.best)
+    chosen.head.load_state_dict(chosen.best_state)
+    grid = [
+        {"lr": lane.lr, "dev": lane.best, "step": lane.best_step, "skipped_updates": lane.skipped, "curve": lane.history}
+        for lane in lanes
+    ]
+    return Fitted(chosen.head.eval(), chosen.lr, chosen.best, grid, spent + time.perf_counter() - begun)
+
+
+def predict(head: Head, probe: Probe, features: Features, rows: Sequence[int], device: str | torch.device = "cpu") -> list[str]:
+    """The head's answer for each of ``rows``, in their order; a row that comes twice is computed once."""
+    device, answers = torch.device(device), {}
+    head.eval()
+    todo = sorted(set(rows), key=lambda r: -int(probe.table["samples"].iloc[r]))
+    with torch.no_grad():
+        for i in range(0, len(todo), 32):
+            batch = todo[i : i + 32]
+            x_BLTD, lengths_B = features.batch(batch)
+            mixed_BTD = head.mix(x_BLTD.to(device))
+            answers.update(zip(batch, probe.predict(head.task, mixed_BTD, lengths_B.to(device), batch)))
+    return [answers[r] for r in rows]
+
+
+@contextlib.contextmanager
+def own_randomness(seed: int, device: torch.device = torch.device("cpu")) -> Iterator[None]:
+    """Runs with torch's generators at ``seed`` and puts them back: dropout, SpecAugment and initial weights have no other source."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _mixed(*numbers: int) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=6).digest(), "little")
+
+
+def _lane(probe: Probe, lr: float, layers: int, width: int, stride: int, device: torch.device) -> Lane:
+    with own_randomness(probe.seed):
+        head = Head(layers, probe.head(width, stride)).to(device)
+    return Lane(lr, head, getattr(torch.optim, probe.schedule.optimizer)(head.parameters(), lr=lr))
+
+
+def rate(schedule: Schedule, lr: float, step: int) -> float:
+    """The learning rate of update ``step`` (from 1)."""
+    if schedule.scheduler == "none":
+        return lr
+    if step <= schedule.warmup:
+        return lr * step / max(1, schedule.warmup)
+    return lr * (schedule.steps - step + 1) / max(1, schedule.steps - schedule.warmup)
+
+
+def _update(lane: Lane, probe: Probe, micro: list, step: int) -> None:
+    lane.head.train()
+    for group in lane.optimizer.param_groups:
+        group["lr"] = rate(probe.schedule, lane.lr, step)
+    lane.optimizer.zero_grad()
+    for x_BLTD, lengths_B, rows in micro:
+        loss = probe.loss(lane.head.task, lane.head.mix(x_BLTD), lengths_B, rows)
+        (loss / len(micro)).backward()
+    norm = nn.utils.clip_grad_norm_(lane.head.parameters(), probe.schedule.clip)
+    if torch.isfinite(norm):
+        lane.optimizer.step()
+    else:
+        lane.skipped += 1
+
+
+def _look(lanes: list[Lane], probe: Probe, features: Features, step: int, device: torch.device, say) -> None:
+    rows = probe.dev_rows()
+    for lane in lanes:
+        value = probe.value(predict(lane.head, probe, features, rows, device), rows)
+        lane.history.append([step, round(value, 4)])
+        if lane.best is None or (value > lane.best if probe.task.direction == "max" else value < lane.best):
+            lane.best, lane.best_step = value, step
+            lane.best_state = copy.deepcopy({k: v.cpu() for k, v in lane.head.state_dict().items()})
+    shown = ", ".join(f"lr {lane.lr:g}: {lane.history[-1][1]:.2f}" for lane in lanes)
+    say(f"{probe.task.name}: step {step}/{probe.schedule.steps}, dev {probe.task.metric} {shown}")
+
+
+def _restore(progress: Path | None, identity: str, lanes: list[Lane], device, say) -> tuple[int, int, int, float]:
+    if progress is None or not progress.is_file():
+        return 0, 0, 0, 0.0
+    try:
+        state = torch.load(progress, map_location=device, weights_only=True)
+        if state["identity"] != identity:
+            print(f"{progress}: is of another run; starting anew", file=sys.stderr)
+            return 0, 0, 0, 0.0
+        for lane, kept in zip(lanes, state["lanes"], strict=True):
+            lane.restore(kept)
+    except Exception as error:
+        raise StarError(f"{progress}: damaged progress file ({type(error).__name__}); remove it to start anew") from None
+    say(f"{progress.stem}: going on after step {state['step']}")
+    return state["step"], state["epoch"], state["position"], state["spent"]

@@ -1,0 +1,177 @@
+"""The names that ``--upstream`` takes, and one way to run what is behind them.
+
+Shapes: L layers (hidden states), N samples, T frames, D channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import inspect
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from star_upstream import compat
+from star_upstream.audio import RATE
+from star_upstream.errors import StarError, nearest
+
+SHORTEST = 800
+"""Shorter waveforms are zero-padded to this many samples first, as s3prl's S3PRLUpstream does."""
+
+
+class Upstream:
+    """A frozen model that gives every utterance its hidden states, with the same values as ``s3prl.nn.S3PRLUpstream`` at batch size one.
+
+    ``padded``: the model gives an utterance the same states alone and in a zero-padded batch, and has ``frames(samples)``, its own
+    number of frames. Any other is only ever given batches of one length, so that padding cannot change a feature.
+    """
+
+    def __init__(self, name: str, expert: nn.Module, digest: str, padded: bool = False, device: str | torch.device = "cpu"):
+        self.name, self.digest, self.padded, self.device = name, digest, padded, torch.device(device)
+        self.expert = expert.to(self.device).eval().requires_grad_(False)
+        self.parameters = sum(p.numel() for p in expert.parameters())
+        try:
+            stride = expert.get_downsample_rates("hidden_states")
+        except AttributeError:
+            raise StarError(f"{name}: not an upstream (no get_downsample_rates)") from None
+        strides = {int(s) for s in stride} if isinstance(stride, (list, tuple)) else {int(stride)}
+        if len(strides) != 1:
+            raise StarError(f"{name}: its layers have several strides {sorted(strides)}; a weighted sum over layers needs one")
+        self.stride = strides.pop()
+        states_LTD = self.encode([np.zeros(RATE, dtype=np.float32)])[0]
+        self.layers, self.width = states_LTD.shape[0], states_LTD.shape[2]
+
+    @property
+    def batching(self) -> str:
+        return "zero-padded, length-bucketed (padding does not change its states)" if self.padded else "batches of one length"
+
+    @torch.no_grad()
+    def encode(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
+        """Each waveform's hidden states, L x T x D in fp32 on the CPU, T = ceil(N / stride).
+
+        A model without padding invariance must be given waveforms of one length.
+        """
+        wanted = [-(-len(wave) // self.stride) for wave in waves]
+        inputs = [torch.from_numpy(np.pad(w, (0, max(0, SHORTEST - len(w))))).float().to(self.device) for w in waves]
+        if not self.padded and len({len(w) for w in inputs}) > 1:
+            raise ValueError("this upstream takes batches of one length only")
+        states = self._states(inputs)
+        return [
+            torch.stack([self._fit(state_BTD[i, : self._frames(len(wave))], frames).float().cpu() for state_BTD in states])
+            for i, (wave, frames) in enumerate(zip(inputs, wanted))
+        ]
+
+    def _frames(self, samples: int) -> int | None:
+        """Frames that the model itself gives ``samples``; None where every utterance of the batch has all of them."""
+        return self.expert.frames(samples) if self.padded else None
+
+    def _states(self, inputs: list[Tensor]) -> Sequence[Tensor]:
+        try:
+            states = self.expert(inputs)["hidden_states"]
+        except (KeyError, TypeError) as error:
+            raise StarError(f"{self.name}: not an upstream: forward([waveform]) must give {{'hidden_states': [...]}} ({error})") from None
+        if len({s.shape[-1] for s in states}) != 1:
+            raise StarError(f"{self.name}: its layers have several widths; a weighted sum over layers needs one")
+        return states
+
+    def _fit(self, x_TD: Tensor, frames: int) -> Tensor:
+        """s3prl's length rule: crop to ``frames``, or repeat the last one."""
+        missing = frames - len(x_TD)
+        if missing > 4 and missing > 0.1 * frames or len(x_TD) > frames + 4 + -(-SHORTEST // self.stride):
+            raise StarError(f"{self.name}: gave {len(x_TD)} frames where its stride {self.stride} means {frames}")
+        return x_TD[:frames] if missing <= 0 else torch.cat([x_TD, x_TD[-1:].expand(missing, -1)])
+
+
+def load(source: str, device: str | torch.device = "cpu") -> Upstream:
+    """The upstream behind ``source``: ``module:function``, a name of s3prl (fbank, hubert_base, ...), or whatever
+    ``star_upstream.load`` knows (its names, a checkpoint of any known format, a transformers folder).
+
+    Raises :class:`StarError` when there is none; nothing is ever used in its place.
+    """
+    compat.apply()
+    if not Path(source).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
+        expert, identity = _from_function(source)
+        return Upstream(source, expert, fingerprint(expert, identity), device=device)
+    if not Path(source).exists() and source in _s3prl_names():
+        expert = _from_s3prl(source)
+        return Upstream(source, expert, fingerprint(expert, f"s3prl {source}"), device=device)
+    expert = _from_star(source)
+    return Upstream(source, expert, expert.digest, not expert.encoder.reference_padding, device)
+
+
+def fingerprint(expert: nn.Module, identity: str) -> str:
+    """sha256 over what decides the model's output: ``identity``, class, configuration (where it is plain) and weights."""
+    sha = hashlib.sha256(f"{identity}\n{type(expert).__module__}.{type(expert).__qualname__}\n".encode())
+    config = json.dumps(getattr(expert, "config", None), sort_keys=True, default=repr)
+    sha.update(re.sub(r" at 0x[0-9a-f]+", "", config).encode())
+    for name, tensor in sorted(expert.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _from_function(source: str) -> tuple[nn.Module, str]:
+    module_name, function_name = source.split(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise StarError(f"upstream {source}: cannot import {module_name} ({error}); is its folder on PYTHONPATH?") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise StarError(f"upstream {source}: {module_name} has no function {function_name!r}{nearest(function_name, dir(module))}")
+    expert = function()
+    if not isinstance(expert, nn.Module):
+        raise StarError(f"upstream {source}: the function must return a torch module, got {type(expert).__name__}")
+    file = inspect.getsourcefile(module)
+    return expert, hashlib.sha256(Path(file).read_bytes() if file else source.encode()).hexdigest()
+
+
+def _s3prl_names() -> list[str]:
+    from s3prl import hub
+
+    return [name for name in hub.options() if not name.endswith(("_local", "_url", "_custom"))]
+
+
+def _from_s3prl(name: str) -> nn.Module:
+    from s3prl.nn import S3PRLUpstream
+
+    try:
+        with unseeded():
+            return S3PRLUpstream(name).upstream
+    except Exception as error:
+        raise StarError(f"upstream {name}: s3prl cannot load it ({_first_line(error)})") from error
+
+
+def _from_star(source: str) -> nn.Module:
+    from star_upstream import upstream
+
+    if source in upstream.ENTRIES or Path(source).exists() or "/" in source:
+        return upstream.load(source)
+    known = [*upstream.ENTRIES, *_s3prl_names()]
+    raise StarError(
+        f"unknown upstream {source!r}{nearest(source, known)} "
+        "(a name of star_upstream or s3prl, a checkpoint, a transformers folder, or module:function)"
+    )
+
+
+@contextlib.contextmanager
+def unseeded() -> Iterator[None]:
+    """What runs inside may seed the global generators, as s3prl does; they are put back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+def _first_line(error: Any) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
