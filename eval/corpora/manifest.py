@@ -47,7 +47,7 @@ def read(path: str | Path, task: str) -> pd.DataFrame:
         if name not in table:
             raise StarError(f"{path}: column {name!r} is missing{nearest(name, table.columns)} (found: {', '.join(table.columns)})")
     base = path.absolute().parent.parent
-    table["path"] = [str(base / p) for p in table["path"].fillna("")]
+    table["path"] = [str(base / p) if isinstance(p, str) and p.strip() else "" for p in table["path"]]
     return check(table, task, str(path), first_line=2)
 
 

@@ -31,12 +31,16 @@ from . import espeak, librispeech, speech_commands, voxceleb1
 VERSION = 1
 """Of the recipe below; another one makes the folder anew."""
 MARKER = "mini.json"
+FOLDERS = (speech_commands.FOLDERS[0], speech_commands.TEST_FOLDERS[0], voxceleb1.FOLDERS[0], librispeech.FOLDERS[0])
 
 LANGUAGES = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-us-nyc", "en-029")
 MEN = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "Denis", "Gene", "Hugo", "Lee", "Mike", "adam", "boris", "david", "ian", "quincy")
 WOMEN = ("f1", "f2", "f3", "f4", "f5", "Alicia", "Annie", "Andrea", "belinda", "linda", "steph", "shelby", "aunty", "anika")
 OTHER_WORDS = ("bed", "bird", "cat", "dog", "eight", "five", "four", "happy", "house", "marvin", "nine", "one", "seven", "sheila", "six",
                "three", "tree", "two", "wow", "zero")  # fmt: skip
+EQUALISER_DB = 6.0
+"""Standard deviation of a channel's gains: without it a voice is told by its mean spectrum alone."""
+SNR_DB = (10.0, 30.0)
 SENTENCE = (
     ("THE CAT", "THE OLD DOG", "MY SISTER", "A SMALL BOY", "THE TEACHER", "OUR NEIGHBOR"),
     ("SEES", "WANTS", "FINDS", "KEEPS", "BRINGS"),
@@ -62,11 +66,15 @@ class Speaker(NamedTuple):
 
 @dataclass(frozen=True)
 class Channel:
-    """How a recording sounds: ``tilt`` of the spectrum (-1 to 1), noise ``colour`` (power falls as 1 / f ** colour), ``snr`` in dB."""
+    """How a recording sounds: ``gains`` in dB at ``BANDS``, noise ``colour`` (power falls as 1 / f ** colour), ``snr`` in dB."""
 
-    tilt: float
+    gains: tuple[float, ...]
     colour: float
     snr: float
+
+
+BANDS = (100.0, 250.0, 500.0, 1000.0, 2000.0, 3500.0, 5500.0, 8000.0)
+"""Hz; between them a channel's gain in dB is linear over the logarithm of the frequency."""
 
 
 class Clip(NamedTuple):
@@ -86,6 +94,8 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
     """
     if not 0 < scale <= 10:
         raise StarError(f"scale is {scale}; it must be above 0 and at most 10")
+    if seed < 0:
+        raise StarError(f"seed is {seed}; it must be 0 or more")
     root = Path(root).expanduser().absolute()
     recipe = {"made_by": "eval.corpora.mini", "version": VERSION, "seed": seed, "scale": float(scale)}
     marker = root / MARKER
@@ -93,7 +103,8 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
         found = _marker(marker)
         if found is None and (not root.is_dir() or any(root.iterdir())):
             raise StarError(f"{root}: is not empty and not made by eval.corpora.mini, so nothing is written; name a new folder")
-        if found is not None and found.get("complete") and all(found.get(k) == v for k, v in recipe.items()):
+        whole = found is not None and found.get("complete") and all((root / name).is_dir() for name in FOLDERS)
+        if whole and all(found.get(key) == value for key, value in recipe.items()):
             return root
     if not espeak.available():
         raise StarError("the mini corpora need espeak-ng: pip install 'star-upstream[mini]'")
@@ -204,7 +215,7 @@ def _voices(rng: np.random.Generator, number: int) -> Iterator[Speaker]:
 
 
 def _channel(rng: np.random.Generator) -> Channel:
-    return Channel(rng.uniform(-0.4, 0.4), rng.uniform(0.0, 2.0), rng.uniform(15.0, 35.0))
+    return Channel(tuple(rng.normal(0.0, EQUALISER_DB, len(BANDS))), rng.uniform(0.0, 2.0), rng.uniform(*SNR_DB))
 
 
 def _text(rng: np.random.Generator) -> str:
@@ -236,7 +247,9 @@ def recording(wave: np.ndarray, channel: Channel, seconds: tuple[float, float], 
         raise StarError("espeak-ng returned silence; install another version of espeakng-loader")
     least, most = (round(s * RATE) for s in seconds)
     wave = wave[loud[0] : loud[-1] + 1][:most]
-    wave[1:] += channel.tilt * wave[:-1].copy()
+    spectrum, frequencies = np.fft.rfft(wave), np.fft.rfftfreq(len(wave), 1 / RATE)
+    gains = np.interp(np.log(np.maximum(frequencies, BANDS[0])), np.log(BANDS), channel.gains)
+    wave = np.fft.irfft(spectrum * 10 ** (gains / 20), len(wave))
     wave = _level(wave, rng.uniform(-30.0, -20.0))
     # A tenth of a second around the speech at most, where the length is free.
     total = max(least, min(most, len(wave) + int(rng.integers(RATE // 10))))
@@ -283,9 +296,9 @@ Made by `python -m eval.corpora.mini`, recipe {version}, seed {seed}, scale {sca
 | VoxCeleb1 | VoxCeleb1 | SID | synthetic voices, 2 to 4 s an utterance |
 | LibriSpeech | LibriSpeech | ASR | sentences of a small grammar |
 
-How: espeak-ng says each text with a voice variant, an English accent, a pitch and a rate; a random spectral tilt, level and coloured
-noise (15 to 35 dB below the speech) are added. Splits: KS and ASR have different voices in train, dev and test; in SID each "video"
-(one tilt and noise) is in one split.
+How: espeak-ng says each text with a voice variant, an English accent, a pitch and a rate; then come a random equaliser curve, a random
+level and coloured noise 10 to 30 dB below the speech. Splits: KS and ASR have different voices in train, dev and test; in SID each "video" (one
+equaliser curve, one kind of noise) is in one split.
 
 **Scores on these corpora are not comparable with published SUPERB scores, nor with scores on any real corpus.** They show that an
 evaluation runs, and at most which of two upstreams does better here.
