@@ -64,17 +64,14 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
         return encoder, {**origin, "name": name}
     if config is not None:
         raise StarError(f"{name}: no such file; config only goes with a file")
-    if name in bundles():
-        return _from_bundle(name, reference_padding), {"format": "torchaudio", "name": name}
+    if name.upper() in bundles():
+        return _from_bundle(name.upper(), reference_padding), {"format": "torchaudio", "name": name.upper()}
     if _HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDINGS) and not path.parent.exists():
         folder = _from_hub(name)
         encoder, origin = _from_path(folder, reference_padding, None)
         return encoder, {**origin, "name": name}
-    names = [*SHIPPED, *known.KNOWN, *bundles()]
-    raise StarError(
-        f"{name}: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id (owner/name)"
-        f"{nearest(name, names) or nearest(name.upper(), names)}"
-    )
+    near = nearest(name.lower(), [*SHIPPED, *known.KNOWN, *(bundle.lower() for bundle in bundles())])
+    raise StarError(f"{name}: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id (owner/name){near}")
 
 
 def bundles() -> list[str]:

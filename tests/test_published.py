@@ -1,0 +1,414 @@
+"""Other authors' files: the golden outputs of their own code, what is refused, the known checkpoints and their download."""
+
+import argparse
+import collections
+import hashlib
+import os
+import pickle
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.nn.utils.rnn import pad_sequence
+
+from star_upstream import checkpoint, published, teachers
+from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.errors import StarError
+from star_upstream.published import known, literals, pickles
+
+GOLDEN = {
+    "starhubert": "starhubert.ckpt",
+    "armhubert": "armhubert.ckpt",
+    "maskhubert": "maskhubert.ckpt",
+    "dphubert": "dphubert.pth",
+    "dpwavlm": "dpwavlm.pth",
+}
+
+
+def golden(shared: Path, kind: str) -> tuple[Path, list[torch.Tensor], list[torch.Tensor]]:
+    """The file, its waveforms and the hidden states that the authors' code gives for them."""
+    path = shared / "golden" / kind / GOLDEN[kind]
+    arrays = np.load(path.with_suffix(".npz"))
+    count = sum(name.startswith("hidden_state_") for name in arrays)
+    waves = [torch.from_numpy(arrays[f"wav{i}"]) for i in range(3)]
+    return path, waves, [torch.from_numpy(arrays[f"hidden_state_{i}"]) for i in range(count)]
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+@torch.no_grad()
+def test_golden_states(shared, kind):
+    path, waves, states = golden(shared, kind)
+    encoder = published.load(path, reference_padding=True)
+    assert not encoder.training and published.detect(path) == kind
+    output = encoder(pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]))
+    exposed = encoder.exposed(output)
+    assert len(exposed) == len(states)
+    for ours, theirs in zip(exposed, states):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+@torch.no_grad()
+def test_default_padding_gives_what_the_authors_give_for_one_utterance(shared, kind):
+    path, waves, states = golden(shared, kind)
+    encoder, reference = published.load(path), published.load(path, reference_padding=True)
+    lengths = torch.tensor([len(wave) for wave in waves])
+    together = encoder.exposed(encoder(pad_sequence(waves, batch_first=True), lengths))
+    for i, wave in enumerate(waves):
+        alone = reference.exposed(reference(wave[None], lengths[i : i + 1]))
+        for ours, theirs in zip(together, alone):
+            torch.testing.assert_close(ours[i, : theirs.shape[1]], theirs[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+@torch.no_grad()
+def test_conversion_round_trip(shared, kind, tmp_path):
+    path, waves, _ = golden(shared, kind)
+    provenance = teachers.convert(path, tmp_path / "ours")
+    origin = checkpoint.describe(tmp_path / "ours")["provenance"]["converted_from"]
+    assert provenance["converted_from"] == origin and origin["format"] == kind and origin["path"] == str(path)
+    assert re.fullmatch("[0-9a-f]{64}", origin["sha256"])
+    before, after = published.load(path), checkpoint.load(tmp_path / "ours")
+    assert checkpoint.digest(before) == checkpoint.digest(after)
+    for ours, theirs in zip(before.exposed(before(waves[0][None])), after.exposed(after(waves[0][None]))):
+        assert torch.equal(ours, theirs)
+
+
+def test_yaml_is_the_one_of_the_same_stem_or_the_only_one(shared, tmp_path):
+    source = shared / "golden" / "starhubert"
+    file = tmp_path / "model.ckpt"
+    file.write_bytes((source / "starhubert.ckpt").read_bytes())
+    with pytest.raises(StarError, match="put it beside as model.yaml .the folder holds none"):
+        published.load(file)
+    text = (source / "starhubert.yaml").read_text()
+    (tmp_path / "only.yaml").write_text(text)
+    published.load(file)
+    (tmp_path / "second.yaml").write_text("distiller: {}")
+    with pytest.raises(StarError, match="the folder holds only.yaml, second.yaml"):
+        published.load(file)
+    published.load(file, config=tmp_path / "only.yaml")
+    (tmp_path / "model.yaml").write_text(text)
+    published.load(file)
+    for wrong, message in (("distiller: [", "not yaml"), ("train: {}", "no section 'distiller'")):
+        (tmp_path / "model.yaml").write_text(wrong)
+        with pytest.raises(StarError, match=message):
+            published.load(file)
+
+
+# A tiny STaRHuBERT file of our own making, so that the refusals are tested without the golden ones.
+
+OPTIONS = {
+    "conv_feature_layers": "[(8, 10, 5)] + [(16, 3, 2)] * 2",
+    "conv_pos": 8,
+    "conv_pos_groups": 2,
+    "encoder_layers": 1,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 12,
+    "encoder_attention_heads": 2,
+}
+
+
+def student_weights() -> dict[str, torch.Tensor]:
+    shapes = {
+        "feature_extractor.conv_layers.0.0.weight": (8, 1, 10),
+        "feature_extractor.conv_layers.0.2.weight": (8,),
+        "feature_extractor.conv_layers.0.2.bias": (8,),
+        "feature_extractor.conv_layers.1.0.weight": (16, 8, 3),
+        "feature_extractor.conv_layers.2.0.weight": (16, 16, 3),
+        "layer_norm.weight": (16,),
+        "layer_norm.bias": (16,),
+        "encoder.pos_conv.0.bias": (16,),
+        "encoder.pos_conv.0.weight_g": (1, 1, 8),
+        "encoder.pos_conv.0.weight_v": (16, 8, 8),
+        "encoder.layer_norm.weight": (16,),
+        "encoder.layer_norm.bias": (16,),
+        "encoder.layers.0.fc1.weight": (12, 16),
+        "encoder.layers.0.fc1.bias": (12,),
+        "encoder.layers.0.fc2.weight": (16, 12),
+        "encoder.layers.0.fc2.bias": (16,),
+    }
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"):
+        shapes |= {f"encoder.layers.0.{name}.weight": (16, 16), f"encoder.layers.0.{name}.bias": (16,)}
+    for name in ("self_attn_layer_norm", "final_layer_norm"):
+        shapes |= {f"encoder.layers.0.{name}.weight": (16,), f"encoder.layers.0.{name}.bias": (16,)}
+    generator = torch.Generator().manual_seed(0)
+    return {f"student_model.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def student(folder: Path, options: dict | None = None, weights: dict | None = None, **extra) -> Path:
+    path = folder / "tiny.ckpt"
+    torch.save({"state_dict": student_weights() | (weights or {}), **extra}, path)
+    path.with_suffix(".yaml").write_text(yaml.safe_dump({"distiller": OPTIONS | (options or {})}))
+    return path
+
+
+def test_a_tiny_student_of_our_own_loads(tmp_path):
+    path = student(tmp_path)
+    assert published.detect(path) == "starhubert"
+    encoder = published.load(path)
+    assert encoder.config.conv_layers == ((8, 10, 5), (16, 3, 2), (16, 3, 2)) and encoder.config.hidden_states == "layers"
+    assert torch.equal(encoder.layers[0].ffn_in.weight, student_weights()["student_model.encoder.layers.0.fc1.weight"])
+
+
+class Evil:
+    """Unpickling it creates a file."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+class OfTheAuthors:
+    """A harmless class of somebody's own."""
+
+
+@pytest.mark.parametrize("old_format", [False, True], ids=["zip", "before torch 1.6"])
+def test_a_malicious_pickle_is_refused_by_name_and_not_run(tmp_path, old_format):
+    target, path = tmp_path / "created", tmp_path / "evil.ckpt"
+    torch.save({"state_dict": student_weights(), "evil": Evil(target)}, path, _use_new_zipfile_serialization=not old_format)
+    for read in (published.load, published.detect, teachers.load):
+        with pytest.raises(StarError, match=r"evil.ckpt: holds a pickled '(posix|nt).mkdir'; refused"):
+            read(path)
+        assert not target.exists()
+    torch.load(path, weights_only=False)  # it is really armed
+    assert target.exists()
+
+
+def test_a_plain_malicious_pickle_is_refused(tmp_path):
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        path = tmp_path / f"protocol {protocol}.pt"
+        path.write_bytes(pickle.dumps({"model": Evil(tmp_path / "created")}, protocol))
+        with pytest.raises(StarError, match="holds a pickled '(posix|nt).mkdir'; refused"):
+            published.load(path)
+        assert not (tmp_path / "created").exists()
+
+
+@pytest.mark.parametrize("value, name", [(OfTheAuthors(), "OfTheAuthors"), (getattr, "builtins.getattr"), (eval, "builtins.eval")])
+def test_other_classes_are_refused_by_name(tmp_path, value, name):
+    with pytest.raises(StarError) as error:
+        published.load(student(tmp_path, extra=value))
+    assert name in str(error.value) and "refused" in str(error.value)
+
+
+def test_what_frameworks_leave_in_files_is_read_as_inert(tmp_path, monkeypatch):
+    """Classes under the names that Lightning, fairseq, omegaconf and s3prl pickle; the names cannot be imported when reading."""
+    created = {}
+    for dotted, base in {
+        "pytorch_lightning.utilities.parsing.AttributeDict": dict,
+        "fairseq.data.dictionary.Dictionary": object,
+        "s3prl.optimizers.WarmupLinearSchedule": object,
+        "omegaconf.dictconfig.DictConfig": object,
+    }.items():
+        module, name = dotted.rsplit(".", 1)
+        created[name] = type(name, (base,), {"__module__": module})
+        for depth in range(1, module.count(".") + 2):
+            package = ".".join(module.split(".")[:depth])
+            monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+        setattr(sys.modules[module], name, created[name])
+    attributes, schedule, config = created["AttributeDict"](lr=0.1), created["WarmupLinearSchedule"](), created["DictConfig"]()
+    schedule.warmup = 0.07
+    config._content = {"a": 1}
+    path = student(
+        tmp_path,
+        hyper_parameters=attributes,
+        schedule=schedule,
+        cfg=config,
+        labels=created["Dictionary"](),
+        args=argparse.Namespace(lr=[0.1]),
+        counts=collections.defaultdict(list, {"a": [1]}),
+        score=np.float64(0.5),
+    )
+    monkeypatch.undo()
+    content = pickles.read(path)
+    assert dict(content["hyper_parameters"]) == {"lr": 0.1} and pickles.plain(content["cfg"]) == {"a": 1}
+    assert pickles.plain(content["args"]) == {"lr": [0.1]} and pickles.plain(content["schedule"]) == {"warmup": 0.07}
+    assert dict(content["counts"]) == {"a": [1]}
+    assert published.load(path).config.layers == 1
+
+
+EVIL_STRINGS = [
+    "__import__('os').mkdir('created')",
+    "[(8, 10, 5)] + __import__('os').listdir()",
+    "[(8, 10, 5), exit()]",
+    "[(8, 10, 5)] * 10 ** 10",
+    "[(8, 10, 5)] * 1000000000",
+    "[x for x in (1, 2)]",
+    "(lambda: [(8, 10, 5)])()",
+    "[8].__class__",
+    "[['a']]",
+    "f'{1}'",
+    "[" * 500,
+    "",
+]
+
+
+@pytest.mark.parametrize("text", EVIL_STRINGS)
+def test_a_string_that_is_no_list_of_numbers_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StarError, match="conv_feature_layers: expected a list of numbers"):
+        published.load(student(tmp_path, {"conv_feature_layers": text}))
+    assert not (tmp_path / "created").exists()
+
+
+def test_lists_in_strings():
+    assert literals.parse(" [(512, 10, 5)] + [(512, 3, 2)] * 2 ", "x") == [(512, 10, 5), (512, 3, 2), (512, 3, 2)]
+    assert literals.parse("2 * [True, False] + [-1.5]", "x") == [True, False, True, False, -1.5]
+    assert literals.parse("[]", "x") == [] and literals.parse([1], "x") == [1]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"encoder_layers": 2}, "does not fit its configuration"),
+        ({"encoder_layers": "1"}, "layers: expected int, got '1'"),
+        ({"encoder_ffn_embed_dim": 13}, "fc1|ffn_in.weight has shape [12, 16]"),
+        ({"encoder_attention_heads": 3}, "encoder_attention_heads: 3 attention heads do not divide width 16"),
+        ({"activation_fn": "relu"}, "activation_fn: 'relu' is not supported"),
+        ({"layer_type": "conformer"}, "layer_type: 'conformer' is not supported"),
+        ({"enable_tr_layer": True}, "enable_tr_layer: True is not supported"),
+        ({"extractor_mode": "mel"}, "extractor_mode: 'mel' is not supported"),
+        ({"conv_feature_layers": "[(8, 10), (16, 3, 2)]"}, "conv_layers[0]: expected [int, int, int]"),
+        ({"dropout": 2.0}, "dropout: must be at least 0 and below 1"),
+    ],
+)
+def test_configurations_that_do_not_fit(tmp_path, options, message):
+    with pytest.raises(StarError) as error:
+        published.load(student(tmp_path, options))
+    assert message.split("|")[-1] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_part_of_a_model_is_named(tmp_path):
+    with pytest.raises(StarError, match="tensor 'encoder.adapter.weight' belongs to no part"):
+        published.load(student(tmp_path, weights={"student_model.encoder.adapter.weight": torch.zeros(1)}))
+
+
+def test_files_in_no_format(tmp_path):
+    path = tmp_path / "file.ckpt"
+    for content, message in (
+        ({"state_dict": {"layer.weight": torch.zeros(2)}}, "in none of the formats starhubert.*it holds the keys state_dict"),
+        ([torch.zeros(1)], "it holds a list"),
+    ):
+        torch.save(content, path)
+        assert published.detect(path) is None
+        with pytest.raises(StarError, match=message):
+            published.load(path)
+    for data in (b"", b"RIFF....WAVE", b"\x80\x02not a pickle", b"PK\x03\x04 cut"):
+        path.write_bytes(data)
+        with pytest.raises(StarError, match="damaged|cannot be read"):
+            published.load(path)
+    path.write_bytes(b"RIFF....WAVE")
+    assert published.detect(path) is None
+    whole = student(tmp_path).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StarError, match="damaged"):
+        published.load(path)
+    with pytest.raises(StarError, match="cannot be read .No such file"):
+        published.load(tmp_path / "absent.ckpt")
+
+
+def test_config_goes_only_with_the_formats_that_need_one(shared):
+    with pytest.raises(StarError, match="a dphubert file holds its own configuration"):
+        published.load(shared / "golden/dphubert/dphubert.pth", config="some.yaml")
+
+
+# Known checkpoints.
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    return tmp_path / "hub" / "star_upstream"
+
+
+def local(folder: Path, **changes) -> known.Known:
+    """An entry whose addresses are those of a tiny student in ``folder``."""
+    path = student(folder)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = known.File(".ckpt", "https://example.org/page", path.as_uri(), changes.pop("sha256", sha256))
+    config = known.File(".yaml", "https://example.org/page2", path.with_suffix(".yaml").as_uri())
+    return known.Known("tiny", "starhubert", changes.pop("parameters", 3_924), (weights, config), **changes)
+
+
+def test_a_known_checkpoint_is_fetched_once(tmp_path, cache, monkeypatch, capfd):
+    entry = local(tmp_path)
+    path = known.fetch(entry)
+    assert path == cache / "tiny" / "tiny.ckpt" and sorted(f.name for f in path.parent.iterdir()) == ["tiny.ckpt", "tiny.yaml"]
+    captured = capfd.readouterr()
+    assert captured.out == "" and "100%" in captured.err
+    (tmp_path / "tiny.ckpt").unlink()
+    assert known.fetch(entry) == path
+    monkeypatch.setitem(known.KNOWN, "tiny", entry)
+    encoder = teachers.load("tiny")
+    assert encoder.config.width == 16 and not any(p.requires_grad for p in encoder.parameters())
+    assert teachers.convert("tiny", tmp_path / "ours")["converted_from"]["name"] == "tiny"
+
+
+def test_a_wrong_digest_leaves_nothing_behind(tmp_path, cache):
+    with pytest.raises(StarError, match='tiny.ckpt could not be downloaded: invalid hash value.*fetch https://example.org/page and save'):
+        known.fetch(local(tmp_path, sha256="0" * 64), progress=False)
+    assert [f.name for f in (cache / "tiny").iterdir()] == ["tiny.yaml"]
+
+
+def test_offline_says_which_files_to_fetch_and_where_to_put_them(tmp_path, cache):
+    entry = local(tmp_path)
+    (tmp_path / "tiny.ckpt").unlink(), (tmp_path / "tiny.yaml").unlink()
+    with pytest.raises(StarError) as error:
+        known.fetch(entry, progress=False)
+    for part in ("https://example.org/page ", "https://example.org/page2 ", f"save it as {cache / 'tiny' / 'tiny.ckpt'}"):
+        assert part in str(error.value)
+    assert not list((cache / "tiny").iterdir())
+
+
+def test_a_web_page_in_place_of_the_file_is_recognised(tmp_path, cache):
+    entry = local(tmp_path)
+    (tmp_path / "tiny.yaml").write_text("<!DOCTYPE html><html>Sign in</html>")
+    with pytest.raises(StarError, match="answered with a web page in place of the file"):
+        known.fetch(entry, progress=False)
+    assert not list((cache / "tiny").iterdir())
+
+
+def test_another_model_under_the_name_is_recognised(tmp_path, cache, monkeypatch):
+    monkeypatch.setitem(known.KNOWN, "tiny", local(tmp_path, parameters=5_000, note="one link for two models"))
+    with pytest.raises(StarError, match="3,924 parameters, but tiny has 5,000: this is another model; one link for two models"):
+        teachers.load("tiny")
+
+
+def test_unknown_names_and_files_without_an_address(cache):
+    with pytest.raises(StarError, match="did you mean 'star_hubert'"):
+        known.fetch("star_huber")
+    with pytest.raises(StarError, match="no address that a program could use.*one and the same file.*save it as .*star_hubert_xs.ckpt"):
+        known.fetch("star_hubert_xs")
+
+
+def test_the_table_is_consistent():
+    for name, entry in known.KNOWN.items():
+        assert entry.name == name and entry.format in published.FORMATS and entry.parameters > 9e6
+        assert (".yaml" in [file.suffix for file in entry.files]) == (entry.format in published.STUDENTS)
+        for file in entry.files:
+            assert file.page.startswith("https://") and (file.url or "https://").startswith("https://")
+            assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
+
+
+@pytest.mark.parametrize(
+    "name, width, ffn, reuse",
+    [("armhubert_960h", 480, 864, True), ("armhubert_s_960h", 432, 816, True), ("maskhubert_960h", 480, 640, False)],
+)
+def test_parameters_of_the_table_are_those_of_the_published_architectures(name, width, ffn, reuse):
+    config = EncoderConfig(
+        conv_layers=((128, 10, 5), (256, 1, 1), *[(256, 3, 2)] * 4, (width, 1, 1), *[(width, 2, 2)] * 2),
+        projection=False,
+        width=width,
+        head_width=width // 12,
+        ffn=ffn,
+        reuse_attention=(False, True) * 6 if reuse else None,
+        output_projection=768,
+    )
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Encoder(config).parameters()) == known.get(name).parameters

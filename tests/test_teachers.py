@@ -1,0 +1,389 @@
+"""Every kind of source through the one door: transformers folders, fairseq and WavLM files, torchaudio bundles, ours, and nothing."""
+
+import argparse
+import json
+import re
+
+import pytest
+import torch
+import torchaudio
+from safetensors.torch import save_file
+
+from star_upstream import checkpoint, teachers
+from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.errors import StarError
+from star_upstream.published import torchaudio_style
+
+transformers = pytest.importorskip("transformers")
+
+CONVS = [(16, 10, 5), (16, 3, 2), (24, 2, 2)]
+LENGTHS = torch.tensor([3000, 1900])
+WAVES = torch.stack([torch.randn(3000, generator=torch.Generator().manual_seed(i)) * 0.2 + 0.03 for i in range(2)])
+WAVES[1, 1900:] = 0
+SIZES = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=40,
+    conv_dim=[c for c, _, _ in CONVS],
+    conv_kernel=[k for _, k, _ in CONVS],
+    conv_stride=[s for _, _, s in CONVS],
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+    vocab_size=12,
+    pad_token_id=0,
+    codevector_dim=8,
+    proj_codevector_dim=8,
+    num_buckets=16,
+    max_bucket_distance=40,
+)
+STABLE = dict(feat_extract_norm="layer", conv_bias=True, do_stable_layer_norm=True)
+
+
+def randomised(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def tiny(kind: str, head: str = "Model", **options):
+    """A tiny random transformers model."""
+    torch.manual_seed(0)
+    cls, config = getattr(transformers, kind + head), getattr(transformers, f"{kind}Config")
+    if kind != "WavLM":
+        options = {k: v for k, v in (SIZES | options).items() if "bucket" not in k}
+    else:
+        options = SIZES | options
+    return randomised(cls(config(**options)))
+
+
+def close(ours, theirs, output, atol=1e-5):
+    valid = torch.arange(theirs.shape[1]) < output.lengths_B[:, None]
+    assert theirs[valid].std() > 0.01
+    torch.testing.assert_close(ours[valid], theirs[valid], atol=atol, rtol=1e-5)
+
+
+@torch.no_grad()
+def check(encoder: Encoder, reference, waves=WAVES) -> None:
+    """``encoder`` gives the states of a transformers model on a padded batch, and is a teacher."""
+    assert not encoder.training and not any(p.requires_grad or p.dtype != torch.float32 for p in encoder.parameters())
+    mask = (torch.arange(3000) < LENGTHS[:, None]).long()
+    result = reference(waves, attention_mask=mask, output_hidden_states=True)
+    output = encoder(WAVES, LENGTHS)
+    for ours, theirs in zip(output.states, (*result.hidden_states[:-1], result.last_hidden_state), strict=True):
+        close(ours, theirs, output)
+
+
+@pytest.mark.parametrize("kind", ["Hubert", "Wav2Vec2", "WavLM"])
+@pytest.mark.parametrize("head", ["Model", "ForCTC", "ForPreTraining"])
+def test_transformers_folders_with_and_without_heads(kind, head, tmp_path):
+    if not hasattr(transformers, kind + head):
+        pytest.skip(f"transformers has no {kind}{head}")
+    model = tiny(kind, head)
+    model.save_pretrained(tmp_path)
+    check(teachers.load(tmp_path, reference_padding=True), getattr(model, model.base_model_prefix) if head != "Model" else model)
+
+
+@pytest.mark.parametrize("variant", [{}, STABLE], ids=["group", "layer"])
+def test_bin_weights_with_the_old_names_of_weight_norm(variant, tmp_path):
+    model = tiny("Hubert", **variant)
+    model.config.save_pretrained(tmp_path)
+    old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        for new, before in old.items():
+            name = name.replace(new, before)
+        weights[f"hubert.{name}"] = tensor
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    check(teachers.load(tmp_path, reference_padding=True), model)
+
+
+def test_weights_in_parts(tmp_path):
+    model = tiny("Wav2Vec2")
+    model.config.save_pretrained(tmp_path)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    names = sorted(weights)
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for part, inside in parts.items():
+        save_file({name: weights[name] for name in inside}, tmp_path / part)
+    index = {"weight_map": {name: part for part, inside in parts.items() for name in inside}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    check(teachers.load(tmp_path, reference_padding=True), model)
+    index["weight_map"][names[0]] = "../elsewhere.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(StarError, match="file names of this folder"):
+        teachers.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "variant, preprocessor, normalised",
+    [({}, None, False), (STABLE, None, True), ({}, '{"do_normalize": true}', True), (STABLE, '{"do_normalize": false}', False),
+     ({}, "{}", True)],
+)  # fmt: skip
+@torch.no_grad()
+def test_waveform_normalisation_of_transformers_folders(variant, preprocessor, normalised, tmp_path):
+    model = tiny("Wav2Vec2", **variant)
+    model.save_pretrained(tmp_path)
+    if preprocessor:
+        (tmp_path / "preprocessor_config.json").write_text(preprocessor)
+    encoder = teachers.load(tmp_path, reference_padding=True)
+    assert encoder.config.normalize_waveform == normalised
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalised, return_attention_mask=True)
+    prepared = extractor([wave[:n].numpy() for wave, n in zip(WAVES, LENGTHS)], sampling_rate=16000, padding=True, return_tensors="pt")
+    check(encoder, model, prepared.input_values)
+
+
+def fairseq_name(name: str) -> str | None:
+    """The name that fairseq gives a tensor of transformers' model; None where it has no such tensor."""
+    pairs = (
+        ("feature_projection.layer_norm.", "layer_norm."),
+        ("feature_projection.projection.", "post_extract_proj."),
+        ("encoder.pos_conv_embed.conv.parametrizations.weight.original0", "encoder.pos_conv.0.weight_g"),
+        ("encoder.pos_conv_embed.conv.parametrizations.weight.original1", "encoder.pos_conv.0.weight_v"),
+        ("encoder.pos_conv_embed.conv.bias", "encoder.pos_conv.0.bias"),
+        (".attention.gru_rel_pos_linear.", ".self_attn.grep_linear."),
+        (".attention.gru_rel_pos_const", ".self_attn.grep_a"),
+        (".attention.rel_attn_embed.", ".self_attn.relative_attention_bias."),
+        (".attention.", ".self_attn."),
+        (".feed_forward.intermediate_dense.", ".fc1."),
+        (".feed_forward.output_dense.", ".fc2."),
+        ("masked_spec_embed", "mask_emb"),
+    )
+    if ".layer_norm." in name and name.startswith("encoder.layers."):
+        return name.replace(".layer_norm.", ".self_attn_layer_norm.")
+    if name.startswith("feature_extractor.conv_layers."):
+        return name.replace(".conv.", ".0.").replace(".layer_norm.", ".2.")
+    for theirs, ours in pairs:
+        if theirs in name:
+            return name.replace(theirs, ours)
+    return name
+
+
+def fairseq_file(path, kind: str, variant: dict, style: str, normalize: bool, **extra):
+    """A file as fairseq or WavLM's authors write it, made from a tiny transformers model, which is the reference of these tests."""
+    model = tiny(kind, **variant)
+    weights = {fairseq_name(name): tensor for name, tensor in model.state_dict().items()}
+    if variant:  # layer norm of each convolution sits between two transpositions
+        weights = {re.sub(r"(conv_layers\.\d+\.2)\.", r"\1.1.", name): tensor for name, tensor in weights.items()}
+    options = {
+        "extractor_mode": "layer_norm" if variant else "default",
+        "conv_feature_layers": str(CONVS),
+        "conv_bias": bool(variant),
+        "conv_pos": 16,
+        "conv_pos_groups": 4,
+        "encoder_layers": 2,
+        "encoder_embed_dim": 32,
+        "encoder_ffn_embed_dim": 40,
+        "encoder_attention_heads": 4,
+        "layer_norm_first": bool(variant),
+        **extra,
+    }
+    if style == "cfg":
+        content = {"args": None, "cfg": {"model": options, "task": {"normalize": normalize}}}
+    elif style == "args":
+        content = {"args": argparse.Namespace(**options, normalize=normalize), "best_loss": 1.0}
+    else:  # WavLM
+        content = {"cfg": options | {"normalize": normalize}}
+    heads = {"final_proj.weight": torch.zeros(3, 32), "label_embs_concat": torch.zeros(4, 3)} if kind == "Hubert" else {}
+    torch.save({**content, "model": weights | heads}, path)
+    return model
+
+
+@pytest.mark.parametrize("variant", [{}, STABLE], ids=["base", "large"])
+@pytest.mark.parametrize("kind, style", [("Hubert", "cfg"), ("Wav2Vec2", "args"), ("WavLM", "own")])
+def test_fairseq_and_wavlm_files(kind, style, variant, tmp_path):
+    extra = dict(relative_position_embedding=True, gru_rel_pos=True, num_buckets=16, max_distance=40) if kind == "WavLM" else {}
+    model = fairseq_file(tmp_path / "model.pt", kind, variant, style, False, **extra)
+    check(teachers.load(tmp_path / "model.pt", reference_padding=True), model)
+
+
+@pytest.mark.parametrize("style", ["cfg", "args", "own"])
+@torch.no_grad()
+def test_waveform_normalisation_of_fairseq_files(style, tmp_path):
+    model = fairseq_file(tmp_path / "model.pt", "Wav2Vec2", STABLE, style, True)
+    encoder = teachers.load(tmp_path / "model.pt", reference_padding=True)
+    assert encoder.config.normalize_waveform and encoder.config.normalize_epsilon == 1e-5
+    prepared = torch.zeros_like(WAVES)
+    for i, n in enumerate(LENGTHS):
+        prepared[i, :n] = torch.nn.functional.layer_norm(WAVES[i, :n], (int(n),))
+    check(encoder, model, prepared)
+
+
+def test_fairseq_files_that_are_something_else(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"cfg": None, "args": None, "model": {"a": torch.zeros(1)}}, path)
+    with pytest.raises(StarError, match="no configuration under 'cfg' or 'args'"):
+        teachers.load(path)
+    torch.save({"cfg": {"model": {"x": 1}}, "model": {"w2v_encoder.proj.weight": torch.zeros(1)}}, path)
+    with pytest.raises(StarError, match="fine-tuned for recognition"):
+        teachers.load(path)
+    fairseq_file(path, "WavLM", {}, "own", False, relative_position_embedding=True, gru_rel_pos=False)
+    with pytest.raises(StarError, match="without its gate is not supported"):
+        teachers.load(path)
+
+
+TORCHAUDIO = dict(
+    extractor_conv_layer_config=CONVS,
+    encoder_embed_dim=32,
+    encoder_projection_dropout=0.1,
+    encoder_pos_conv_kernel=16,
+    encoder_pos_conv_groups=4,
+    encoder_num_layers=2,
+    encoder_num_heads=4,
+    encoder_attention_dropout=0.1,
+    encoder_ff_interm_features=40,
+    encoder_ff_interm_dropout=0.0,
+    encoder_dropout=0.1,
+    encoder_layer_drop=0.0,
+)
+BASE = dict(extractor_mode="group_norm", extractor_conv_bias=False, encoder_layer_norm_first=False)
+LARGE = dict(extractor_mode="layer_norm", extractor_conv_bias=True, encoder_layer_norm_first=True)
+
+
+@pytest.mark.parametrize("options", [BASE, LARGE], ids=["base", "large"])
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
+@torch.no_grad()
+def test_torchaudio_models(kind, options):
+    torch.manual_seed(0)
+    if kind == "wav2vec2":
+        model = torchaudio.models.wav2vec2_model(**TORCHAUDIO, **options, aux_num_out=7)
+    elif kind == "wavlm":
+        model = torchaudio.models.wavlm_model(
+            **TORCHAUDIO, **options, aux_num_out=None, encoder_num_buckets=16, encoder_max_distance=40
+        )
+    else:
+        masks = dict(mask_prob=0.8, mask_selection="static", mask_other=0.0, mask_length=2, no_mask_overlap=False, mask_min_space=1)
+        channels = dict(mask_channel_prob=0.0, mask_channel_selection="static", mask_channel_other=0.0, mask_channel_length=2,
+                        no_mask_channel_overlap=False, mask_channel_min_space=1)  # fmt: skip
+        rest = dict(skip_masked=False, skip_nomask=False, num_classes=5, final_dim=8, feature_grad_mult=None)
+        model = torchaudio.models.hubert_pretrain_model(**TORCHAUDIO, **options, **masks, **channels, **rest)
+    encoder = torchaudio_style.from_model(randomised(model), False, kind, reference_padding=True)
+    network = getattr(model, "wav2vec2", model)
+    lengths = None if kind == "wavlm" else LENGTHS  # torchaudio's WavLM takes no padding
+    states, _ = network.extract_features(WAVES, lengths)
+    output = encoder(WAVES, lengths)
+    assert encoder.config.norm == ("pre" if options is LARGE else "post") and (encoder.relative_position is not None) == (kind == "wavlm")
+    for ours, theirs in zip(output.states[1:-1], states[:-1], strict=True):
+        close(ours, theirs, output)
+    if kind != "wav2vec2":  # its forward goes on to logits
+        close(output.states[-1], network(WAVES, lengths)[0], output)
+    elif options is BASE:
+        close(output.states[-1], states[-1], output)
+
+
+def test_bundle_names_and_their_offline_message(monkeypatch, tmp_path):
+    assert {"HUBERT_BASE", "WAV2VEC2_LARGE_LV60K", "WAVLM_BASE_PLUS"} <= set(teachers.bundles())
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+
+    def unreachable(*_args, **_kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(torchaudio.pipelines.Wav2Vec2Bundle, "_get_state_dict", unreachable)
+    with pytest.raises(StarError) as error:
+        teachers.load("HUBERT_BASE")
+    url = "https://download.pytorch.org/torchaudio/models/hubert_fairseq_base_ls960.pth"
+    assert f"fetch {url} and save it as {tmp_path / 'checkpoints' / 'hubert_fairseq_base_ls960.pth'}" in str(error.value)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@torch.no_grad()
+def test_a_bundle_loads_from_torch_hubs_cache(normalize, monkeypatch, tmp_path):
+    """The real road of a bundle, from the place where the offline message puts the file, with a tiny model under a bundle's name."""
+    torch.manual_seed(0)
+    model = randomised(torchaudio.models.wav2vec2_model(**TORCHAUDIO, **LARGE, aux_num_out=None))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(model.state_dict(), tmp_path / "checkpoints" / "tiny.pth")
+    bundle = torchaudio.pipelines.Wav2Vec2Bundle("tiny.pth", TORCHAUDIO | LARGE | {"aux_num_out": None}, 16000, normalize, "Wav2Vec2")
+    monkeypatch.setattr(torchaudio.pipelines, "TINY", bundle, raising=False)
+    encoder = teachers.load("TINY")
+    assert encoder.config.normalize_waveform == normalize
+    theirs = bundle.get_model()(WAVES[:1])[0]
+    torch.testing.assert_close(encoder(WAVES[:1]).states[-1], theirs, atol=2e-5, rtol=1e-5)
+
+
+def test_one_of_ours(tmp_path):
+    encoder = Encoder(EncoderConfig(conv_layers=((8, 10, 5),), width=16, heads=2, head_width=8, ffn=8, layers=1, position_groups=2))
+    checkpoint.save(tmp_path / "ours", encoder, {}, torch.float16)
+    loaded = teachers.load(tmp_path / "ours", reference_padding=True)
+    assert loaded.reference_padding and not loaded.training
+    assert not any(p.requires_grad or p.dtype != torch.float32 for p in loaded.parameters())
+    assert teachers.load(str(tmp_path / "ours" / "config.json")).config == encoder.config
+    with pytest.raises(StarError, match="holds its own configuration; leave out some.yaml"):
+        teachers.load(tmp_path / "ours", config="some.yaml")
+
+
+def test_converting_a_transformers_folder(tmp_path):
+    tiny("WavLM").save_pretrained(tmp_path / "theirs")
+    origin = teachers.convert(tmp_path / "theirs", tmp_path / "ours")["converted_from"]
+    assert origin["format"] == "transformers" and set(origin["sha256"]) == {"config.json", "model.safetensors"}
+    assert checkpoint.digest(checkpoint.load(tmp_path / "ours")) == checkpoint.digest(teachers.load(tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_type": "bert"}, "model_type: 'bert' .known: hubert, wav2vec2, wavlm. is not supported"),
+        ({"hidden_act": "relu"}, "hidden_act: 'relu' is not supported"),
+        ({"add_adapter": True}, "add_adapter: True is not supported"),
+        ({"num_hidden_layers": 3}, "does not fit its configuration"),
+        ({"num_attention_heads": 5}, "num_attention_heads: 5 attention heads do not divide width 32"),
+        ({"conv_dim": [16]}, "one value a convolution each"),
+        ({"hidden_size": "32"}, "do not divide width '32'"),
+    ],
+)
+def test_transformers_folders_that_do_not_fit(changes, message, tmp_path):
+    tiny("Hubert").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(StarError, match=message):
+        teachers.load(tmp_path)
+
+
+def test_incomplete_and_damaged_transformers_folders(tmp_path):
+    tiny("Hubert").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    with pytest.raises(StarError, match="model.safetensors: damaged"):
+        teachers.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(StarError, match="no weights .model.safetensors or pytorch_model.bin. beside config.json"):
+        teachers.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("zzz", "zzz: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id (owner/name)"),
+        ("HUBERT_BAS", "did you mean 'hubert_base'"),
+        ("dphubret", "did you mean 'dphubert'"),
+        ("folder/model.pt", "folder/model.pt: no such file"),
+        ("./a/b", "./a/b: no such file"),
+    ],
+)
+def test_what_is_not_found_is_said_with_near_names(source, message):
+    with pytest.raises(StarError) as error:
+        teachers.load(source)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_of_something_else(tmp_path):
+    with pytest.raises(StarError, match="neither a checkpoint of star_upstream nor a folder of transformers .*it holds nothing"):
+        teachers.load(tmp_path)
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(StarError, match="it holds a.wav"):
+        teachers.load(tmp_path)
+
+
+def test_a_hub_id_offline_says_what_to_fetch(monkeypatch, tmp_path):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(StarError) as error:
+        teachers.load("facebook/no-such-model-here")
+    for part in ("could not be fetched", "config.json", "https://huggingface.co/facebook/no-such-model-here/tree/main", "give that folder"):
+        assert part in str(error.value)
