@@ -174,10 +174,14 @@ class Batch(NamedTuple):
 
 
 class AudioDataset(Dataset):
-    """The waveforms of a corpus. A file that cannot be decoded or is silent from end to end is replaced by the next longer one."""
+    """The waveforms of a corpus, cut to the length that was measured.
 
-    def __init__(self, clips: Sequence[Clip]):
-        self.clips = clips
+    A file that cannot be decoded, is silent from end to end or decodes to less than ``min_samples`` is replaced by the next
+    longer one.
+    """
+
+    def __init__(self, clips: Sequence[Clip], min_samples: int = 1):
+        self.clips, self.min_samples = clips, min_samples
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -186,14 +190,17 @@ class AudioDataset(Dataset):
         bad: list[tuple[str, str]] = []
         for step in range(min(len(self.clips), 20)):
             place = (index + step) % len(self.clips)
-            path = self.clips[place].path
+            path, samples = self.clips[place]
             try:
-                wave = audio.read(path)
+                wave = audio.read(path)[:samples]
             except StarError as error:
                 bad.append((path, str(error).removeprefix(f"{path}: ")))
                 continue
-            if not len(wave) or not np.abs(wave).max() > 0 or not np.isfinite(wave).all():
-                bad.append((path, "empty" if not len(wave) else "silent from end to end, or not finite"))
+            if len(wave) < self.min_samples:
+                bad.append((path, f"{len(wave)} samples when decoded, its header or manifest says {samples}" if len(wave) else "empty"))
+                continue
+            if not (np.isfinite(wave).all() and np.abs(wave).max() > 0):
+                bad.append((path, "silent from end to end, or not finite"))
                 continue
             return torch.from_numpy(wave), path, place, bad
         raise StarError(f"{len(bad)} files in a row cannot be used; the first: {bad[0][0]}: {bad[0][1]}")
@@ -239,13 +246,15 @@ class BucketSampler(Sampler[list[int]]):
         self.budget, self.items = int(seconds * audio.RATE), items or len(clips)
         self.seed, self.shuffle, self.rank, self.world = seed, shuffle, rank, world
         self.epoch = self.start = 0
-        self._planned: tuple[int, list[list[int]]] | None = None
+        self._planned: dict[int, list[list[int]]] = {}
 
     def plan(self, epoch: int) -> list[list[int]]:
         """All batches of an epoch, of every rank, in order."""
-        if self._planned is None or self._planned[0] != (epoch if self.shuffle else 0):
-            self._planned = (epoch if self.shuffle else 0, self._plan(epoch))
-        return self._planned[1]
+        key = epoch if self.shuffle else 0
+        if key not in self._planned:
+            # two are kept: workers fetch from the next epoch while the last batches of this one are learned from
+            self._planned = {k: v for k, v in self._planned.items() if k == key - 1} | {key: self._plan(epoch)}
+        return self._planned[key]
 
     def _plan(self, epoch: int) -> list[list[int]]:
         random = np.random.default_rng((self.seed, epoch))
@@ -270,3 +279,33 @@ class BucketSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         """Batches of this rank in the epoch, those already done among them."""
         return len(self.plan(self.epoch)) // self.world
+
+
+class BatchStream(Sampler[list[int]]):
+    """The batches of one epoch after another, from where ``sampler`` stands, ``limit`` of them (None: without end).
+
+    Workers fetch ahead, so the stream does not move ``sampler`` on by itself: call :meth:`advance` for each batch learned from.
+    """
+
+    def __init__(self, sampler: BucketSampler):
+        self.sampler, self.limit = sampler, None
+        if not len(sampler):
+            count = len(sampler.plan(0))
+            raise StarError(f"data: {count} batches are too few for {sampler.world} processes; lower batch_seconds or batch_items")
+
+    def __iter__(self) -> Iterator[list[int]]:
+        sampler, given = self.sampler, 0
+        epoch, start = sampler.epoch, sampler.start
+        while True:
+            for batch in sampler.plan(epoch)[sampler.rank :: sampler.world][start:]:
+                if given == self.limit:
+                    return
+                given += 1
+                yield batch
+            epoch, start = epoch + 1, 0
+
+    def advance(self) -> None:
+        """Move on by one batch."""
+        self.sampler.start += 1
+        if self.sampler.start >= len(self.sampler.plan(self.sampler.epoch)) // self.sampler.world:
+            self.sampler.epoch, self.sampler.start = self.sampler.epoch + 1, 0

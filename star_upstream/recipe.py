@@ -1,0 +1,223 @@
+"""Recipes: everything about a distillation, as data. Shipped ones are ``recipes/*.yaml``; nothing in a recipe is evaluated.
+
+A recipe file may name another one as its ``base`` and then states only what differs: mappings are merged key by key, any other value
+replaces the base's, and ``null`` takes a loss away.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Mapping, Sequence
+
+import yaml
+
+from . import strict
+from .encoder import EncoderConfig
+from .errors import StarError, nearest
+
+FOLDER = Path(__file__).with_name("recipes")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which audio, and how it becomes batches."""
+
+    train: tuple[str, ...] = ()
+    """Folders (searched whole) or tsv manifests (path, samples)."""
+    valid: tuple[str, ...] = ()
+    """The same for validation; empty: ``valid_share`` of the training clips are held out, always the same ones."""
+    valid_share: float = 0.01
+    valid_limit: int = 500
+    """At most so many clips are held out."""
+    min_seconds: float = 1.0
+    max_seconds: float = 36.0
+    batch_seconds: float = 160.0
+    """Audio in a batch of one process, padding included."""
+    batch_items: int | None = None
+    """Utterances in a batch of one process, at most."""
+    crop: Literal["none", "shortest"] = "none"
+    """``shortest``: cut a batch's utterances to its shortest instead of padding them."""
+    workers: int = 2
+    """Processes that decode audio; 0 decodes between the updates."""
+    max_bad_share: float = 0.01
+    """Unreadable files are listed and left out; a larger share of them stops the run."""
+
+    def __post_init__(self):
+        if not 0 < self.min_seconds <= self.max_seconds:
+            raise StarError(f"min_seconds: must be above 0 and at most max_seconds ({self.max_seconds}), got {self.min_seconds}")
+        if self.batch_seconds < self.max_seconds:
+            raise StarError(f"batch_seconds: must be at least max_seconds ({self.max_seconds}), got {self.batch_seconds}")
+        if self.batch_items is not None and self.batch_items < 1:
+            raise StarError(f"batch_items: must be 1 or more, got {self.batch_items}")
+        if self.workers < 0 or self.valid_limit < 1:
+            raise StarError("workers must be 0 or more, valid_limit 1 or more")
+        for name in ("valid_share", "max_bad_share"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise StarError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """What the student takes over from the teacher instead of starting from random values."""
+
+    frontend: bool = False
+    """Everything before the first layer: convolutions, projection, positional convolution, norm."""
+    layers: tuple[int, ...] | None = None
+    """The teacher's layer, counted from 1, for each layer of the student."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how. Exactly one of ``epochs``, ``updates`` and ``minutes`` ends the run and stretches the schedule."""
+
+    epochs: float | None = None
+    updates: int | None = None
+    minutes: float | None = None
+    """Wall-clock budget, validation included; the learning rate follows the share of it that has passed."""
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    """Share of the run in which the learning rate rises from 0."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    """On weights; biases and norms have none."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    accumulate: int = 1
+    """Batches an update."""
+    precision: Literal[32, "bf16-mixed", "16-mixed"] = 32
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    """Processes: GPUs, or on the CPU gloo processes."""
+    seed: int = 0
+    log_every: int = 50
+    """Updates; so are the next two."""
+    validate_every: int = 1000
+    save_every: int = 200
+    initialise_from_teacher: Initialisation = field(default_factory=Initialisation)
+
+    def __post_init__(self):
+        lengths = {n: getattr(self, n) for n in ("epochs", "updates", "minutes") if getattr(self, n) is not None}
+        if len(lengths) != 1:
+            raise StarError(f"epochs, updates, minutes: set exactly one and the others to null, got {lengths or 'none'}")
+        for name in (*lengths, "learning_rate", "eps", "accumulate", "devices", "log_every", "validate_every", "save_every"):
+            if not getattr(self, name) > 0:
+                raise StarError(f"{name}: must be above 0, got {getattr(self, name)}")
+        for name in ("clip", "weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise StarError(f"{name}: must be 0 or more, got {getattr(self, name)}")
+        if not 0.0 <= self.warmup < 1.0:
+            raise StarError(f"warmup: must be at least 0 and below 1, got {self.warmup}")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise StarError(f"betas: must be at least 0 and below 1, got {list(self.betas)}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One distillation."""
+
+    teacher: str
+    """Any source that :func:`star_upstream.teachers.load` takes."""
+    student: EncoderConfig
+    loss: dict[str, Any]
+    """Name of a loss -> its options (:mod:`star_upstream.losses`)."""
+    training: TrainingConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    about: str = ""
+
+
+def names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a shipped name or a yaml file, with ``"section.key=value"`` overrides; values are read as yaml.
+
+    Raises :class:`StarError` for an unknown recipe, key or value.
+    """
+    where, values = _resolve(source, ())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise StarError(f"{override!r}: an override is key=value, e.g. training.updates=1000")
+        _set(values, key, _parse(text, override))
+    for key in ("train", "valid"):
+        data = values.get("data")
+        if isinstance(data, dict) and isinstance(data.get(key), str):
+            data[key] = [data[key]]
+    if isinstance(values.get("loss"), dict):
+        values["loss"] = {name: options for name, options in values["loss"].items() if options is not None}
+    try:
+        return strict.build(Recipe, values)
+    except StarError as error:
+        raise StarError(f"{where}: {error}") from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as yaml, whole: no base, every default written out. :func:`load` reads it back to an equal recipe."""
+    return yaml.safe_dump(strict.plain(recipe), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def _resolve(source: str | Path, children: tuple[Path, ...]) -> tuple[str, dict[str, Any]]:
+    path = FOLDER / f"{source}.yaml"
+    if not path.is_file():
+        path = Path(source)
+        if not path.is_file():
+            raise StarError(f"{source}: no such recipe or yaml file{nearest(str(source), names())} (shipped: {', '.join(names())})")
+    path = path.resolve()
+    if path in children:
+        raise StarError(f"{path}: is its own base")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StarError(f"{path}: cannot be read ({error})") from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise StarError(f"{path}: expected keys with values")
+    base = values.pop("base", None)
+    if base is not None:
+        beside = path.parent / str(base)
+        values = _merge(_resolve(beside if beside.is_file() else str(base), (*children, path))[1], values)
+    return str(source), values
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        if not isinstance(values.get(section), dict):
+            values[section] = {}
+        values = values[section]
+    values[last] = value
+
+
+class _Loader(yaml.SafeLoader):
+    """yaml's safe loader, which also takes ``1e-3`` for the number that it is and refuses a key that is given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise StarError(f"{where}: not yaml ({' '.join(str(error).split())})") from None
