@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def train_round(model: MaskedPrediction, corpus: Corpus, units: list[np.ndarray]
         loader = DataLoader(AudioDataset(corpus.clips), batch_sampler=sampler, collate_fn=crop, num_workers=1, prefetch_factor=8)
         for place, batch in enumerate(loader, sampler.start + 1):
             share = spent / budget
-            rate = recipe.learning_rate * min(share / recipe.warmup, 0.5 + 0.5 * np.cos(np.pi * max(0.0, share - recipe.warmup)))
+            rate = recipe.learning_rate * min(share / recipe.warmup, 0.5 + 0.5 * math.cos(math.pi * max(0.0, share - recipe.warmup)))
             for group in optimizer.param_groups:
                 group["lr"] = max(rate, 1e-6)
             frames = recipe.encoder.frames(batch.waveforms_BN.shape[1])
