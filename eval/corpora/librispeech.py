@@ -26,7 +26,7 @@ def read(folder: Path, task: str) -> pd.DataFrame:
     for split, subset in SUBSETS.items():
         files = sorted((folder / subset).glob("*/*/*.trans.txt"))
         if not files:
-            raise StarError(f"{folder}: no transcripts in {subset}; unpack that part of {NAME} there (<speaker>/<chapter>/*.trans.txt)")
+            raise StarError(f"{folder / subset}: no <speaker>/<chapter>/*.trans.txt; unpack that part of {NAME} there")
         rows += [row for file in files for row in _chapter(file, split)]
     table = pd.DataFrame(rows, columns=["id", "path", "split", "speaker", "text"])
     table["samples"] = lengths(table["path"], folder)

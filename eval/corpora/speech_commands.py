@@ -1,8 +1,8 @@
 """Speech Commands v0.01 as published, with SUPERB's twelve classes.
 
-``speech_commands_v0.01/<word>/<speaker>_nohash_<number>.wav`` holds the recordings, ``validation_list.txt`` and ``testing_list.txt``
-name (``<word>/<file>``) those outside train, ``_background_noise_/*.wav`` is noise. The test set is a corpus of its own:
-``speech_commands_test_set_v0.01/<class>/*.wav``; what ``testing_list.txt`` names is not used.
+``speech_commands_v0.01/<word>/<speaker>_nohash_<number>.wav`` holds the recordings; ``validation_list.txt`` and
+``testing_list.txt`` name (``<word>/<file>``) those outside train; ``_background_noise_/*.wav`` is noise. The test set is a corpus
+of its own: ``speech_commands_test_set_v0.01/<class>/*.wav``; what ``testing_list.txt`` names is not used.
 
 ``_unknown_`` is every word but the ten. ``_silence_`` in train and dev is the background noise in pieces of one second, the same
 pieces in both, as s3prl's recipe has it (its last piece of a file is shorter).

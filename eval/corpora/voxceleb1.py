@@ -26,7 +26,7 @@ def read(folder: Path, task: str) -> pd.DataFrame:
     """Every utterance of the identification split, by id: speaker is ``id10001`` and so on. Raises :class:`StarError`."""
     listing = folder / SPLIT_FILE
     if not listing.is_file():
-        raise StarError(f"{folder}: {SPLIT_FILE} is missing; fetch it from the {NAME} site (identification split) and put it in this folder")
+        raise StarError(f"{folder}: {SPLIT_FILE} is missing; get it from the {NAME} site and put it in this folder")
     parts = [wav for wav in (folder / "wav", *sorted(folder.glob("*/wav"))) if wav.is_dir()]
     if not parts:
         raise StarError(f"{folder}: no dev/wav or test/wav folder; unpack the audio of {NAME} there")
