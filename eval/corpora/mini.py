@@ -168,7 +168,7 @@ def _text(rng: np.random.Generator) -> str:
 
 
 def _name(rng: np.random.Generator, split: str, taken: set[str]) -> str:
-    """Eight hexadecimal digits of a speaker whom the corpus's rule (its README: by hash, 10 % dev, 10 % test) puts into ``split``."""
+    """Eight hexadecimal digits of a speaker whom the corpus's rule (its README: by hash, 10 % dev, 10 % test) puts in ``split``."""
     while True:
         name = f"{int(rng.integers(16**8)):08x}"
         share = int(hashlib.sha1(name.encode()).hexdigest(), 16) % 2**27 * 100 / (2**27 - 1)
