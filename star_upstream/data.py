@@ -11,7 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import pandas as pd
@@ -282,26 +282,24 @@ class BucketSampler(Sampler[list[int]]):
 
 
 class BatchStream(Sampler[list[int]]):
-    """The batches of one epoch after another, from where ``sampler`` stands, ``limit`` of them (None: without end).
+    """The batches of one epoch after another, from where ``sampler`` stands, ``limit()`` of them.
 
     Workers fetch ahead, so the stream does not move ``sampler`` on by itself: call :meth:`advance` for each batch learned from.
     """
 
-    def __init__(self, sampler: BucketSampler):
-        self.sampler, self.limit = sampler, None
+    def __init__(self, sampler: BucketSampler, limit: Callable[[], int]):
+        self.sampler, self.limit = sampler, limit
         if not len(sampler):
             count = len(sampler.plan(0))
             raise StarError(f"data: {count} batches are too few for {sampler.world} processes; lower batch_seconds or batch_items")
 
     def __iter__(self) -> Iterator[list[int]]:
-        sampler, given = self.sampler, 0
+        sampler, left = self.sampler, self.limit()
         epoch, start = sampler.epoch, sampler.start
-        while True:
-            for batch in sampler.plan(epoch)[sampler.rank :: sampler.world][start:]:
-                if given == self.limit:
-                    return
-                given += 1
-                yield batch
+        while left > 0:
+            batches = sampler.plan(epoch)[sampler.rank :: sampler.world][start:][:left]
+            yield from batches
+            left -= len(batches)
             epoch, start = epoch + 1, 0
 
     def advance(self) -> None:

@@ -1,0 +1,106 @@
+"""The command ``star``. Results go to stdout, messages to stderr; a mistake in the input is one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from . import __version__
+from .errors import StarError
+
+
+def _distill(args: argparse.Namespace) -> None:
+    from . import recipe as recipes
+
+    recipe = recipes.load(args.recipe, args.values)
+    if args.dry_run:
+        print(recipes.dump(recipe), end="")
+        return
+    if args.out is None:
+        raise StarError("--out: name the run's folder (or give --dry-run)")
+    from . import distill
+    from .run_folder import RunFolder
+
+    best = distill.run(recipe, args.out)
+    if distill.rank_zero_only.rank == 0:
+        print(json.dumps({**RunFolder(args.out).result(), "checkpoint": str(best)}))
+
+
+def _profile(args: argparse.Namespace) -> None:
+    from . import checkpoint, strict
+    from . import recipe as recipes
+    from .encoder import EncoderConfig
+    from .profile import profile
+
+    if checkpoint.is_checkpoint(args.source):
+        config = strict.build(EncoderConfig, checkpoint.describe(args.source).get("encoder"), "encoder")
+    elif args.source in recipes.names() or args.source.endswith((".yaml", ".yml")):
+        config = recipes.load(args.source).student
+    else:
+        from . import teachers
+
+        config = teachers.load(args.source).config
+    values = profile(config)
+    if args.json:
+        print(json.dumps(values))
+    else:
+        for name, value in values.items():
+            print(f"{name:<20} {value:>16,}" if isinstance(value, (int, float)) else f"{name:<20} {value}")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from . import teachers
+
+    provenance = teachers.convert(args.source, args.target, args.config)
+    print(json.dumps({"checkpoint": str(args.target), "provenance": provenance}))
+
+
+def _recipes(args: argparse.Namespace) -> None:
+    from . import recipe as recipes
+
+    for name in recipes.names():
+        print(f"{name:<20} {recipes.load(name).about}")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="star", description="Small speech encoders by distillation.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name, function, about):
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(function=function)
+        return command
+
+    command = add("distill", _distill, "Distil a student, or go on with an unfinished run.")
+    command.add_argument("recipe", help="a shipped recipe (see: star recipes) or a yaml file")
+    command.add_argument("values", nargs="*", metavar="key=value", help="e.g. data.train=/data/LibriSpeech training.precision=bf16-mixed")
+    command.add_argument("--out", type=Path, metavar="DIR", help="the run's folder: logs, state, last/ and best/")
+    command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+
+    command = add("profile", _profile, "Parameters and multiply-accumulates of a recipe's student or of a checkpoint.")
+    command.add_argument("source", help="a recipe, or anything that can be a teacher")
+    command.add_argument("--json", action="store_true")
+
+    command = add("convert", _convert, "Write a checkpoint of any known format in ours.")
+    command.add_argument("source")
+    command.add_argument("target", type=Path, help="the folder to write")
+    command.add_argument("--config", metavar="FILE", help="the configuration file that some published checkpoints need")
+
+    add("recipes", _recipes, "List the shipped recipes.")
+    return top
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; exits with 0, 2 after a mistake in the input, or 130 after Ctrl-C."""
+    args = parser().parse_args(argv)
+    try:
+        args.function(args)
+    except StarError as error:
+        print(f"star: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("star: stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,254 @@
+"""A run's folder: what was asked, on what, with which software; logs; and the state from which it goes on after an interruption.
+
+    recipe.yaml        what was asked for, whole
+    environment.json   versions, commit, host and command of every start
+    data.tsv           the clips (path, samples, part), so that a resumed run has the same ones
+    skipped.tsv        files that were left out, and why
+    log.csv            one row a log point, and one a validation
+    state.pt           everything that a resumed run needs, written whole or not at all
+    last/ best/        the student, as checkpoints
+    loss.png done.json at the end
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Iterable, Mapping
+
+import pandas as pd
+import torch
+
+from .data import Clip
+from .errors import StarError
+from .files import replacing, write_json
+
+PARTS = ("train", "valid")
+
+
+class RunFolder:
+    """One run. Several processes may read it; only the first of them (``lead``) writes the files that are shared."""
+
+    def __init__(self, path: str | Path, lead: bool = True):
+        self.path, self.lead = Path(path), lead
+        self._skipped: set[str] = set()
+        self._log: list[dict[str, Any]] = []
+
+    # the start of a run
+
+    def claim(self, recipe: str, differences: Any) -> bool:
+        """Make the folder this recipe's, or find that it is. True when the run is finished.
+
+        ``recipe``: the recipe as text; ``differences(text)``: a description of how the recipe there differs, or an empty string.
+
+        Raises :class:`StarError` when the folder holds something else, or another process trains in it.
+        """
+        file = self.path / "recipe.yaml"
+        if not self.lead:
+            self._wait_for("data.tsv")
+            return self.result() is not None
+        if not file.is_file() and self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
+            raise StarError(f"{self.path}: is not empty and holds no run; choose another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock_file = open(self.path / ".lock", "w")
+        try:
+            # a record lock goes with its process, however that ends, and is not inherited by its workers
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StarError(f"{self.path}: another process is training there; wait for it or choose another folder") from None
+        if file.is_file():
+            difference = differences(file.read_text(encoding="utf-8"))
+            if difference:
+                raise StarError(f"{self.path}: holds a run of another recipe ({difference}); choose another folder")
+        else:
+            _write(file, recipe)
+        self._repair()
+        return self.result() is not None
+
+    def _wait_for(self, name: str, seconds: float = 3600.0) -> None:
+        limit = time.monotonic() + seconds
+        while not (self.path / name).is_file():
+            if time.monotonic() > limit:
+                raise StarError(f"{self.path / name}: not written within {seconds / 60:.0f} minutes by the first process")
+            time.sleep(0.2)
+
+    def _repair(self) -> None:
+        """Undo what a kill in the middle of a replacement leaves behind."""
+        for old in self.path.glob(".*.old"):
+            name = self.path / old.name[1:].split(".")[0]
+            if not name.exists():
+                os.replace(old, name)
+
+    def record_environment(self, extra: Mapping[str, Any]) -> None:
+        """Add this start to environment.json."""
+        file = self.path / "environment.json"
+        starts = json.loads(file.read_text(encoding="utf-8"))["starts"] if file.is_file() else []
+        write_json(file, {"starts": [*starts, {**environment(), **extra}]})
+
+    # the data
+
+    def write_clips(self, parts: Mapping[str, Iterable[Clip]]) -> None:
+        rows = [(*clip, part) for part, clips in parts.items() for clip in clips]
+        with replacing(self.path / "data.tsv") as part:
+            pd.DataFrame(rows, columns=["path", "samples", "part"]).to_csv(part, sep="\t", index=False, quoting=3, escapechar="\\")
+
+    def read_clips(self) -> dict[str, list[Clip]] | None:
+        """The clips of each part; None before they were written."""
+        file = self.path / "data.tsv"
+        if not file.is_file():
+            return None
+        table = pd.read_csv(file, sep="\t", quoting=3, escapechar="\\", dtype={"path": str}, keep_default_na=False)
+        rows = {name: table[table["part"] == name] for name in PARTS}
+        return {name: [Clip(p, int(n)) for p, n in zip(part["path"], part["samples"])] for name, part in rows.items()}
+
+    def add_skipped(self, files: Iterable[tuple[str, str]]) -> int:
+        """List files that could not be used, each once; the number of files listed by this process and before its start."""
+        file = self.path / "skipped.tsv"
+        if not self._skipped and file.is_file():
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+            self._skipped = {line.split("\t")[0] for line in lines}
+        new = {path: reason for path, reason in files if path not in self._skipped}
+        if new:
+            header = "" if file.is_file() else "path\treason\n"
+            with open(file, "a", encoding="utf-8", errors="replace") as stream:
+                stream.write(header + "".join(f"{path}\t{' '.join(reason.split())}\n" for path, reason in new.items()))
+            self._skipped.update(new)
+        return len(self._skipped)
+
+    # the log
+
+    def open_log(self, update: int) -> None:
+        """Forget rows past ``update``: the resumed run will write them again."""
+        if not self.lead:
+            return
+        file = self.path / "log.csv"
+        if file.is_file():
+            table = read_log(self.path)
+            self._log = [{k: v for k, v in row.items() if v == v} for row in table[table["update"] <= update].to_dict("records")]
+        self._write_log()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        if not self.lead:
+            return
+        known = set().union(*self._log) if self._log else set()
+        self._log.append(dict(row))
+        if set(row) <= known:
+            columns = self._columns()
+            with open(self.path / "log.csv", "a", encoding="utf-8") as stream:
+                stream.write(",".join(_cell(row.get(c)) for c in columns) + "\n")
+        else:
+            self._write_log()
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(key for row in self._log for key in row))
+
+    def _write_log(self) -> None:
+        columns = self._columns()
+        lines = [",".join(columns), *(",".join(_cell(row.get(c)) for c in columns) for row in self._log)]
+        if self._log:
+            _write(self.path / "log.csv", "\n".join(lines) + "\n")
+        else:
+            (self.path / "log.csv").unlink(missing_ok=True)
+
+    # the state
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        with replacing(self.path / "state.pt") as part:
+            torch.save(dict(state), part)
+
+    def load_state(self) -> dict[str, Any] | None:
+        file = self.path / "state.pt"
+        if not file.is_file():
+            return None
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise StarError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove it to start the run again") from None
+
+    # the end
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        draw_losses(self.path)
+        write_json(self.path / "done.json", result)
+
+    def result(self) -> dict[str, Any] | None:
+        """What :meth:`finish` was given; None for a run that is not finished."""
+        file = self.path / "done.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def read_log(folder: str | Path) -> pd.DataFrame:
+    """log.csv as a table; cells that a row does not have are NaN."""
+    return pd.read_csv(Path(folder) / "log.csv", float_precision="round_trip", on_bad_lines="skip")
+
+
+def draw_losses(folder: str | Path) -> None:
+    """``loss.png``: training and validation loss over updates."""
+    from matplotlib.figure import Figure
+
+    file = Path(folder) / "log.csv"
+    if not file.is_file():
+        return
+    table = read_log(folder)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for column, label, style in (("train/loss", "training", {"lw": 1.0}), ("valid/loss", "validation", {"marker": "o", "ms": 3})):
+        if column in table:
+            rows = table[table[column].notna()]
+            axes.plot(rows["update"], rows[column], label=label, **style)
+    axes.set(xlabel="updates", ylabel="loss", yscale="log" if (table.filter(like="/loss").min().min() > 0) else "linear")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(Path(folder) / "loss.png") as part:
+        figure.savefig(part, format="png", dpi=130)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a trained model depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("star-upstream", "torch", "torchaudio", "lightning", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            from . import __version__
+
+            found[name] = __version__ if name == "star-upstream" else "not installed"
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit (of a checkout), host, devices, command and time."""
+    where = Path(__file__).resolve().parent
+    commit = None
+    if (where.parent / ".git").exists():
+        try:
+            run = subprocess.run(["git", "-C", where, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+            commit = run.stdout.strip() or None
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+    return {
+        "versions": versions(),
+        "commit": commit,
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
