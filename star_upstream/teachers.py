@@ -71,7 +71,9 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
         encoder, origin = _from_path(folder, reference_padding, None)
         return encoder, {**origin, "name": name}
     near = nearest(name.lower(), [*SHIPPED, *known.KNOWN, *(bundle.lower() for bundle in bundles())])
-    raise StarError(f"{name}: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id (owner/name){near}")
+    raise StarError(
+        f"{name}: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id (owner/name){near}"
+    )
 
 
 def bundles() -> list[str]:
@@ -94,7 +96,9 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
     if path.is_dir():
         inside = sorted(entry.name for entry in path.iterdir())
         shown = f"{', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "nothing"
-        raise StarError(f"{path}: neither a checkpoint of star_upstream nor a folder of transformers (no fitting config.json); it holds {shown}")
+        raise StarError(
+            f"{path}: neither a checkpoint of star_upstream nor a folder of transformers (no fitting config.json); it holds {shown}"
+        )
     encoder = published.load(path, config, reference_padding)
     return encoder, {"format": published.detect(path), **origin, "sha256": _digest(path)}
 
@@ -106,9 +110,13 @@ def _from_bundle(name: str, reference_padding: bool) -> Encoder:
     try:
         model = bundle.get_model()
     except (OSError, RuntimeError, ValueError) as error:
-        url = bundle._path if bundle._path.startswith("https:") else f"https://download.pytorch.org/torchaudio/models/{bundle._path}"
+        url = (
+            bundle._path if bundle._path.startswith("https:") else f"https://download.pytorch.org/torchaudio/models/{bundle._path}"
+        )
         target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-        raise StarError(f"{name}: torchaudio could not download its weights ({error}); fetch {url} and save it as {target}") from None
+        raise StarError(
+            f"{name}: torchaudio could not download its weights ({error}); fetch {url} and save it as {target}"
+        ) from None
     # A bundle that normalises wraps its model in a module whose `model` is the network.
     return torchaudio_style.from_model(getattr(model, "model", model), bool(bundle._normalize_waveform), name, reference_padding)
 
@@ -126,7 +134,7 @@ def _from_hub(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise StarError(
-            f"{name}: could not be fetched from the Hugging Face hub ({reason[:200]}); fetch config.json, preprocessor_config.json and "
+            f"{name}: could not be fetched from the Hugging Face hub ({reason[:200]}); fetch {', '.join(texts)} and "
             f"{' or '.join(huggingface.WEIGHTS)} from https://huggingface.co/{name}/tree/main into a folder, and give that folder"
         ) from None
     return folder

@@ -1,4 +1,4 @@
-"""The encoder against tiny random models of transformers, and its own promises: padding changes nothing, maps are what is attended with."""
+"""The encoder against tiny random models of transformers, and its promises: padding changes nothing, maps are what it uses."""
 
 import math
 
@@ -99,7 +99,9 @@ def test_reused_maps_are_those_of_the_layer_that_computed_them():
     torch.manual_seed(0)
     maps = randomised(Encoder(config(reuse_attention=[False, True, True])))(batch(), LENGTHS, attention_maps=True).attentions
     assert torch.equal(maps[0], maps[1]) and torch.equal(maps[0], maps[2])
-    again = randomised(Encoder(config(reuse_attention=[False, True, True], reuse_softmax=True)))(batch(), attention_maps=True).attentions
+    again = randomised(Encoder(config(reuse_attention=[False, True, True], reuse_softmax=True)))(
+        batch(), attention_maps=True
+    ).attentions
     torch.testing.assert_close(again[1], again[0].softmax(-1))
     torch.testing.assert_close(again[2], again[1])
 
@@ -159,6 +161,8 @@ def test_every_parameter_receives_a_gradient():
         ({"conv_layers": []}, "conv_layers: at least one"),
         ({"conv_layers": [[4, 0, 1]]}, "conv_layers[0]: channels, kernel and stride"),
         ({"reuse_attention": [True, False, False]}, "reuse_attention[0]: needs a layer before it"),
+        ({"relative_position": RELATIVE | {"buckets": 3}}, "relative_position: needs 4 buckets or more"),
+        ({"relative_position": RELATIVE | {"max_distance": 4}}, "relative_position: needs 4 buckets or more"),
         ({"relative_position": {"total_heads": 3}}, "relative_position.total_heads: 3 heads of 8"),
         ({"relative_position": RELATIVE, "heads": [4, 2, 4]}, "relative_position.kept_heads: needed"),
         ({"relative_position": RELATIVE | {"kept_heads": [[0], [0], [4]]}, "heads": 1}, "relative_position.kept_heads[2]"),
@@ -207,7 +211,8 @@ def test_parity_with_transformers(kind, variant, tmp_path):
     ours = huggingface.load(tmp_path, reference_padding=True)
     mask = (torch.arange(int(LENGTHS.max())) < LENGTHS[:, None]).long()
     result = theirs(batch(), attention_mask=mask, output_hidden_states=True)
-    # The last state is the model's output: for pre-norm models, transformers 4 (and s3prl) list it after the final norm, transformers 5 before.
+    # The last state is the model's output: for pre-norm models, transformers 4 and s3prl list it after the final norm, as we do;
+    # transformers 5 lists it before.
     reference = (*result.hidden_states[:-1], result.last_hidden_state)
     output = ours(batch(), LENGTHS)
     assert len(reference) == len(output.states) == 4

@@ -1,8 +1,7 @@
-"""Other authors' files: the golden outputs of their own code, what is refused, the known checkpoints and their download."""
+"""Other authors' files: the golden outputs of their own code, and what is refused."""
 
 import argparse
 import collections
-import hashlib
 import os
 import pickle
 import re
@@ -13,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from tiny_student import OPTIONS, student, student_weights
 from torch.nn.utils.rnn import pad_sequence
 
 from star_upstream import checkpoint, published, teachers
-from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError
-from star_upstream.published import known, literals, pickles
+from star_upstream.published import literals, pickles, torchaudio_style
 
 GOLDEN = {
     "starhubert": "starhubert.ckpt",
@@ -98,53 +97,6 @@ def test_yaml_is_the_one_of_the_same_stem_or_the_only_one(shared, tmp_path):
         (tmp_path / "model.yaml").write_text(wrong)
         with pytest.raises(StarError, match=message):
             published.load(file)
-
-
-# A tiny STaRHuBERT file of our own making, so that the refusals are tested without the golden ones.
-
-OPTIONS = {
-    "conv_feature_layers": "[(8, 10, 5)] + [(16, 3, 2)] * 2",
-    "conv_pos": 8,
-    "conv_pos_groups": 2,
-    "encoder_layers": 1,
-    "encoder_embed_dim": 16,
-    "encoder_ffn_embed_dim": 12,
-    "encoder_attention_heads": 2,
-}
-
-
-def student_weights() -> dict[str, torch.Tensor]:
-    shapes = {
-        "feature_extractor.conv_layers.0.0.weight": (8, 1, 10),
-        "feature_extractor.conv_layers.0.2.weight": (8,),
-        "feature_extractor.conv_layers.0.2.bias": (8,),
-        "feature_extractor.conv_layers.1.0.weight": (16, 8, 3),
-        "feature_extractor.conv_layers.2.0.weight": (16, 16, 3),
-        "layer_norm.weight": (16,),
-        "layer_norm.bias": (16,),
-        "encoder.pos_conv.0.bias": (16,),
-        "encoder.pos_conv.0.weight_g": (1, 1, 8),
-        "encoder.pos_conv.0.weight_v": (16, 8, 8),
-        "encoder.layer_norm.weight": (16,),
-        "encoder.layer_norm.bias": (16,),
-        "encoder.layers.0.fc1.weight": (12, 16),
-        "encoder.layers.0.fc1.bias": (12,),
-        "encoder.layers.0.fc2.weight": (16, 12),
-        "encoder.layers.0.fc2.bias": (16,),
-    }
-    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"):
-        shapes |= {f"encoder.layers.0.{name}.weight": (16, 16), f"encoder.layers.0.{name}.bias": (16,)}
-    for name in ("self_attn_layer_norm", "final_layer_norm"):
-        shapes |= {f"encoder.layers.0.{name}.weight": (16,), f"encoder.layers.0.{name}.bias": (16,)}
-    generator = torch.Generator().manual_seed(0)
-    return {f"student_model.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
-def student(folder: Path, options: dict | None = None, weights: dict | None = None, **extra) -> Path:
-    path = folder / "tiny.ckpt"
-    torch.save({"state_dict": student_weights() | (weights or {}), **extra}, path)
-    path.with_suffix(".yaml").write_text(yaml.safe_dump({"distiller": OPTIONS | (options or {})}))
-    return path
 
 
 def test_a_tiny_student_of_our_own_loads(tmp_path):
@@ -318,97 +270,33 @@ def test_config_goes_only_with_the_formats_that_need_one(shared):
         published.load(shared / "golden/dphubert/dphubert.pth", config="some.yaml")
 
 
-# Known checkpoints.
+ODD = [None, "x", "", -1, 0, 3, 1.5, True, [], [1], {}, {"a": 1}, [[0]] * 4]
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    return tmp_path / "hub" / "star_upstream"
+def loads_or_says_why(load) -> None:
+    """An odd value gives a model or one clear line, and never another exception."""
+    try:
+        assert isinstance(load(), Encoder)
+    except StarError as error:
+        assert str(error) and "\n" not in str(error)
 
 
-def local(folder: Path, **changes) -> known.Known:
-    """An entry whose addresses are those of a tiny student in ``folder``."""
-    path = student(folder)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    weights = known.File(".ckpt", "https://example.org/page", path.as_uri(), changes.pop("sha256", sha256))
-    config = known.File(".yaml", "https://example.org/page2", path.with_suffix(".yaml").as_uri())
-    return known.Known("tiny", "starhubert", changes.pop("parameters", 3_924), (weights, config), **changes)
+@pytest.mark.parametrize("key", [*OPTIONS, "extractor_mode", "layer_norm_first", "dropout", "pred_head_final_dim"])
+def test_odd_values_in_a_yaml(tmp_path, key):
+    for value in ODD:
+        path = student(tmp_path, {key: value})
+        loads_or_says_why(lambda: published.load(path))
 
 
-def test_a_known_checkpoint_is_fetched_once(tmp_path, cache, monkeypatch, capfd):
-    entry = local(tmp_path)
-    path = known.fetch(entry)
-    assert path == cache / "tiny" / "tiny.ckpt" and sorted(f.name for f in path.parent.iterdir()) == ["tiny.ckpt", "tiny.yaml"]
-    captured = capfd.readouterr()
-    assert captured.out == "" and "100%" in captured.err
-    (tmp_path / "tiny.ckpt").unlink()
-    assert known.fetch(entry) == path
-    monkeypatch.setitem(known.KNOWN, "tiny", entry)
-    encoder = teachers.load("tiny")
-    assert encoder.config.width == 16 and not any(p.requires_grad for p in encoder.parameters())
-    assert teachers.convert("tiny", tmp_path / "ours")["converted_from"]["name"] == "tiny"
-
-
-def test_a_wrong_digest_leaves_nothing_behind(tmp_path, cache):
-    with pytest.raises(StarError, match='tiny.ckpt could not be downloaded: invalid hash value.*fetch https://example.org/page and save'):
-        known.fetch(local(tmp_path, sha256="0" * 64), progress=False)
-    assert [f.name for f in (cache / "tiny").iterdir()] == ["tiny.yaml"]
-
-
-def test_offline_says_which_files_to_fetch_and_where_to_put_them(tmp_path, cache):
-    entry = local(tmp_path)
-    (tmp_path / "tiny.ckpt").unlink(), (tmp_path / "tiny.yaml").unlink()
-    with pytest.raises(StarError) as error:
-        known.fetch(entry, progress=False)
-    for part in ("https://example.org/page ", "https://example.org/page2 ", f"save it as {cache / 'tiny' / 'tiny.ckpt'}"):
-        assert part in str(error.value)
-    assert not list((cache / "tiny").iterdir())
-
-
-def test_a_web_page_in_place_of_the_file_is_recognised(tmp_path, cache):
-    entry = local(tmp_path)
-    (tmp_path / "tiny.yaml").write_text("<!DOCTYPE html><html>Sign in</html>")
-    with pytest.raises(StarError, match="answered with a web page in place of the file"):
-        known.fetch(entry, progress=False)
-    assert not list((cache / "tiny").iterdir())
-
-
-def test_another_model_under_the_name_is_recognised(tmp_path, cache, monkeypatch):
-    monkeypatch.setitem(known.KNOWN, "tiny", local(tmp_path, parameters=5_000, note="one link for two models"))
-    with pytest.raises(StarError, match="3,924 parameters, but tiny has 5,000: this is another model; one link for two models"):
-        teachers.load("tiny")
-
-
-def test_unknown_names_and_files_without_an_address(cache):
-    with pytest.raises(StarError, match="did you mean 'star_hubert'"):
-        known.fetch("star_huber")
-    with pytest.raises(StarError, match="no address that a program could use.*one and the same file.*save it as .*star_hubert_xs.ckpt"):
-        known.fetch("star_hubert_xs")
-
-
-def test_the_table_is_consistent():
-    for name, entry in known.KNOWN.items():
-        assert entry.name == name and entry.format in published.FORMATS and entry.parameters > 9e6
-        assert (".yaml" in [file.suffix for file in entry.files]) == (entry.format in published.STUDENTS)
-        for file in entry.files:
-            assert file.page.startswith("https://") and (file.url or "https://").startswith("https://")
-            assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
-
-
-@pytest.mark.parametrize(
-    "name, width, ffn, reuse",
-    [("armhubert_960h", 480, 864, True), ("armhubert_s_960h", 432, 816, True), ("maskhubert_960h", 480, 640, False)],
-)
-def test_parameters_of_the_table_are_those_of_the_published_architectures(name, width, ffn, reuse):
-    config = EncoderConfig(
-        conv_layers=((128, 10, 5), (256, 1, 1), *[(256, 3, 2)] * 4, (width, 1, 1), *[(width, 2, 2)] * 2),
-        projection=False,
-        width=width,
-        head_width=width // 12,
-        ffn=ffn,
-        reuse_attention=(False, True) * 6 if reuse else None,
-        output_projection=768,
-    )
-    with torch.device("meta"):
-        assert sum(p.numel() for p in Encoder(config).parameters()) == known.get(name).parameters
+@pytest.mark.parametrize("kind", ["dphubert", "dpwavlm"])
+def test_odd_values_in_a_pruned_models_configuration(shared, kind):
+    content = torch.load(golden(shared, kind)[0], weights_only=True)
+    for key in content["config"]:
+        for value in ODD:
+            odd = content | {"config": content["config"] | {key: value}}
+            loads_or_says_why(lambda: torchaudio_style.load_pruned(odd, "file", False))
+    for key in content["config"]:
+        if not key.endswith(("_layer_drop", "aux_num_out")) and "_prune_" not in key:
+            rest = {name: value for name, value in content["config"].items() if name != key}
+            with pytest.raises(StarError, match=f"config has no '{key}'|expected 4 numbers|head"):
+                torchaudio_style.load_pruned(content | {"config": rest}, "file", False)

@@ -1,4 +1,4 @@
-"""Every kind of source through the one door: transformers folders, fairseq and WavLM files, torchaudio bundles, ours, and nothing."""
+"""Every kind of source through the one door: transformers folders, fairseq and WavLM files, torchaudio bundles, ours, nothing."""
 
 import argparse
 import json
@@ -132,7 +132,9 @@ def test_waveform_normalisation_of_transformers_folders(variant, preprocessor, n
     encoder = teachers.load(tmp_path, reference_padding=True)
     assert encoder.config.normalize_waveform == normalised
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalised, return_attention_mask=True)
-    prepared = extractor([wave[:n].numpy() for wave, n in zip(WAVES, LENGTHS)], sampling_rate=16000, padding=True, return_tensors="pt")
+    prepared = extractor(
+        [wave[:n].numpy() for wave, n in zip(WAVES, LENGTHS)], sampling_rate=16000, padding=True, return_tensors="pt"
+    )
     check(encoder, model, prepared.input_values)
 
 
@@ -265,7 +267,9 @@ def test_torchaudio_models(kind, options):
     lengths = None if kind == "wavlm" else LENGTHS  # torchaudio's WavLM takes no padding
     states, _ = network.extract_features(WAVES, lengths)
     output = encoder(WAVES, lengths)
-    assert encoder.config.norm == ("pre" if options is LARGE else "post") and (encoder.relative_position is not None) == (kind == "wavlm")
+    assert encoder.config.norm == ("pre" if options is LARGE else "post") and (encoder.relative_position is not None) == (
+        kind == "wavlm"
+    )
     for ours, theirs in zip(output.states[1:-1], states[:-1], strict=True):
         close(ours, theirs, output)
     if kind != "wav2vec2":  # its forward goes on to logits
@@ -291,13 +295,15 @@ def test_bundle_names_and_their_offline_message(monkeypatch, tmp_path):
 @pytest.mark.parametrize("normalize", [False, True])
 @torch.no_grad()
 def test_a_bundle_loads_from_torch_hubs_cache(normalize, monkeypatch, tmp_path):
-    """The real road of a bundle, from the place where the offline message puts the file, with a tiny model under a bundle's name."""
+    """The real road of a bundle, from the place where the offline message puts the file, with a tiny model under its name."""
     torch.manual_seed(0)
     model = randomised(torchaudio.models.wav2vec2_model(**TORCHAUDIO, **LARGE, aux_num_out=None))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     torch.save(model.state_dict(), tmp_path / "checkpoints" / "tiny.pth")
-    bundle = torchaudio.pipelines.Wav2Vec2Bundle("tiny.pth", TORCHAUDIO | LARGE | {"aux_num_out": None}, 16000, normalize, "Wav2Vec2")
+    bundle = torchaudio.pipelines.Wav2Vec2Bundle(
+        "tiny.pth", TORCHAUDIO | LARGE | {"aux_num_out": None}, 16000, normalize, "Wav2Vec2"
+    )
     monkeypatch.setattr(torchaudio.pipelines, "TINY", bundle, raising=False)
     encoder = teachers.load("TINY")
     assert encoder.config.normalize_waveform == normalize
@@ -385,5 +391,10 @@ def test_a_hub_id_offline_says_what_to_fetch(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(StarError) as error:
         teachers.load("facebook/no-such-model-here")
-    for part in ("could not be fetched", "config.json", "https://huggingface.co/facebook/no-such-model-here/tree/main", "give that folder"):
+    for part in (
+        "could not be fetched",
+        "config.json",
+        "https://huggingface.co/facebook/no-such-model-here/tree/main",
+        "give that folder",
+    ):
         assert part in str(error.value)

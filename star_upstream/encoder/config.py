@@ -113,6 +113,11 @@ class EncoderConfig:
         position = self.relative_position
         if position is None:
             return
+        if position.buckets < 4 or position.max_distance <= position.buckets // 4:
+            raise StarError(
+                f"relative_position: needs 4 buckets or more and a max_distance above a quarter of them, "
+                f"got {position.buckets} and {position.max_distance}"
+            )
         if position.total_heads * self.head_width != self.width:
             raise StarError(
                 f"relative_position.total_heads: {position.total_heads} heads of {self.head_width} channels do not make width {self.width}"

@@ -35,8 +35,9 @@ def detect(path: str | Path) -> str | None:
 def load(path: str | Path, config: str | Path | None = None, reference_padding: bool = False) -> Encoder:
     """The encoder in the file, in eval mode, fp32, on the CPU.
 
-    ``config`` is the yaml of the first three formats; by default the one beside the file with the same stem, or the only yaml there.
-    Raises :class:`StarError` for a file in no known format, one that pickles a foreign class, or one that does not fit its configuration.
+    ``config`` is the yaml of the first three formats; by default the one beside the file with the same stem, or the only one there.
+    Raises :class:`StarError` for a file in no known format, one that pickles a foreign class, or one that does not fit its
+    configuration.
     """
     content = pickles.read(path)
     kind = _format(content)
@@ -67,8 +68,10 @@ def _format(content: Any) -> str | None:
 
 
 def _is_weights(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
     )
 
 
@@ -86,7 +89,9 @@ def _distiller(path: Path, config: str | Path | None) -> Mapping[str, Any]:
         same = [other for other in beside if other.stem == path.stem]
         if not same and len(beside) != 1:
             found = f"the folder holds {', '.join(other.name for other in beside)}" if beside else "the folder holds none"
-            raise StarError(f"{path}: its architecture is in a yaml file; give it as config, or put it beside as {path.stem}.yaml ({found})")
+            raise StarError(
+                f"{path}: its architecture is in a yaml file; give it as config, or put it beside as {path.stem}.yaml ({found})"
+            )
         config = (same or beside)[0]
     try:
         content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))

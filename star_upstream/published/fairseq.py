@@ -2,8 +2,8 @@
 (STaRHuBERT, ARMHuBERT, MaskHuBERT: Lightning ``.ckpt`` beside a ``.yaml``).
 
 A configuration is a mapping with fairseq's option names; an absent one has fairseq's default. Padding as fairseq does it
-(``reference_padding``): the first group norm sees it, padded frames are set to zero before the positional convolution, and attention
-leaves them out.
+(``reference_padding``): the first group norm sees it, padded frames are set to zero before the positional convolution, and
+attention leaves them out.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _IGNORED = ("mask_emb", "final_proj.", "label_embs_concat", "quantizer.", "proje
 
 
 def values(options: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """:class:`EncoderConfig` values from fairseq's ``options``; ``weights`` (fairseq's names) tell whether there is a projection."""
+    """:class:`EncoderConfig` values from fairseq's ``options``; ``weights`` (its names) tell whether there is a projection."""
     for key, allowed in _REQUIRED.items():
         given = options.get(key, allowed)
         expect(given == allowed, f"{where}: {key}", repr(given))
@@ -113,7 +113,7 @@ def load_fairseq(content: Mapping[str, Any], where: str, reference_padding: bool
     """
     cfg = plain(content.get("cfg"))
     if isinstance(cfg, dict) and isinstance(cfg.get("model"), dict):
-        options, task = cfg["model"], cfg.get("task") or {}
+        options, task = cfg["model"], cfg["task"] if isinstance(cfg.get("task"), dict) else {}
     else:  # WavLM, or fairseq's older single Namespace
         options = task = cfg if cfg else plain(content.get("args"))
     if not isinstance(options, dict):
@@ -149,6 +149,8 @@ def load_student(content: Mapping[str, Any], options: Mapping[str, Any], where: 
     if student_format(content["state_dict"]) == "armhubert":
         pattern = literals.parse(options.get("reuse_pattern"), f"{where}: reuse_pattern")
         if not isinstance(pattern, list) or not all(isinstance(own, bool) for own in pattern):
-            raise StarError(f"{where}: reuse_pattern: expected a list of True and False, one a layer, got {options.get('reuse_pattern')!r}")
+            raise StarError(
+                f"{where}: reuse_pattern: expected a list of True and False, one a layer, got {options.get('reuse_pattern')!r}"
+            )
         config |= {"reuse_attention": [not own for own in pattern], "reuse_softmax": True}
     return build(config, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)

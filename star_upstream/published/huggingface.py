@@ -44,8 +44,10 @@ _TABLE = rules(
     (r"encoder\.layers\.(\d+)\.feed_forward\.output_dense\.(weight|bias)", r"layers.\1.ffn_out.\2"),
     (r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
 )
-_IGNORED = ("masked_spec_embed", "lm_head.", "quantizer.", "project_q.", "project_hid.", "projector.", "classifier.", "layer_weights",
-            "feature_extractor_proj", "tdnn.", "objective.")  # fmt: skip
+_IGNORED = (
+    *("masked_spec_embed", "quantizer.", "project_q.", "project_hid."),  # of the pre-training
+    *("lm_head.", "projector.", "classifier.", "layer_weights", "feature_extractor_proj", "tdnn.", "objective."),  # of tasks
+)
 
 
 def is_folder(path: str | Path) -> bool:
@@ -81,16 +83,26 @@ def load(folder: str | Path, reference_padding: bool = False) -> Encoder:
 
 
 def _values(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    for key, allowed in (("hidden_act", "gelu"), ("feat_extract_activation", "gelu"), ("conv_pos_batch_norm", False), ("add_adapter", False)):
+    for key, allowed in (
+        ("hidden_act", "gelu"),
+        ("feat_extract_activation", "gelu"),
+        ("conv_pos_batch_norm", False),
+        ("add_adapter", False),
+    ):
         given = config.get(key, allowed)
         expect(given == allowed, f"{where}: {key}", repr(given))
     expect(config.get("adapter_attn_dim") is None, f"{where}: adapter_attn_dim", "a model with attention adapters")
     norm = config.get("feat_extract_norm", "group")
     expect(norm in ("group", "layer"), f"{where}: feat_extract_norm", repr(norm))
-    width, heads, layers = config.get("hidden_size", 768), config.get("num_attention_heads", 12), config.get("num_hidden_layers", 12)
+    width, heads, layers = (
+        config.get("hidden_size", 768),
+        config.get("num_attention_heads", 12),
+        config.get("num_hidden_layers", 12),
+    )
     channels = config.get("conv_dim", [512] * 7)
     kernels, strides = config.get("conv_kernel", [10, 3, 3, 3, 3, 2, 2]), config.get("conv_stride", [5, 2, 2, 2, 2, 2, 2])
-    if not len(channels) == len(kernels) == len(strides):
+    lists = (channels, kernels, strides)
+    if not all(isinstance(values, list) for values in lists) or len({len(values) for values in lists}) > 1:
         raise StarError(f"{where}: conv_dim, conv_kernel and conv_stride: one value a convolution each")
     values = {
         "conv_layers": list(zip(channels, kernels, strides)),

@@ -1,8 +1,9 @@
 """Checkpoints that their authors publish: where they are, and their way into torch.hub's cache.
 
-Parameters are those of the encoder that the authors' configuration describes; for STaRHuBERT-S and -XS, whose configuration is only
-in the files, the number that the authors print. A digest is only given where the authors' file listing shows one. Google Drive gives no stable address to programs: a page that comes back
-in place of the file is recognised, and the message then says what to fetch by hand.
+Parameters are those of the encoder that the authors' configuration describes; for STaRHuBERT-S and -XS, whose configuration is
+only in the files, the number that the authors print. A digest is only given where the authors' file listing shows one. Google Drive
+gives no stable address to programs: a page that comes back in place of the file is recognised, and the message then says what to
+fetch by hand.
 """
 
 from __future__ import annotations
@@ -115,9 +116,7 @@ KNOWN = {
         _arm("armwavlm_s_100h", "armhubert", 22_393_648, "ARMwavLM-S-100h.ckpt", "armwavlm/armwavlm-s-100.yaml"),
         _arm("armwavlm_s_960h", "armhubert", 22_393_648, "ARMwavLM-S-960h.ckpt", "armwavlm/armwavlm-s-960.yaml"),
         _arm("maskhubert_960h", "maskhubert", 26_635_360, "MaskHuBERT-960h.ckpt", "maskhubert/maskhubert-960.yaml"),
-        _dp(
-            "dphubert", 23_585_946, "DPHuBERT-sp0.75.pth", "384d72429163b79cd9f4deaf41aa2cbc990e7526b4430f2a22d40c5e70c14be7"
-        ),
+        _dp("dphubert", 23_585_946, "DPHuBERT-sp0.75.pth", "384d72429163b79cd9f4deaf41aa2cbc990e7526b4430f2a22d40c5e70c14be7"),
         _dp("dpwavlm", 23_586_325, "DPWavLM-sp0.75.pth", "932dff02604b20dc3392ea8962f5940b9ac52b01948db68afae036dd6eaa94c1"),
     )
 }
@@ -152,10 +151,12 @@ def fetch(entry: str | Known, progress: bool = True) -> Path:
 
 
 def check(entry: Known, parameters: int, where: str | Path) -> None:
-    """Raise :class:`StarError` unless a model of ``parameters`` can be this checkpoint (half a percent, as sizes are printed rounded)."""
+    """Raise :class:`StarError` unless a model of ``parameters`` can be this checkpoint (to half a percent: some are rounded)."""
     if abs(parameters - entry.parameters) > 0.005 * entry.parameters:
         note = f"; {entry.note}" if entry.note else ""
-        raise StarError(f"{where}: {parameters:,} parameters, but {entry.name} has {entry.parameters:,}: this is another model{note}")
+        raise StarError(
+            f"{where}: {parameters:,} parameters, but {entry.name} has {entry.parameters:,}: this is another model{note}"
+        )
 
 
 def _download(file: File, path: Path, progress: bool) -> None:

@@ -1,4 +1,7 @@
-"""Python lists written as strings (``'[(512, 10, 5)] + [(512, 3, 2)] * 4'``), as fairseq's configurations hold them: parsed, never evaluated."""
+"""Python lists written as strings (``'[(512, 10, 5)] + [(512, 3, 2)] * 4'``), as fairseq's configurations hold them.
+
+They are parsed, never evaluated.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _LONGEST = 10_000
 
 
 def parse(text: Any, where: str) -> Any:
-    """The value of ``text``: lists, tuples, numbers, booleans, ``list + list`` and ``list * number``; a value that is no string is returned.
+    """The value of ``text``: lists, tuples, numbers, booleans, ``list + list``, ``list * number``. No string: as it is.
 
     Raises :class:`StarError`, naming ``where``, for anything else.
     """
@@ -24,7 +27,9 @@ def parse(text: Any, where: str) -> Any:
         return _value(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         shown = text if len(text) <= 80 else text[:77] + "..."
-        raise StarError(f"{where}: expected a list of numbers such as '[(512, 10, 5)] + [(512, 3, 2)] * 4', got {shown!r}") from None
+        raise StarError(
+            f"{where}: expected a list of numbers such as '[(512, 10, 5)] + [(512, 3, 2)] * 4', got {shown!r}"
+        ) from None
 
 
 def _value(node: ast.expr) -> Any:

@@ -20,7 +20,7 @@ def rules(*pairs: tuple[str, str]) -> Rules:
 
 
 def rename(weights: Mapping[str, Tensor], table: Rules, ignored: Iterable[str], where: str) -> dict[str, Tensor]:
-    """``weights`` under the encoder's names. Tensors whose name starts with one of ``ignored`` (heads of the training) are left out.
+    """``weights`` under the encoder's names; what starts with one of ``ignored`` (heads of the training) is left out.
 
     Raises :class:`StarError` for a tensor that neither names: the model then holds a part that the encoder does not have.
     """

@@ -72,7 +72,7 @@ def is_pickled(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> Any:
-    """The file's content, tensors on the CPU. Raises :class:`StarError` for an unreadable file, or one that pickles a foreign class."""
+    """The file's content, tensors on the CPU. Raises :class:`StarError` for one that is unreadable or pickles a foreign class."""
     try:
         names = _named_globals(path)
     except OSError as error:
@@ -98,23 +98,32 @@ def read(path: str | Path) -> Any:
 
 def plain(value: Any) -> Any:
     """Stand-ins as plain mappings, lists and scalars: a Namespace by its attributes, omegaconf's nodes by their content."""
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise StarError("a configuration that contains itself") from None
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Inert):
         state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
         if isinstance(state, Mapping):
             for key in ("_content", "_val"):
                 if key in state:
-                    return plain(state[key])
-            return plain(state)
-        return plain(value.args[0]) if value.args else None
+                    return _plain(state[key])
+            return _plain(state)
+        return _plain(value.args[0]) if value.args else None
     if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()}
+        return {key if isinstance(key, str) else str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     return value
 
 
 def _refusal(path: str | Path, name: str) -> StarError:
-    return StarError(f"{path}: holds a pickled {name!r}; refused, since reading it could run its code (only weights and plain values are read)")
+    return StarError(
+        f"{path}: holds a pickled {name!r}; refused, since reading it could run its code (only weights and plain values are read)"
+    )
 
 
 def _pickle_in(path: str | Path) -> str | None:

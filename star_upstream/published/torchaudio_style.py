@@ -50,17 +50,21 @@ def load_pruned(content: Mapping[str, Any], where: str, reference_padding: bool)
 
     def per_layer(key: str, used: str) -> list:
         numbers, use = option(key), option(used)
-        if len(numbers) != layers or len(use) != layers:
+        if not all(isinstance(values, (list, tuple)) and len(values) == layers for values in (numbers, use)):
             raise StarError(f"{where}: {key} and {used}: expected {layers} values, one a layer")
         return [number if used_here else type(number)() for number, used_here in zip(numbers, use)]
 
     layers, width = option("encoder_num_layers"), option("encoder_embed_dim")
+    if not isinstance(layers, int):
+        raise StarError(f"{where}: encoder_num_layers: expected int, got {layers!r}")
     relative = None
     if "encoder_remaining_heads" in config:
-        totals = set(option("encoder_total_num_heads"))
-        expect(len(totals) == 1, f"{where}: encoder_total_num_heads", "a number that differs between layers")
+        totals = option("encoder_total_num_heads")
+        total = totals[0] if isinstance(totals, (list, tuple)) and totals else 0
+        if list(totals if total else ()) != [total] * layers:
+            raise StarError(f"{where}: encoder_total_num_heads: expected {layers} equal numbers, got {totals!r}")
         kept = per_layer("encoder_remaining_heads", "encoder_use_attention")
-        heads, total = [len(indices) for indices in kept], totals.pop()
+        heads = [len(indices) if isinstance(indices, (list, tuple)) else indices for indices in kept]
         head_width = divide(width, total, f"{where}: encoder_total_num_heads")
         relative = {
             "buckets": option("encoder_num_buckets"),
