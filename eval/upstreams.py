@@ -128,7 +128,10 @@ def _from_function(source: str) -> tuple[nn.Module, str]:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise StarError(f"upstream {source}: {module_name} has no function {function_name!r}{nearest(function_name, dir(module))}")
-    expert = function()
+    try:
+        expert = function()
+    except Exception as error:
+        raise StarError(f"upstream {source}: calling it without arguments failed ({type(error).__name__}: {_first_line(error)})") from error
     if not isinstance(expert, nn.Module):
         raise StarError(f"upstream {source}: the function must return a torch module, got {type(expert).__name__}")
     file = inspect.getsourcefile(module)
@@ -154,13 +157,11 @@ def _from_s3prl(name: str) -> nn.Module:
 def _from_star(source: str) -> nn.Module:
     from star_upstream import upstream
 
-    if source in upstream.ENTRIES or Path(source).exists() or "/" in source:
+    try:
         return upstream.load(source)
-    known = [*upstream.ENTRIES, *_s3prl_names()]
-    raise StarError(
-        f"unknown upstream {source!r}{nearest(source, known)} "
-        "(a name of star_upstream or s3prl, a checkpoint, a transformers folder, or module:function)"
-    )
+    except StarError as error:
+        other = "" if Path(source).exists() else nearest(source, _s3prl_names())
+        raise StarError(f"{error}" + (f" (among s3prl's names{other})" if other and "did you mean" not in str(error) else "")) from None
 
 
 @contextlib.contextmanager

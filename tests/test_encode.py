@@ -1,0 +1,229 @@
+"""encode: features equal s3prl's, are encoded once, and survive a damaged cache."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from tiny_corpus import TinyUpstream
+
+from eval import encode, upstreams
+from eval.encode import Frames, Means, Store, Window
+from star_upstream import compat
+from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.errors import StarError
+from star_upstream.upstream import UpstreamExpert
+
+compat.apply()
+
+
+@pytest.fixture
+def waves(tmp_path):
+    rng = np.random.default_rng(0)
+    out = []
+    for i, samples in enumerate((16_000, 16_000, 9_000, 500)):
+        soundfile.write(tmp_path / f"{i}.wav", rng.uniform(-0.5, 0.5, samples), 16_000, subtype="FLOAT")
+        out.append(Window(str(tmp_path / f"{i}.wav"), 0, samples))
+    return out
+
+
+@pytest.fixture
+def tiny():
+    return upstreams.Upstream("tiny", TinyUpstream(), "tiny-digest")
+
+
+def small_encoder():
+    torch.manual_seed(0)
+    convs = ((16, 10, 5), (16, 3, 2), (16, 3, 2), (16, 3, 2), (16, 3, 2), (16, 2, 2), (16, 2, 2))
+    return Encoder(EncoderConfig(conv_layers=convs, width=32, layers=2, heads=2, head_width=16, ffn=64, position_kernel=16)).eval()
+
+
+def s3prl_upstream(monkeypatch, name, expert):
+    from s3prl import hub
+    from s3prl.nn import S3PRLUpstream
+
+    monkeypatch.setattr(hub, name, lambda **_: expert, raising=False)
+    with upstreams.unseeded():
+        return S3PRLUpstream(name).eval()
+
+
+def reference(module, wave):
+    with torch.no_grad():
+        states, lengths = module(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))
+    return torch.stack([s[0, : lengths[0][0]] for s in states])
+
+
+@pytest.mark.parametrize("kind", ["fbank", "tiny", "ours"])
+def test_states_equal_s3prls_at_batch_size_one(kind, monkeypatch, waves):
+    if kind == "fbank":
+        ours = upstreams.load("fbank")
+        theirs = s3prl_upstream(monkeypatch, "tiny_fbank", ours.expert)
+    elif kind == "tiny":
+        ours = upstreams.Upstream("tiny", TinyUpstream(), "d")
+        theirs = s3prl_upstream(monkeypatch, "tiny_test", TinyUpstream())
+    else:
+        expert = UpstreamExpert(small_encoder())
+        ours = upstreams.Upstream("ours", expert, expert.digest, padded=True)
+        theirs = s3prl_upstream(monkeypatch, "ours_test", expert)
+        assert ours.stride == 320 and ours.layers == 3
+    arrays = [encode.waveform(w) for w in waves]
+    batches = [arrays] if ours.padded else [arrays[:2], arrays[2:3], arrays[3:]]
+    states = [s for batch in batches for s in ours.encode(batch)]
+    for mine_LTD, wave in zip(states, arrays):
+        expected_LTD = reference(theirs, wave)
+        assert mine_LTD.shape == expected_LTD.shape
+        assert torch.allclose(mine_LTD, expected_LTD, atol=1e-5)
+
+
+def test_unpadded_upstreams_never_see_padding(tiny, waves):
+    with pytest.raises(ValueError, match="one length"):
+        tiny.encode([encode.waveform(w) for w in waves])
+    before = tiny.expert.calls
+    list(encode._encode(waves, tiny, ()))
+    assert tiny.expert.calls - before == 3  # 16000 twice together, 9000 and 500 alone
+
+
+def test_time_means_give_s3prls_logits(monkeypatch, tiny, waves, tmp_path):
+    """The claim that lets a run encode once: head(means) = s3prl's Featurizer, MeanPoolingLinear on all frames."""
+    from s3prl.nn import Featurizer, MeanPoolingLinear
+
+    from eval.train import Head
+
+    theirs = s3prl_upstream(monkeypatch, "tiny_test", TinyUpstream())
+    featurizer, model = Featurizer(theirs), MeanPoolingLinear(24, 5, hidden_size=7)
+    torch.nn.init.normal_(featurizer.weights)
+    head = Head(3, model)
+    head.weights.data.copy_(featurizer.weights.data)
+    x_BLTD, lengths_B = Means([[w] for w in waves], tiny, Store(tmp_path / "c")).batch(range(4))
+    assert x_BLTD.shape == (4, 3, 1, 24) and lengths_B.tolist() == [1, 1, 1, 1]
+    with torch.no_grad():
+        mine = model(head.mix(x_BLTD), lengths_B)
+        for i, window in enumerate(waves):
+            wave = torch.from_numpy(encode.waveform(window))
+            mixed, lengths = featurizer(*theirs(wave[None], torch.tensor([len(wave)])))
+            assert torch.allclose(mine[i], model(mixed, lengths)[0], atol=1e-5)
+
+
+def test_frames_are_padded_and_close_to_fp32(tiny, waves, tmp_path):
+    frames = Frames([[w] for w in waves], tiny, Store(tmp_path / "c"))
+    x_BLTD, lengths_B = frames.batch([2, 0])
+    assert lengths_B.tolist() == [57, 100] and x_BLTD.shape == (2, 3, 100, 24)
+    assert x_BLTD[0, :, 57:].abs().max() == 0
+    assert torch.allclose(x_BLTD[1], tiny.encode([encode.waveform(waves[0])])[0], atol=5e-3)
+
+
+def test_features_that_overflow_fp16_stay_fp32(tiny, waves, tmp_path):
+    tiny.expert.maps[0].data.mul_(1e6)
+    frames = Frames([[waves[0]]], tiny, Store(tmp_path / "c"))
+    x_BLTD, _ = frames.batch([0])
+    assert x_BLTD.abs().max() > 65504 and torch.isfinite(x_BLTD).all()
+
+
+@pytest.mark.parametrize("kind", [Means, Frames])
+def test_encoded_once_and_again_when_it_must(kind, tiny, waves, tmp_path, capsys):
+    rows = [[w] for w in waves]
+    first = kind(rows, tiny, Store(tmp_path / "c")).batch([0, 1])[0]
+    calls = tiny.expert.calls
+    assert torch.equal(kind(rows, tiny, Store(tmp_path / "c")).batch([0, 1])[0], first)
+    assert tiny.expert.calls == calls
+
+    entry = max((tmp_path / "c").glob("*/*.safetensors"), key=lambda p: p.stat().st_size)
+    content = bytearray(entry.read_bytes())
+    content[-7] ^= 0x40
+    entry.write_bytes(content)
+    assert torch.equal(kind(rows, tiny, Store(tmp_path / "c")).batch([0, 1])[0], first)
+    assert tiny.expert.calls > calls and "damaged" in capsys.readouterr().err
+
+    entry.write_bytes(bytes(content[:100]))
+    assert torch.equal(kind(rows, tiny, Store(tmp_path / "c")).batch([0, 1])[0], first)
+    assert "damaged" in capsys.readouterr().err
+
+    calls = tiny.expert.calls
+    other = upstreams.Upstream("tiny", tiny.expert, "another digest")
+    calls = tiny.expert.calls
+    kind(rows, other, Store(tmp_path / "c"))
+    assert tiny.expert.calls > calls
+
+    soundfile.write(waves[0].path, np.zeros(16_000), 16_000, subtype="FLOAT")
+    assert not torch.equal(kind(rows, tiny, Store(tmp_path / "c")).batch([0, 1])[0], first)
+
+
+def test_frames_lost_in_the_middle_of_a_run_come_back(tiny, waves, tmp_path):
+    frames = Frames([[w] for w in waves], tiny, Store(tmp_path / "c"))
+    first = frames.batch([0])[0]
+    for path in (tmp_path / "c").glob("*/*.safetensors"):
+        path.unlink()
+    assert torch.equal(frames.batch([0])[0], first)
+
+
+def test_store_stays_within_its_budget(tmp_path):
+    store = Store(tmp_path, budget_gb=3e-6)
+    for i in range(8):
+        store.put(f"{i:02d}", {"x": torch.zeros(200)})
+    sizes = [p.stat().st_size for p in tmp_path.glob("*/*.safetensors")]
+    assert sum(sizes) <= 3000 and store.get("07") is not None and store.get("00") is None
+
+
+def test_crops_are_fixed_and_cover_the_utterance():
+    table = pd.DataFrame({"path": ["a", "a", "b"], "start": [0, 100, 0], "samples": [320_000, 320_000, 1000], "split": ["train", "test", "train"]})
+    rows = encode.windows(table, crop_seconds=8.0, crops=3)
+    assert [(w.start, w.samples) for w in rows[0]] == [(0, 128_000), (96_000, 128_000), (192_000, 128_000)]
+    assert [(w.start, w.samples) for w in rows[1]] == [(100, 320_000)] and [(w.start, w.samples) for w in rows[2]] == [(0, 1000)]
+
+
+def test_crops_are_drawn_by_the_generator_alone(tiny, waves, tmp_path):
+    means = Means([[waves[0], waves[2], waves[3]], [waves[1]]], tiny, Store(tmp_path / "c"))
+    drawn = {float(means.batch([0], torch.Generator().manual_seed(s))[0].sum()) for s in range(20)}
+    assert len(drawn) == 3
+    assert torch.equal(means.batch([0])[0][0, :, 0], means.means_WLD[0]) and torch.equal(means.batch([1])[0][0, :, 0], means.means_WLD[3])
+
+
+def test_bad_audio_is_named(tiny, tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"RIFF....WAVE nothing")
+    with pytest.raises(StarError, match="bad.wav: cannot be read"):
+        Means([[Window(str(tmp_path / "bad.wav"), 0, 1600)]], tiny, Store(tmp_path / "c"))
+    with pytest.raises(StarError, match="gone.wav: no such audio file"):
+        Means([[Window(str(tmp_path / "gone.wav"), 0, 1600)]], tiny, Store(tmp_path / "c"))
+    soundfile.write(tmp_path / "nan.wav", np.full(1600, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    with pytest.raises(StarError, match="nan.wav: holds NaN"):
+        Means([[Window(str(tmp_path / "nan.wav"), 0, 1600)]], tiny, Store(tmp_path / "c"))
+
+
+def test_nan_features_name_the_file(tiny, waves, tmp_path):
+    tiny.expert.maps[1].data[0] = float("nan")
+    with pytest.raises(StarError, match="0.wav: upstream tiny gives NaN"):
+        Means([[waves[0]]], tiny, Store(tmp_path / "c"))
+
+
+def test_upstream_names():
+    assert upstreams.load("tiny_corpus:upstream").parameters == 3 * 201 * 24
+    for name, message in (
+        ("fbnak", "did you mean 'fbank'"),
+        ("tiny_corpus:upstrem", "did you mean 'upstream'"),
+        ("no_such_module:f", "cannot import"),
+        ("tiny_corpus:not_an_upstream", "not an upstream"),
+        ("tiny_corpus:make", "without arguments failed"),
+        ("tiny_corpus:Path", "must return a torch module"),
+        ("nowhere/at/all.pt", "no such file"),
+    ):
+        with pytest.raises(StarError, match=message):
+            upstreams.load(name)
+
+
+def test_loading_does_not_seed_the_global_generators():
+    import random
+
+    torch.manual_seed(7), random.seed(7), np.random.seed(7)
+    expected = torch.rand(1), random.random(), np.random.rand()
+    torch.manual_seed(7), random.seed(7), np.random.seed(7)
+    upstreams.load("fbank")
+    assert (torch.rand(1), random.random(), np.random.rand()) == expected
+
+
+def test_wrong_stride_is_an_error():
+    class Wrong(TinyUpstream):
+        def get_downsample_rates(self, key):
+            return 320
+
+    with pytest.raises(StarError, match="its stride 320 means 50"):
+        upstreams.Upstream("wrong", Wrong(), "d")

@@ -1,0 +1,61 @@
+"""score: the printed overall values and generalizability scores come out of the printed task scores."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eval import score
+from star_upstream.errors import StarError
+
+PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "results" / "published.csv")
+COMPLETE = PUBLISHED[PUBLISHED[list(score.METRICS)].notna().all(axis=1)]
+
+
+@pytest.mark.parametrize("row", COMPLETE[COMPLETE["overall"].notna()].to_dict("records"), ids=lambda r: f"{r['model']}-{r['distill_data']}")
+def test_overall_as_printed(row):
+    assert score.overall(row) == pytest.approx(row["overall"], abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "row", COMPLETE[COMPLETE["generalizability"].notna()].to_dict("records"), ids=lambda r: f"{r['model']}-{r['distill_data']}"
+)
+def test_generalizability_as_printed(row):
+    assert score.generalizability(row) == pytest.approx(row["generalizability"], abs=2.5)
+
+
+def test_the_rows_reach_both_tests():
+    assert COMPLETE["overall"].notna().sum() >= 20 and COMPLETE["generalizability"].notna().sum() >= 15
+
+
+def test_anchors_are_the_published_rows():
+    rows = PUBLISHED.set_index("model")
+    for name, anchor in (("FBANK", score.FBANK), ("SOTA (best per task, SUPERB paper)", score.SOTA)):
+        assert {m: rows.loc[name, m] for m in score.METRICS} == anchor
+    assert score.generalizability(score.FBANK) == 0 and score.generalizability(score.SOTA) == pytest.approx(1000)
+
+
+@pytest.mark.parametrize("function", [score.overall, score.generalizability])
+def test_partial_sets_are_refused_by_name(function):
+    partial = {**score.SOTA, "sf_cer": float("nan"), "qbe_mtwv": None}
+    del partial["pr_per"]
+    with pytest.raises(StarError, match="pr_per, qbe_mtwv, sf_cer missing"):
+        function(partial)
+    assert score.missing(partial) == ["pr_per", "qbe_mtwv", "sf_cer"]
+
+
+def test_nine_task_mean_leaves_out_query_by_example_only():
+    metrics = {name: (40.0 if name in score.ERRORS else 60.0) for name in score.METRICS if name != "qbe_mtwv"}
+    assert score.nine_task_mean(metrics) == pytest.approx(60.0)
+    with pytest.raises(StarError, match="nine-task mean: er_acc missing"):
+        score.nine_task_mean({k: v for k, v in metrics.items() if k != "er_acc"})
+
+
+def test_bootstrap_interval():
+    assert score.bootstrap(np.ones((20, 2))) == (100.0, 100.0)
+    counts = np.stack([np.repeat([1.0, 0.0], 200), np.ones(400)], 1)
+    low, high = score.bootstrap(counts, seed=1)
+    half_width = 100 * 1.96 * np.sqrt(0.25 / 400)  # normal approximation of a proportion of one half
+    assert low == pytest.approx(50 - half_width, abs=1) and high == pytest.approx(50 + half_width, abs=1)
+    assert score.bootstrap(counts, seed=1) == (low, high)
