@@ -95,7 +95,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; exits with 0, 2 after a mistake in the input, or 130 after Ctrl-C."""
-    args = parser().parse_args(argv)
+    commands = parser()
+    args, rest = commands.parse_known_args(argv)
+    if rest:
+        # argparse takes key=value words in one place only; those after an option are found here
+        if not hasattr(args, "values") or any(word.startswith("-") for word in rest):
+            commands.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.values += rest
     try:
         args.function(args)
     except StarError as error:

@@ -94,7 +94,9 @@ class Distillation(Learner):
 
     def val_dataloader(self) -> DataLoader:
         batches = _sampler(self.recipe, self.clips["valid"], shuffle=False).plan(0)
-        return self._loader("valid", batches[self.trainer.global_rank :: self.trainer.world_size])
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        # with too few to share, every process takes all of them: the mean is the same
+        return self._loader("valid", batches[rank::world] if len(batches) >= world else batches)
 
     def _loader(self, part: str, batches) -> DataLoader:
         data = self.recipe.data

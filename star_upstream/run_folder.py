@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -130,8 +131,10 @@ class RunFolder:
             return
         file = self.path / "log.csv"
         if file.is_file():
-            table = read_log(self.path)
-            self._log = [{k: v for k, v in row.items() if v == v} for row in table[table["update"] <= update].to_dict("records")]
+            with open(file, encoding="utf-8", newline="") as stream:
+                # cells stay as they were written; a line that a kill cut short has no last cell
+                rows = [row for row in csv.DictReader(stream) if None not in row.values() and row["update"].isdigit()]
+            self._log = [{k: v for k, v in row.items() if v} for row in rows if int(row["update"]) <= update]
         self._write_log()
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -186,7 +189,7 @@ class RunFolder:
 
 def read_log(folder: str | Path) -> pd.DataFrame:
     """log.csv as a table; cells that a row does not have are NaN."""
-    return pd.read_csv(Path(folder) / "log.csv", float_precision="round_trip", on_bad_lines="skip")
+    return pd.read_csv(Path(folder) / "log.csv")
 
 
 def draw_losses(folder: str | Path) -> None:
