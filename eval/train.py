@@ -22,8 +22,8 @@ from star_upstream.files import replacing
 
 from .probe import Probe, Schedule
 
-SAVE_EVERY = 20.0
-"""Seconds between two progress files; a slow disk makes it longer, so that saving stays below a twentieth of the time."""
+SAVE_EVERY, _SHARE = 20.0, 20.0
+"""Seconds between two progress files, and at least so many times what the last one took to write."""
 
 
 class Features(Protocol):
@@ -127,7 +127,7 @@ def fit(
         if looked:
             _look(lanes, probe, features, step, device, say)
         now = time.perf_counter()
-        if progress is not None and (now - saved > max(SAVE_EVERY, 20 * cost)):
+        if progress is not None and (now - saved > max(SAVE_EVERY, _SHARE * cost)):
             state = {"identity": identity, "step": step, "epoch": epoch, "position": position, "spent": spent + now - begun}
             with replacing(progress) as part:
                 torch.save({**state, "lanes": [lane.state() for lane in lanes]}, part)
