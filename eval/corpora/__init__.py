@@ -1,5 +1,18 @@
 """Corpora as tables: :func:`load` gives one row an utterance, from a manifest or from a corpus in its published folder layout.
 
+Every table has the columns ``id``, ``path``, ``start``, ``samples`` and those of its task (:mod:`eval.corpora.manifest` lists
+them). Three tasks need more than one row an utterance, each from a function of its own whose ids are those of the table:
+
+- ASV: :func:`trials` gives ``target`` (1: same speaker, 0: not), ``enroll``, ``test``. The table has splits train and test; train
+  and test have different speakers, and only the utterances of the trials are in test.
+- SD: :func:`segments` gives ``id``, ``start``, ``end`` (seconds from the start of the recording), ``speaker``, a row each time that
+  a speaker talks; those of one recording may overlap. A speaker's name is unique within the recording at least.
+- QbE: :func:`truth` gives ``query``, ``doc``, ``relevant`` (1: the query's words are said in the document, 0: not), a row for every
+  pair that is to be scored, and no other. The table has ``kind`` query or doc, and ``split`` dev or eval (QbE has no training), or
+  ``both`` for a document that the queries of both sets are searched in. A pair belongs to the split of its query.
+
+ER has no ``split``: ``fold`` (1 to 5) is the fold in which an utterance is tested; dev is the caller's share of the other four.
+
 A corpus is one module with
 
 - ``NAME``: what to search for; ``LICENCE``: its terms, in a phrase;
@@ -56,3 +69,18 @@ def _missing(task: str, corpus, root: Path) -> str:
         f"{root}: no data for {task}: neither manifests/{task}.tsv nor {' nor '.join(corpus.FOLDERS)} is there; "
         f"put {corpus.NAME} there under that name (search for that title; licence: {corpus.LICENCE}), or use `--data mini`"
     )
+
+
+def trials(root: str | Path) -> pd.DataFrame:
+    """Speaker verification's pairs: columns target (int, 0 or 1), enroll and test (ids of ``load("asv", root)``, split test)."""
+    raise StarError("the ASV trials are not read yet")
+
+
+def segments(root: str | Path) -> pd.DataFrame:
+    """Who speaks when: columns id (of ``load("sd", root)``), start, end (seconds, float) and speaker."""
+    raise StarError("the SD segments are not read yet")
+
+
+def truth(root: str | Path) -> pd.DataFrame:
+    """Which query is in which document: columns query, doc (ids of ``load("qbe", root)``) and relevant (int, 0 or 1)."""
+    raise StarError("the QbE truth is not read yet")
