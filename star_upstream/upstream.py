@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from . import checkpoint, teachers
 from .encoder import Encoder
 from .errors import StarError
+from .mini import SHIPPED
+from .published.known import KNOWN
 
 
 class UpstreamExpert(nn.Module):
@@ -84,20 +86,22 @@ def load(source: str | Path, config: str | Path | None = None, reference_padding
     transformers (see :class:`Encoder`). In eval mode; its parameters may be trained.
     """
     encoder = teachers.load(source, config=config, reference_padding=reference_padding)
-    return UpstreamExpert(encoder.requires_grad_(True), str(source))
+    return UpstreamExpert(encoder.requires_grad_(True), str(source)).eval()
 
 
 def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., UpstreamExpert]:
     def entry(ckpt: str | None = None, model_config: str | None = None, pretrained: bool = True, reference_padding: bool = False, **_):
         if ckpt is not None:
             return load(ckpt, model_config, reference_padding)
-        if pretrained:
+        if pretrained and (name in KNOWN or name in SHIPPED):
             return load(name, reference_padding=reference_padding)
+        if pretrained:
+            raise StarError(f"{name}: no published weights; give your own as ckpt=, or take random ones with pretrained=False")
         if recipe is None:
             raise StarError(f"{name}: ships with its weights; leave out pretrained=False")
         from . import recipe as recipes
 
-        return UpstreamExpert(Encoder(recipes.load(recipe).student, reference_padding).eval(), f"{name} (random weights)")
+        return UpstreamExpert(Encoder(recipes.load(recipe).student, reference_padding), f"{name} (random weights)").eval()
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = (

@@ -121,6 +121,8 @@ def test_architectures_without_weights():
     assert sum(p.numel() for p in model.parameters()) == 22_308_592
     with pytest.raises(StarError, match="leave out pretrained=False"):
         upstream.star_mini(pretrained=False)
+    with pytest.raises(StarError, match="star_wavlm: no published weights; give your own as ckpt="):
+        upstream.star_wavlm()
 
 
 def test_s3prl_loads_our_names(folder):
