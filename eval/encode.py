@@ -93,6 +93,10 @@ class Store:
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
+    def __contains__(self, key: str) -> bool:
+        """Whether there is a file; only :meth:`get` finds out that it is damaged."""
+        return self.path(key).is_file()
+
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The tensors under ``key``; None where there are none or where they are damaged, which is said on stderr."""
         path = self.path(key)
@@ -126,6 +130,10 @@ class Store:
 
     def _trim(self, keep: Path) -> None:
         entries = []
+        for left_behind in self.folder.glob("*/.*.part"):  # by a killed run; a living one writes each within seconds
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left_behind.stat().st_mtime > 3600:
+                    left_behind.unlink()
         for path in self.folder.glob("*/*.safetensors"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
@@ -180,7 +188,7 @@ class Frames:
         self.upstream, self.store, self.effects, self.seconds = upstream, store, effects, 0.0
         self.keys = [_key("frames", upstream, effects, [w]) for w in self.windows]
         begun = time.perf_counter()
-        missing = [i for i, key in enumerate(self.keys) if store.get(key) is None]
+        missing = [i for i, key in enumerate(self.keys) if key not in store]
         for i, states_LTD in _encode([self.windows[i] for i in missing], upstream, effects):
             self._put(missing[i], states_LTD)
         self.seconds = time.perf_counter() - begun
