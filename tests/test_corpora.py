@@ -40,7 +40,7 @@ def files(root: Path) -> dict[str, bytes]:
 def test_table(made, task):
     table = corpora.load(task, made)
     assert list(table.columns[:5]) == ["id", "path", "start", "samples", "split"]
-    assert set(manifest.REQUIRED[task]) <= set(table.columns)
+    assert set(manifest.TABLES[task].required) <= set(table.columns)
     assert set(table["split"]) == {"train", "dev", "test"}
     assert table["id"].is_unique
     for row in table.itertuples():

@@ -1,4 +1,4 @@
-"""The table that every task reads: one row an utterance, from a tsv file or from a corpus, and the checks that it must pass.
+"""The table that every task reads: one row an utterance, from tsv files or from a corpus, and the checks that it must pass.
 
 Columns:
 
@@ -6,8 +6,14 @@ Columns:
 - ``path``: the audio file, absolute (in a tsv file: absolute, or relative to the folder that holds ``manifests/``)
 - ``start``: first sample of the utterance in the file, counted at 16 kHz (optional in a tsv file: 0)
 - ``samples``: length of the utterance at 16 kHz
-- ``split``: train, dev or test
-- the task's own: ks ``label``, sid ``speaker``, asr ``text`` and ``speaker``; ks may also have ``speaker``, empty where not known
+- ``split``: train, dev or test (ASV: train or test; QbE: dev, eval or both; ER has ``fold`` instead, 1 to 5)
+- the task's own, in ``TABLES``: ks ``label``; sid, asv ``speaker``; asr ``speaker``, ``text``; pr those and ``phones`` (ARPAbet
+  symbols with spaces between); ic ``action``, ``object``, ``location``; sf ``text`` and ``slots`` (one of ``B-x``, ``I-x``, ``O``
+  a word, with spaces between); er ``speaker``, ``label``; qbe ``kind`` (query or doc). sd has none.
+
+A task's tsv file is ``<task>.tsv``, but for asv ``asv_train.tsv`` and ``asv_test.tsv`` (no ``split``), and for qbe
+``qbe_queries.tsv`` and ``qbe_docs.tsv`` (``set`` for ``split``, no ``kind``); sd's has ``rttm_path`` besides. What links
+utterances, ``asv_trials.tsv``, the rttm files and ``qbe_truth.tsv``, is read by :mod:`eval.corpora.relations`.
 
 A tsv file has one header line and no quoting, and is UTF-8. Columns besides these are ignored.
 """
@@ -17,85 +23,180 @@ from __future__ import annotations
 import csv
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, NoReturn, Sequence
 
 import pandas as pd
 
 from star_upstream import audio
 from star_upstream.errors import StarError, nearest
 
-SPLITS = ("train", "dev", "test")
-COMMON = ("id", "path", "samples", "split")
-REQUIRED = {"ks": ("label",), "sid": ("speaker",), "asr": ("speaker", "text")}
-OPTIONAL = {"ks": ("speaker",)}
-CLASSES = {"ks": "label", "sid": "speaker"}
-"""The column that a classification task predicts: each of its values must occur in train."""
+
+@dataclass(frozen=True)
+class Table:
+    """What a task's table holds besides id, path, start and samples."""
+
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    """Kept where they are there; may be empty in a row."""
+    classes: tuple[str, ...] = ()
+    """The columns that the task predicts as one of a closed set: each of their values must occur in training."""
+    group: str = "split"
+    groups: tuple = ("train", "dev", "test")
+    """The values of ``group``; each must have a row."""
+    files: tuple[tuple[str, dict[str, str]], ...] = ()
+    """The tsv files, and what is the same in each of their rows; none: ``<task>.tsv``."""
 
 
-def read(path: str | Path, task: str) -> pd.DataFrame:
-    """The manifest ``path`` (``<folder>/manifests/<task>.tsv``) of ``task``, checked. Raises :class:`StarError`."""
-    path = Path(path)
+TABLES = {
+    "pr": Table(("speaker", "text", "phones")),
+    "asr": Table(("speaker", "text")),
+    "ks": Table(("label",), ("speaker",), ("label",)),
+    "qbe": Table(
+        ("kind",), groups=("dev", "eval"), files=(("qbe_queries.tsv", {"kind": "query"}), ("qbe_docs.tsv", {"kind": "doc"}))
+    ),
+    "sid": Table(("speaker",), classes=("speaker",)),
+    "asv": Table(
+        ("speaker",), groups=("train", "test"), files=(("asv_train.tsv", {"split": "train"}), ("asv_test.tsv", {"split": "test"}))
+    ),
+    "sd": Table(),
+    "ic": Table(("action", "object", "location"), ("speaker", "text"), ("action", "object", "location")),
+    "sf": Table(("text", "slots"), ("speaker",)),
+    "er": Table(("speaker", "label"), classes=("label",), group="fold", groups=(1, 2, 3, 4, 5)),
+}
+BOTH = "both"
+"""The split of a QbE document that the queries of dev and of eval are searched in."""
+
+
+def files(task: str) -> tuple[str, ...]:
+    """The names of the task's tsv files."""
+    return tuple(name for name, _ in TABLES[task].files) or (f"{task}.tsv",)
+
+
+def rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The tsv file as text. Raises :class:`StarError` for what is no such file, and for a column that is missing."""
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise StarError(f"{path} is missing; put it beside the other manifests") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StarError(f"{path}: not a tab-separated UTF-8 table with one header line ({reason})") from None
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes a surplus first field of every row for an index
         raise StarError(f"{path}: the rows have more fields than the header line; name every column in the header")
-    for name in COMMON + REQUIRED[task]:
+    for name in columns:
         if name not in table:
             raise StarError(f"{path}: column {name!r} is missing{nearest(name, table.columns)} (found: {', '.join(table.columns)})")
-    base = path.absolute().parent.parent
-    table["path"] = [str(base / p) if isinstance(p, str) and p.strip() else "" for p in table["path"]]
-    return check(table, task, str(path), first_line=2)
+    return table
 
 
-def check(table: pd.DataFrame, task: str, source: str, first_line: int | None = None) -> pd.DataFrame:
+def read(folder: str | Path, task: str) -> pd.DataFrame:
+    """The table of ``task`` from the tsv files in ``folder`` (``<data>/manifests``), checked. Raises :class:`StarError`."""
+    folder, spec = Path(folder).absolute(), TABLES[task]
+    parts, places = [], []
+    for name, same in spec.files or ((f"{task}.tsv", {}),):
+        group = "set" if task == "qbe" else spec.group
+        needed = ["id", "path", "samples", *([] if "split" in same else [group]), *(c for c in spec.required if c not in same)]
+        part = rows(folder / name, needed).rename(columns={"set": "split"} if task == "qbe" else {}).assign(**same)
+        parts.append(part)
+        places += [f"{folder / name}: line {line}" for line in range(2, 2 + len(part))]
+    table = pd.concat(parts, ignore_index=True)
+    if "start" in table:  # one of two files may have it
+        table["start"] = table["start"].fillna("0")
+    table["path"] = [str(folder.parent / p) if isinstance(p, str) and p.strip() else "" for p in table["path"]]
+    return check(table, task, str(folder / files(task)[0] if len(files(task)) == 1 else folder), places.__getitem__)
+
+
+def check(table: pd.DataFrame, task: str, source: str, place: Callable[[int], str] | None = None) -> pd.DataFrame:
     """``table`` with exactly the columns of ``task`` and integer ``start`` and ``samples``, or a :class:`StarError`.
 
     Refused, each by naming ``source`` and the row: an empty field, a number that is none, fewer than one sample, an unknown split,
-    a split without rows, an id used twice, a file that is not there, and a class that dev or test has and train has not.
-    ``first_line`` is the line of row 0 in ``source`` where that is a file with lines.
+    a split without rows, an id used twice, a file that is not there, a class that dev or test has and train has not, and what makes
+    no sense for the task. ``place`` gives the file and the line of a row where that is more than its id.
     """
+    spec, group = TABLES[task], TABLES[task].group
 
-    def fail(row: int, message: str) -> None:
-        place = f"line {first_line + row}" if first_line is not None else f"item {table['id'].iloc[row]!r}"
-        raise StarError(f"{source}: {place}: {message}")
+    def fail(row: int, message: str) -> NoReturn:
+        where = place(row) if place else f"{source}: item {table['id'].iloc[row]!r}"
+        raise StarError(f"{where}: {message}")
 
-    def first(wrong: pd.Series) -> int | None:
-        return int(wrong.to_numpy().argmax()) if wrong.any() else None
-
-    optional = [name for name in OPTIONAL.get(task, ()) if name in table]
+    optional = [name for name in spec.optional if name in table]
     table = table.reset_index(drop=True)
     if "start" not in table:
         table["start"] = 0
-    table = table[["id", "path", "start", "samples", "split", *optional, *REQUIRED[task]]]
+    table = table[["id", "path", "start", "samples", group, *optional, *spec.required]]
 
-    for name in ("id", "path", "samples", "split", *REQUIRED[task]):
-        if (row := first(table[name].isna() | (table[name].astype(str).str.strip() == ""))) is not None:
+    for name in ("id", "path", "samples", group, *spec.required):
+        if (row := _first(table[name].isna() | (table[name].astype(str).str.strip() == ""))) is not None:
             fail(row, f"{name} is empty; fill it in or remove the row")
     for name, least in (("start", 0), ("samples", 1)):
         value = pd.to_numeric(table[name], errors="coerce")
-        if (row := first(value.isna() | (value % 1 != 0) | (value < least))) is not None:
+        if (row := _first(value.isna() | (value % 1 != 0) | (value < least))) is not None:
             fail(row, f"{name} is {table[name].iloc[row]!r}; it must be a whole number, at least {least} (samples at 16 kHz)")
         table[name] = value.astype("int64")
-    if (row := first(~table["split"].isin(SPLITS))) is not None:
-        fail(row, f"unknown split {table['split'].iloc[row]!r}; it must be train, dev or test")
-    if (row := first(table["id"].duplicated())) is not None:
+    allowed = [str(g) for g in spec.groups] + ([BOTH] if task == "qbe" else [])
+    if (row := _first(~table[group].astype(str).isin(allowed))) is not None:
+        fail(row, f"unknown {group} {table[group].iloc[row]!r}; it must be {', '.join(allowed[:-1])} or {allowed[-1]}")
+    table[group] = table[group].astype(str).astype("int64") if group == "fold" else table[group]
+    if (row := _first(table["id"].duplicated())) is not None:
         fail(row, f"id {table['id'].iloc[row]!r} is used twice; ids must be unique")
-    for split in SPLITS:
-        if not (table["split"] == split).any():
-            raise StarError(f"{source}: no row has split {split!r}; {task} needs train, dev and test")
-    if (row := first(~_are_files(table["path"]))) is not None:
+    for value in spec.groups:
+        if not (table[group] == value).any():
+            raise StarError(f"{source}: no row has {group} {value!r}; {task} needs {', '.join(map(str, spec.groups))}")
+    if (row := _first(~_are_files(table["path"]))) is not None:
         fail(row, f"{table['path'].iloc[row]} is not there; put the file in its place or remove the row")
-    if task in CLASSES:
-        name = CLASSES[task]
-        known = table.loc[table["split"] == "train", name].unique()
-        if (row := first(~table[name].isin(known))) is not None:
-            split, value = table["split"].iloc[row], table[name].iloc[row]
-            fail(row, f"{name} {value!r} is in {split} but not in train, so it cannot be learnt; add train rows or remove it")
+    for name in spec.classes:
+        _closed_set(table, name, spec, fail)
+    if task in RULES:
+        RULES[task](table, source, fail)
     return table
+
+
+def _closed_set(table: pd.DataFrame, name: str, spec: Table, fail: Callable[[int, str], NoReturn]) -> None:
+    if spec.group == "fold":  # each fold is tested by what was learnt from the others
+        folds = table.groupby(name)["fold"].nunique()
+        if (row := _first(table[name].map(folds) < 2)) is not None:
+            fold, value = table["fold"].iloc[row], table[name].iloc[row]
+            fail(row, f"{name} {value!r} is in fold {fold} alone, so it cannot be learnt for that; add rows or remove it")
+        return
+    known = table.loc[table["split"] == "train", name].unique()
+    if (row := _first(~table[name].isin(known))) is not None:
+        split, value = table["split"].iloc[row], table[name].iloc[row]
+        fail(row, f"{name} {value!r} is in {split} but not in train, so it cannot be learnt; add train rows or remove it")
+
+
+def _unheard_speakers(table: pd.DataFrame, source: str, fail: Callable[[int, str], NoReturn]) -> None:
+    known = table.loc[table["split"] == "train", "speaker"].unique()
+    if (row := _first((table["split"] == "test") & table["speaker"].isin(known))) is not None:
+        fail(row, f"speaker {table['speaker'].iloc[row]!r} is in train and in test; verification is tested on other speakers")
+
+
+def _one_slot_a_word(table: pd.DataFrame, source: str, fail: Callable[[int, str], NoReturn]) -> None:
+    for row, (text, slots) in enumerate(zip(table["text"], table["slots"])):
+        words, tags = text.split(), slots.split()
+        if len(words) != len(tags):
+            fail(row, f"{len(words)} words but {len(tags)} slots; give one slot a word")
+        for before, tag in zip(["O", *tags], tags):
+            if tag != "O" and not (tag[:2] in ("B-", "I-") and tag[2:]):
+                fail(row, f"slot {tag!r} is none of B-<name>, I-<name> and O")
+            if tag[:2] == "I-" and before[2:] != tag[2:]:
+                fail(row, f"slot {tag!r} follows {before!r}; a slot begins with B-{tag[2:]}")
+
+
+def _queries_and_documents(table: pd.DataFrame, source: str, fail: Callable[[int, str], NoReturn]) -> None:
+    if (row := _first(~table["kind"].isin(("query", "doc")))) is not None:
+        fail(row, f"unknown kind {table['kind'].iloc[row]!r}; it must be query or doc")
+    if (row := _first((table["kind"] == "query") & (table["split"] == BOTH))) is not None:
+        fail(row, "a query is in dev or in eval; only a document can be in both")
+    for split in TABLES["qbe"].groups:
+        for kind in ("query", "doc"):
+            if not ((table["kind"] == kind) & table["split"].isin((split, BOTH))).any():
+                raise StarError(f"{source}: no {kind} in {split}; qbe needs queries and documents in dev and in eval")
+
+
+RULES = {"asv": _unheard_speakers, "sf": _one_slot_a_word, "qbe": _queries_and_documents}
+"""What a task's table must fulfil besides."""
 
 
 def lengths(paths: Sequence[str | Path], source: str | Path) -> list[int]:
@@ -111,6 +212,21 @@ def lengths(paths: Sequence[str | Path], source: str | Path) -> list[int]:
 
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
         return list(pool.map(one, paths))
+
+
+def lines(file: Path, corpus: str) -> list[tuple[int, str]]:
+    """The numbers and the texts of a list's lines that are not blank. Raises :class:`StarError` when it is not there or no text."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError:
+        raise StarError(f"{file} is missing; it comes with {corpus}: unpack the corpus again") from None
+    except UnicodeDecodeError:
+        raise StarError(f"{file}: not UTF-8 text; unpack {corpus} again") from None
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _first(wrong: pd.Series) -> int | None:
+    return int(wrong.to_numpy().argmax()) if wrong.any() else None
 
 
 def _are_files(paths: pd.Series) -> pd.Series:
