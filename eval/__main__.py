@@ -47,22 +47,34 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="run | report")
 
     run = verbs.add_parser("run", help="evaluate one upstream", description="Evaluate one upstream; one json a task in --out.")
-    run.add_argument("--upstream", required=True, help="fbank or another s3prl name, a star_upstream name, a checkpoint, or module:function")
+    run.add_argument(
+        "--upstream", required=True, help="fbank or another s3prl name, a star_upstream name, a checkpoint, or module:function"
+    )
     run.add_argument("--tasks", default="all", help="ks,sid,asr or all (default)")
-    run.add_argument("--data", default="mini", help="mini (made by speech synthesis when not there) or a folder of corpora or manifests")
+    run.add_argument(
+        "--data", default="mini", help="mini (made by speech synthesis when not there) or a folder of corpora or manifests"
+    )
     run.add_argument("--out", type=Path, required=True, help="folder for the results; a rerun goes on where the last one stopped")
     run.add_argument("--schedule", help="superb or mini (default: mini for mini data, else superb)")
-    run.add_argument("--lr-grid", type=_rates, default=(), help="learning rates tried together, chosen on dev (default: the schedule's)")
+    run.add_argument(
+        "--lr-grid", type=_rates, default=(), help="learning rates tried together, chosen on dev (default: the schedule's)"
+    )
     run.add_argument("--steps", type=int, help="optimizer updates, instead of the schedule's")
     run.add_argument("--limit", type=int, help="at most this many rows a split: a smoke run, marked as such")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    run.add_argument("--cache", type=Path, help="folder for features (default: $STAR_CACHE/features or ~/.cache/star_upstream/features)")
-    run.add_argument("--cache-gb", type=float, default=20.0, help="most that the cache may hold; the oldest leave first (default 20)")
+    run.add_argument(
+        "--cache", type=Path, help="folder for features (default: $STAR_CACHE/features or ~/.cache/star_upstream/features)"
+    )
+    run.add_argument(
+        "--cache-gb", type=float, default=20.0, help="most that the cache may hold; the oldest leave first (default 20)"
+    )
     run.add_argument("--overwrite", action="store_true", help="run tasks again whose json is there")
     run.set_defaults(verb=_run)
 
-    report = verbs.add_parser("report", help="one table of several runs", description="Markdown table of result folders, to stdout.")
+    report = verbs.add_parser(
+        "report", help="one table of several runs", description="Markdown table of result folders, to stdout."
+    )
     report.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folders that `run` wrote")
     report.add_argument("--out", type=Path, help="also write the table to this file, and as csv beside it")
     report.set_defaults(verb=_report)

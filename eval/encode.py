@@ -251,4 +251,3 @@ def _crc32(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         crc = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"
-

@@ -1,4 +1,4 @@
-"""What a task is to the driver: a literal that states it (:class:`Task`), and its head, loss and metric on one corpus (:class:`Probe`).
+"""What a task is to the driver: a literal that states it (:class:`Task`); its head, loss and metric on one corpus (:class:`Probe`).
 
 Shapes: B utterances, L layers, T frames, D channels, V output classes.
 """
@@ -122,7 +122,9 @@ class UtteranceClassification(Probe):
         for name in ("dev", "test"):
             for row in self.split[name]:
                 if self.targets[row] not in known:
-                    raise StarError(f"{task.name}: {task.target} {self.targets[row]!r} is in {name} but not in train: no head can learn it")
+                    raise StarError(
+                        f"{task.name}: {task.target} {self.targets[row]!r} is in {name} but not in train: no head can learn it"
+                    )
         self.encoder = CategoryEncoder(self.targets)
         self.classes = [self.encoder.encode(t) for t in self.targets]
 

@@ -14,8 +14,8 @@ from star_upstream.files import replacing
 from . import score
 
 COLUMNS = {
-    "pr_per": "PR PER", "asr_wer": "ASR WER", "ks_acc": "KS Acc", "qbe_mtwv": "QbE MTWV", "sid_acc": "SID Acc", "asv_eer": "ASV EER",
-    "sd_der": "SD DER", "ic_acc": "IC Acc", "sf_f1": "SF F1", "sf_cer": "SF CER", "er_acc": "ER Acc",
+    "pr_per": "PR PER", "asr_wer": "ASR WER", "ks_acc": "KS Acc", "qbe_mtwv": "QbE MTWV", "sid_acc": "SID Acc",
+    "asv_eer": "ASV EER", "sd_der": "SD DER", "ic_acc": "IC Acc", "sf_f1": "SF F1", "sf_cer": "SF CER", "er_acc": "ER Acc",
 }  # fmt: skip
 
 Record = dict[str, Any]
@@ -34,7 +34,7 @@ def main(folders: list[Path], out: Path | None = None) -> int:
 
 
 def read(folder: Path) -> tuple[str, list[Record]]:
-    """The folder's name and its records. Raises :class:`StarError` for a folder without records, a damaged one, or two upstreams."""
+    """Its name and its records. Raises :class:`StarError` for a folder without records, a damaged one, or two upstreams."""
     if not folder.is_dir():
         raise StarError(f"{folder}: no such folder; give folders that `python -m eval run --out` wrote")
     records = []
@@ -45,7 +45,11 @@ def read(folder: Path) -> tuple[str, list[Record]]:
             raise StarError(f"{path}: not json; remove it and run its task again") from None
         if not isinstance(record, dict) or "metric" not in record:
             continue
-        absent = [key for key in ("task", "value", "interval_95", "corpus", "schedule", "upstream", "upstream_digest") if key not in record]
+        absent = [
+            key
+            for key in ("task", "value", "interval_95", "corpus", "schedule", "upstream", "upstream_digest")
+            if key not in record
+        ]
         if absent:
             raise StarError(f"{path}: not a task's record ({', '.join(absent)} missing)")
         records.append(record)
@@ -101,7 +105,9 @@ def _table(key: tuple[str, str, bool], runs: list[tuple[str, list[Record]]]) -> 
         warning = "Official corpora and schedule. Values with 95 % bootstrap intervals over utterances."
     else:
         why = "a limited run" if limited else "a corpus or schedule that is not SUPERB's"
-        warning = f"**These scores are of {why}: compare them with one another, never with published ones.** Intervals: 95 % bootstrap."
+        warning = (
+            f"**These scores are of {why}: compare them with one another, never with published ones.** Intervals: 95 % bootstrap."
+        )
     missing = {}
     for name, absent in notes:
         missing.setdefault(absent, []).append(name)
@@ -131,8 +137,8 @@ def _cell(metric: str, records: list[Record], best: float) -> str:
 def as_csv(runs: list[tuple[str, list[Record]]]) -> str:
     """One line a number, with what decides whether it may be compared."""
     fields = (
-        "model", "upstream", "upstream_digest", "parameters", "task", "metric", "value", "unit", "direction", "low_95", "high_95", "split",
-        "items", "corpus", "schedule", "steps", "limited", "comparable_with_published", "lr", "seed", "task_version",
+        "model", "upstream", "upstream_digest", "parameters", "task", "metric", "value", "unit", "direction", "low_95", "high_95",
+        "split", "items", "corpus", "schedule", "steps", "limited", "comparable_with_published", "lr", "seed", "task_version",
     )  # fmt: skip
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")

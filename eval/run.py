@@ -58,8 +58,8 @@ def cache_folder() -> Path:
 
 
 def run(options: Options) -> int:
-    """Evaluate; one task's failure does not stop the others. Returns the exit code: 0; 1 when a task failed; 2 when nothing could be
-    done because of the input.
+    """Evaluate; one task's failure does not stop the others. Returns the exit code: 0; 1 when a task failed; 2 when nothing could
+    be done because of the input.
 
     Raises :class:`StarError` for what concerns every task: an unknown task or upstream, a device that is not there.
     """
@@ -72,7 +72,10 @@ def run(options: Options) -> int:
     root, kind = _data(options.data)
     compat.apply()
     upstream = upstreams.load(options.upstream, device)
-    say(f"{upstream.name}: {upstream.parameters / 1e6:.2f} M parameters, {upstream.layers} layers of {upstream.width}, {upstream.digest[:12]}")
+    say(
+        f"{upstream.name}: {upstream.parameters / 1e6:.2f} M parameters, {upstream.layers} layers of {upstream.width}, "
+        f"digest {upstream.digest[:12]}"
+    )
     store = encode.Store(options.cache or cache_folder() / "features", options.cache_gb)
     failures, done = [], []
     for task in wanted:

@@ -159,7 +159,7 @@ def predict(head: Head, probe: Probe, features: Features, rows: Sequence[int], d
 
 @contextlib.contextmanager
 def own_randomness(seed: int, device: torch.device = torch.device("cpu")) -> Iterator[None]:
-    """Runs with torch's generators at ``seed`` and puts them back: dropout, SpecAugment and initial weights have no other source."""
+    """Sets torch's generators to ``seed`` and puts them back: dropout, SpecAugment and initial weights have no other source."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -12,6 +12,7 @@ import inspect
 import json
 import random
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
@@ -28,7 +29,7 @@ SHORTEST = 800
 
 
 class Upstream:
-    """A frozen model that gives every utterance its hidden states, with the same values as ``s3prl.nn.S3PRLUpstream`` at batch size one.
+    """A frozen model that gives every utterance its hidden states: those of ``s3prl.nn.S3PRLUpstream`` at batch size one.
 
     ``padded``: the model gives an utterance the same states alone and in a zero-padded batch, and has ``frames(samples)``, its own
     number of frames. Any other is only ever given batches of one length, so that padding cannot change a feature.
@@ -77,7 +78,9 @@ class Upstream:
         try:
             states = self.expert(inputs)["hidden_states"]
         except (KeyError, TypeError) as error:
-            raise StarError(f"{self.name}: not an upstream: forward([waveform]) must give {{'hidden_states': [...]}} ({error})") from None
+            raise StarError(
+                f"{self.name}: not an upstream: forward([waveform]) must give {{'hidden_states': [...]}} ({error})"
+            ) from None
         if len({s.shape[-1] for s in states}) != 1:
             raise StarError(f"{self.name}: its layers have several widths; a weighted sum over layers needs one")
         return states
@@ -131,7 +134,9 @@ def _from_function(source: str) -> tuple[nn.Module, str]:
     try:
         expert = function()
     except Exception as error:
-        raise StarError(f"upstream {source}: calling it without arguments failed ({type(error).__name__}: {_first_line(error)})") from error
+        raise StarError(
+            f"upstream {source}: calling it without arguments failed ({type(error).__name__}: {_first_line(error)})"
+        ) from error
     if not isinstance(expert, nn.Module):
         raise StarError(f"upstream {source}: the function must return a torch module, got {type(expert).__name__}")
     file = inspect.getsourcefile(module)
@@ -160,8 +165,8 @@ def _from_star(source: str) -> nn.Module:
     try:
         return upstream.load(source)
     except StarError as error:
-        other = "" if Path(source).exists() else nearest(source, _s3prl_names())
-        raise StarError(f"{error}" + (f" (among s3prl's names{other})" if other and "did you mean" not in str(error) else "")) from None
+        close = [] if Path(source).exists() else get_close_matches(source, _s3prl_names(), n=1)
+        raise StarError(f"{error}" + (f" (s3prl has {close[0]!r})" if close else "")) from None
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def apply() -> list[str]:
 
 
 def apply_legacy_runner() -> list[str]:
-    """What ``s3prl.run_downstream`` needs besides :func:`apply`: names that huggingface_hub 1.0 dropped, its namespace in checkpoints."""
+    """What ``s3prl.run_downstream`` needs besides :func:`apply`: names gone in huggingface_hub 1.0, argparse in checkpoints."""
     import argparse
 
     import huggingface_hub
@@ -117,7 +117,9 @@ def _info(uri: Any, *args, **kwargs) -> AudioMetaData:
     return AudioMetaData(found.samplerate, found.frames, found.channels, bits, encoding)
 
 
-def _load(uri: Any, frame_offset: int = 0, num_frames: int = -1, normalize: bool = True, channels_first: bool = True, *args, **kwargs):
+def _load(
+    uri: Any, frame_offset: int = 0, num_frames: int = -1, normalize: bool = True, channels_first: bool = True, *args, **kwargs
+):
     source = uri if hasattr(uri, "read") else str(uri)
     wave_NC, rate = soundfile.read(source, frames=num_frames, start=frame_offset, dtype="float32", always_2d=True)
     wave_NC = torch.from_numpy(wave_NC)
@@ -178,7 +180,9 @@ def apply_effects_tensor(
     return (wave_CN if channels_first else wave_CN.t()), sample_rate
 
 
-def apply_effects_file(path: Any, effects: Sequence[Sequence[str]], normalize: bool = True, channels_first: bool = True, format=None):
+def apply_effects_file(
+    path: Any, effects: Sequence[Sequence[str]], normalize: bool = True, channels_first: bool = True, format=None
+):
     """:func:`apply_effects_tensor` on a file."""
     wave_CN, rate = _load(path)
     return apply_effects_tensor(wave_CN if channels_first else wave_CN.t(), rate, effects, channels_first)

@@ -91,7 +91,9 @@ def test_gain_channels_rate():
     assert rate == 16_000 and wave_CN.shape == (1, 16_000)
 
 
-@pytest.mark.parametrize("effect", [["reverb"], ["silence", "1", "0.1", "0.1%"], ["channels", "3"], ["silence", "1", "0.1", "5", "-1", "0.1", "5"]])
+@pytest.mark.parametrize(
+    "effect", [["reverb"], ["silence", "1", "0.1", "0.1%"], ["channels", "3"], ["silence", "1", "0.1", "5", "-1", "0.1", "5"]]
+)
 def test_other_effects_are_refused(effect):
     with pytest.raises(StarError, match="sox effect"):
         effects(torch.zeros(1, 100), [effect])

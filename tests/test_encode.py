@@ -165,7 +165,9 @@ def test_store_stays_within_its_budget(tmp_path):
 
 
 def test_crops_are_fixed_and_cover_the_utterance():
-    table = pd.DataFrame({"path": ["a", "a", "b"], "start": [0, 100, 0], "samples": [320_000, 320_000, 1000], "split": ["train", "test", "train"]})
+    table = pd.DataFrame(
+        {"path": ["a", "a", "b"], "start": [0, 100, 0], "samples": [320_000, 320_000, 1000], "split": ["train", "test", "train"]}
+    )
     rows = encode.windows(table, crop_seconds=8.0, crops=3)
     assert [(w.start, w.samples) for w in rows[0]] == [(0, 128_000), (96_000, 128_000), (192_000, 128_000)]
     assert [(w.start, w.samples) for w in rows[1]] == [(100, 320_000)] and [(w.start, w.samples) for w in rows[2]] == [(0, 1000)]
@@ -175,7 +177,9 @@ def test_crops_are_drawn_by_the_generator_alone(tiny, waves, tmp_path):
     means = Means([[waves[0], waves[2], waves[3]], [waves[1]]], tiny, Store(tmp_path / "c"))
     drawn = {float(means.batch([0], torch.Generator().manual_seed(s))[0].sum()) for s in range(20)}
     assert len(drawn) == 3
-    assert torch.equal(means.batch([0])[0][0, :, 0], means.means_WLD[0]) and torch.equal(means.batch([1])[0][0, :, 0], means.means_WLD[3])
+    assert torch.equal(means.batch([0])[0][0, :, 0], means.means_WLD[0]) and torch.equal(
+        means.batch([1])[0][0, :, 0], means.means_WLD[3]
+    )
 
 
 def test_bad_audio_is_named(tiny, tmp_path):
@@ -198,7 +202,7 @@ def test_nan_features_name_the_file(tiny, waves, tmp_path):
 def test_upstream_names():
     assert upstreams.load("tiny_corpus:upstream").parameters == 3 * 201 * 24
     for name, message in (
-        ("fbnak", "did you mean 'fbank'"),
+        ("fbnak", "s3prl has 'fbank'"),
         ("tiny_corpus:upstrem", "did you mean 'upstream'"),
         ("no_such_module:f", "cannot import"),
         ("tiny_corpus:not_an_upstream", "not an upstream"),

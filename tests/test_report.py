@@ -12,9 +12,9 @@ from star_upstream.errors import StarError
 def record(metric, value, **changes):
     task = metric.split("_")[0]
     base = {
-        "task": task, "metric": metric, "value": value, "interval_95": [value - 1, value + 1], "unit": "%", "direction": "max", "items": 9,
-        "corpus": "official", "schedule": "superb", "limited": False, "upstream": "fbank", "upstream_digest": "d", "parameters": 1_500_000,
-        "steps": 1, "seed": 0, "lr": 1e-4, "split": "test", "task_version": 1,
+        "task": task, "metric": metric, "value": value, "interval_95": [value - 1, value + 1], "unit": "%", "direction": "max",
+        "items": 9, "corpus": "official", "schedule": "superb", "limited": False, "upstream": "fbank", "upstream_digest": "d",
+        "parameters": 1_500_000, "steps": 1, "seed": 0, "lr": 1e-4, "split": "test", "task_version": 1,
     }  # fmt: skip
     return {**base, **changes}
 
@@ -27,7 +27,11 @@ def write(folder, *records):
 
 
 def test_table_of_mini_runs_says_so_and_gives_no_score(tmp_path, capsys):
-    a = write(tmp_path / "a", record("ks_acc", 50.0, corpus="mini", schedule="mini"), record("asr_wer", 70.0, corpus="mini", schedule="mini"))
+    a = write(
+        tmp_path / "a",
+        record("ks_acc", 50.0, corpus="mini", schedule="mini"),
+        record("asr_wer", 70.0, corpus="mini", schedule="mini"),
+    )
     b = write(tmp_path / "b", record("ks_acc", 60.0, corpus="mini", schedule="mini", upstream_digest="e"))
     assert report.main([a, b], tmp_path / "out.md") == 0
     text = capsys.readouterr().out

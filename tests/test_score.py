@@ -13,7 +13,9 @@ PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "results" / "published.csv")
 COMPLETE = PUBLISHED[PUBLISHED[list(score.METRICS)].notna().all(axis=1)]
 
 
-@pytest.mark.parametrize("row", COMPLETE[COMPLETE["overall"].notna()].to_dict("records"), ids=lambda r: f"{r['model']}-{r['distill_data']}")
+@pytest.mark.parametrize(
+    "row", COMPLETE[COMPLETE["overall"].notna()].to_dict("records"), ids=lambda r: f"{r['model']}-{r['distill_data']}"
+)
 def test_overall_as_printed(row):
     assert score.overall(row) == pytest.approx(row["overall"], abs=0.06)
 

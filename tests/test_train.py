@@ -81,7 +81,7 @@ def test_learns_what_can_be_learnt(task):
 
 
 def test_steps_are_s3prls(monkeypatch):
-    """s3prl's own upstream, featurizer, head, task and update on waveforms, against fit on time means: the same weights after 5 steps."""
+    """s3prl's upstream, featurizer, head, task and update on waveforms, against fit on time means: equal weights after 5 steps."""
     from s3prl import hub
     from s3prl.nn import Featurizer, MeanPoolingLinear, S3PRLUpstream
     from s3prl.nn.upstream import UpstreamDownstreamModel
@@ -131,10 +131,12 @@ def test_steps_are_s3prls(monkeypatch):
 
 
 def test_learns_to_spell():
-    """Characters of four frames each: CTC, SpecAugment, the fast LSTM and greedy decoding together reach a word error rate near 0."""
+    """Characters of four frames each: CTC, SpecAugment, the fast LSTM and greedy decoding together learn them."""
     probe, features = make(ASR, dataclasses.replace(CTC_SMALL, steps=120, batch=6, eval_every=40, lr=2e-2), ("AB A", "BA", "B AB"))
     for row, text in enumerate(probe.targets):
-        frames_TD = torch.cat([F.one_hot(torch.tensor("AB ".index(c)), 8).float().expand(4, 8) * torch.tensor([[1], [2], [2], [1]]) for c in text])
+        frames_TD = torch.cat(
+            [F.one_hot(torch.tensor("AB ".index(c)), 8).float().expand(4, 8) * torch.tensor([[1], [2], [2], [1]]) for c in text]
+        )
         features.items[row] = frames_TD.expand(3, -1, -1)
     fitted = fit(probe, features, (2e-2,))
     rows = probe.split["test"]

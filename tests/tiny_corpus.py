@@ -43,8 +43,9 @@ def make(root: Path) -> Path:
         (s, tone(f, lengths[s] if i == 0 else 0.5, rng), {"speaker": n}) for s, i in splits for n, f in SPEAKERS.items()
     ])  # fmt: skip
     texts = ["AB BA", "BA", "AB", "B A", "ABA", "A BB"]
+    spoken = [(split, texts[i % 6]) for split, i in splits]
     write("asr", [
-        (s, np.concatenate([tone(LETTERS[c], 0.15, rng) for c in texts[i % 6]]), {"speaker": "x", "text": texts[i % 6]}) for s, i in splits
+        (s, np.concatenate([tone(LETTERS[c], 0.15, rng) for c in text]), {"speaker": "x", "text": text}) for s, text in spoken
     ])  # fmt: skip
     return root
 

@@ -52,7 +52,9 @@ class SpeechRecognition(Probe):
         """Greedy decoding within each length: what s3prl's task does at batch size one."""
         logits_BTV, lengths_B = head.model(x_BTD, lengths_B)
         special = (self.tokenizer.pad_idx, self.tokenizer.eos_idx)
-        best = [logits_TV[:length].argmax(-1).unique_consecutive().tolist() for logits_TV, length in zip(logits_BTV.cpu(), lengths_B)]
+        best = [
+            logits_TV[:length].argmax(-1).unique_consecutive().tolist() for logits_TV, length in zip(logits_BTV.cpu(), lengths_B)
+        ]
         return [self.tokenizer.decode([token for token in tokens if token not in special]) for tokens in best]
 
     def value(self, predictions, rows):
@@ -71,8 +73,9 @@ def _head(projection: int, hidden: list[int], dropout: float, specaug: dict) -> 
     per_layer = len(hidden)
     return {
         "model_conf": {
-            "module": "LSTM", "bidirectional": True, "proj_size": projection, "hidden_size": hidden, "dropout": [dropout] * per_layer,
-            "layer_norm": [False] * per_layer, "proj": [False] * per_layer, "sample_rate": [1] * per_layer, "sample_style": "concat",
+            "module": "LSTM", "bidirectional": True, "proj_size": projection, "hidden_size": hidden,
+            "dropout": [dropout] * per_layer, "layer_norm": [False] * per_layer, "proj": [False] * per_layer,
+            "sample_rate": [1] * per_layer, "sample_style": "concat",
         },
         "specaug_conf": specaug,
     }  # fmt: skip

@@ -39,11 +39,18 @@ TASK = Task(
     schedules={
         "superb": Schedule(steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}),
         "mini": Schedule(
-            steps=600, batch=32, accumulate=1, lr=1e-2, lr_grid=(1e-3, 1e-2), eval_every=50, head={"hidden_size": 64},
-            scheduler="linear", warmup=30,
+            steps=600,
+            batch=32,
+            accumulate=1,
+            lr=1e-2,
+            lr_grid=(1e-3, 1e-2),
+            eval_every=50,
+            head={"hidden_size": 64},
+            scheduler="linear",
+            warmup=30,
         ),
     },
     differences=(
-        "silence is cut into fixed seconds (s3prl's problem) where the published runs drew a random second of each noise file at every visit",
+        "silence is cut into fixed seconds (s3prl's problem); the published runs drew a random second of a file at every visit",
     ),
 )

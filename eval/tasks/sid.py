@@ -23,12 +23,18 @@ TASK = Task(
     probe=SpeakerIdentification,
     crop_seconds=8.0,
     schedules={
-        "superb": Schedule(
-            steps=200_000, batch=8, accumulate=4, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}, crops=4
-        ),
+        "superb": Schedule(steps=200_000, batch=8, accumulate=4, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}, crops=4),
         "mini": Schedule(
-            steps=600, batch=32, accumulate=1, lr=1e-2, lr_grid=(1e-3, 1e-2), eval_every=50, head={"hidden_size": 64},
-            scheduler="linear", warmup=30, crops=2,
+            steps=600,
+            batch=32,
+            accumulate=1,
+            lr=1e-2,
+            lr_grid=(1e-3, 1e-2),
+            eval_every=50,
+            head={"hidden_size": 64},
+            scheduler="linear",
+            warmup=30,
+            crops=2,
         ),
     },
     differences=("a training utterance over 8 s is drawn from fixed, evenly spaced 8 s crops, not from random ones",),
