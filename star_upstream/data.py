@@ -290,8 +290,7 @@ class BatchStream(Sampler[list[int]]):
     def __init__(self, sampler: BucketSampler, limit: Callable[[], int]):
         self.sampler, self.limit = sampler, limit
         if not len(sampler):
-            count = len(sampler.plan(0))
-            raise StarError(f"data: {count} batches are too few for {sampler.world} processes; lower batch_seconds or batch_items")
+            raise StarError(f"data: fewer batches than processes ({sampler.world}); lower batch_seconds or batch_items")
 
     def __iter__(self) -> Iterator[list[int]]:
         sampler, left = self.sampler, self.limit()

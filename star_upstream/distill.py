@@ -150,16 +150,16 @@ def run(recipe: Recipe, out: str | Path) -> Path:
     folder = RunFolder(out, lead=rank_zero_only.rank == 0)
     if not recipe.data.train:
         raise StarError("data.train: name a folder or manifest, e.g. data.train=/data/LibriSpeech")
-    if folder.claim(recipes.dump(recipe), lambda text: _difference(text, recipe)):
+    found = folder.claim(lambda text: _difference(text, recipe))
+    if found == "finished":
         print(f"{folder.path}: finished before; remove it to run it again", file=sys.stderr)
         return folder.path / "best"
     teacher = teachers.load(recipe.teacher)
-    clips, state = folder.read_clips(), folder.load_state()
+    state = folder.load_state()
     digest = checkpoint.digest(teacher)
     if state is not None and state["teacher"] != digest:
         raise StarError(f"{folder.path}: was started with another teacher than {recipe.teacher} is now; choose another folder")
-    if clips is None:
-        clips = _find_clips(recipe.data, folder)
+    clips, skipped = _find_clips(recipe.data) if found == "new" else (folder.read_clips(), [])
     hours = {part: round(Corpus(part_clips).seconds / 3600, 3) for part, part_clips in clips.items()}
     provenance = {
         "made_by": "star distill",
@@ -170,6 +170,10 @@ def run(recipe: Recipe, out: str | Path) -> Path:
         "versions": versions(),
     }
     learner = Distillation(recipe, teacher, folder, clips, state, provenance)
+    if found == "new":
+        folder.begin(recipes.dump(recipe), clips, skipped)
+    if skipped:
+        print(f"{len(skipped)} files left out, see {folder.path / 'skipped.tsv'}; the first: {': '.join(skipped[0])}", file=sys.stderr)
     if folder.lead:
         folder.record_environment({"resumed_at": state["update"] if state else 0})
         size = sum(p.numel() for p in learner.student.parameters()) / 1e6
@@ -190,8 +194,8 @@ def _sampler(recipe: Recipe, clips: Sequence[Clip], rank: int = 0, world: int = 
     return BucketSampler(clips, data.batch_seconds, data.batch_items, recipe.training.seed, shuffle, rank, world)
 
 
-def _find_clips(data: DataConfig, folder: RunFolder) -> dict[str, list[Clip]]:
-    """Scan the data, hold clips out where there is no validation data, and write both down."""
+def _find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str, str]]]:
+    """Scan the data, and hold clips out where there is no validation data; the files left out, too."""
     limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds, "max_bad_share": data.max_bad_share}
     train = scan(data.train, **limits)
     skipped, clips = train.skipped, train.clips
@@ -206,12 +210,7 @@ def _find_clips(data: DataConfig, folder: RunFolder) -> dict[str, list[Clip]]:
         ranked = sorted(clips, key=lambda c: hashlib.sha256(f"{Path(c.path).name} {c.samples}".encode()).hexdigest())
         chosen = set(ranked[:count])
         held_out, clips = [c for c in clips if c in chosen], [c for c in clips if c not in chosen]
-    folder.add_skipped(skipped)
-    if skipped:
-        print(f"{len(skipped)} files left out, see {folder.path / 'skipped.tsv'}; the first: {': '.join(skipped[0])}", file=sys.stderr)
-    parts = {"train": clips, "valid": held_out}
-    folder.write_clips(parts)
-    return parts
+    return {"train": clips, "valid": held_out}, skipped
 
 
 def _absolute(recipe: Recipe) -> Recipe:
@@ -236,7 +235,7 @@ def _shareable(recipe: Recipe) -> dict[str, Any]:
 
 def _difference(text: str, recipe: Recipe) -> str:
     """The first value in which a run's recipe differs; the number of data workers may change."""
-    there, here = _flat(yaml.safe_load(text)), _flat(strict.plain(recipe))
+    there, here = _flat(strict.plain(strict.build(Recipe, yaml.safe_load(text)))), _flat(strict.plain(recipe))
     for key in {**there, **here}:
         if key != "data.workers" and there.get(key) != here.get(key):
             return f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"

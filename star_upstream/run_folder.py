@@ -22,7 +22,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Iterable, Mapping
+from typing import Any, Callable, Iterable, Mapping
 
 import pandas as pd
 import torch
@@ -44,40 +44,57 @@ class RunFolder:
 
     # the start of a run
 
-    def claim(self, recipe: str, differences: Any) -> bool:
-        """Make the folder this recipe's, or find that it is. True when the run is finished.
+    def claim(self, differences: Callable[[str], str]) -> str:
+        """Take the folder for a run: ``"new"``, ``"unfinished"`` or ``"finished"``. Nothing but a lock is written.
 
-        ``recipe``: the recipe as text; ``differences(text)``: a description of how the recipe there differs, or an empty string.
+        ``differences(text)``: how the recipe written there differs from the one asked for, or an empty string.
 
         Raises :class:`StarError` when the folder holds something else, or another process trains in it.
         """
         file = self.path / "recipe.yaml"
         if not self.lead:
-            self._wait_for("data.tsv")
-            return self.result() is not None
-        if not file.is_file() and self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
-            raise StarError(f"{self.path}: is not empty and holds no run; choose another folder")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock_file = open(self.path / ".lock", "w")
+            self._wait_for(file)
+        else:
+            self._lock()
+        if not file.is_file():
+            # the recipe is written last, so a start that failed leaves at most these
+            others = {p.name for p in self.path.iterdir() if not p.name.startswith(".")} - {"data.tsv", "skipped.tsv"}
+            if others:
+                raise StarError(f"{self.path}: is not empty and holds no run; choose another folder")
+            return "new"
+        difference = differences(file.read_text(encoding="utf-8"))
+        if difference:
+            raise StarError(f"{self.path}: holds a run of another recipe ({difference}); choose another folder")
+        if self.lead:
+            self._repair()
+        return "unfinished" if self.result() is None else "finished"
+
+    def begin(self, recipe: str, parts: Mapping[str, Iterable[Clip]], skipped: Iterable[tuple[str, str]]) -> None:
+        """Write what the run is."""
+        for name in ("data.tsv", "skipped.tsv"):
+            (self.path / name).unlink(missing_ok=True)
+        self.add_skipped(skipped)
+        rows = [(*clip, part) for part, clips in parts.items() for clip in clips]
+        with replacing(self.path / "data.tsv") as part:
+            pd.DataFrame(rows, columns=["path", "samples", "part"]).to_csv(part, sep="\t", index=False, quoting=3, escapechar="\\")
+        _write(self.path / "recipe.yaml", recipe)
+
+    def _lock(self) -> None:
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock_file = open(self.path / ".lock", "w")
             # a record lock goes with its process, however that ends, and is not inherited by its workers
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise StarError(f"{self.path}: another process is training there; wait for it or choose another folder") from None
-        if file.is_file():
-            difference = differences(file.read_text(encoding="utf-8"))
-            if difference:
-                raise StarError(f"{self.path}: holds a run of another recipe ({difference}); choose another folder")
-        else:
-            _write(file, recipe)
-        self._repair()
-        return self.result() is not None
+        except OSError as error:
+            raise StarError(f"{self.path}: cannot be written ({error.strerror})") from None
 
-    def _wait_for(self, name: str, seconds: float = 3600.0) -> None:
+    def _wait_for(self, file: Path, seconds: float = 3600.0) -> None:
         limit = time.monotonic() + seconds
-        while not (self.path / name).is_file():
+        while not file.is_file():
             if time.monotonic() > limit:
-                raise StarError(f"{self.path / name}: not written within {seconds / 60:.0f} minutes by the first process")
+                raise StarError(f"{file}: not written within {seconds / 60:.0f} minutes by the first process")
             time.sleep(0.2)
 
     def _repair(self) -> None:
@@ -95,16 +112,9 @@ class RunFolder:
 
     # the data
 
-    def write_clips(self, parts: Mapping[str, Iterable[Clip]]) -> None:
-        rows = [(*clip, part) for part, clips in parts.items() for clip in clips]
-        with replacing(self.path / "data.tsv") as part:
-            pd.DataFrame(rows, columns=["path", "samples", "part"]).to_csv(part, sep="\t", index=False, quoting=3, escapechar="\\")
-
-    def read_clips(self) -> dict[str, list[Clip]] | None:
-        """The clips of each part; None before they were written."""
+    def read_clips(self) -> dict[str, list[Clip]]:
+        """The clips of each part, as the run began with them."""
         file = self.path / "data.tsv"
-        if not file.is_file():
-            return None
         table = pd.read_csv(file, sep="\t", quoting=3, escapechar="\\", dtype={"path": str}, keep_default_na=False)
         rows = {name: table[table["part"] == name] for name in PARTS}
         return {name: [Clip(p, int(n)) for p, n in zip(part["path"], part["samples"])] for name, part in rows.items()}

@@ -1,0 +1,98 @@
+"""The command line: results on stdout, one line for a mistake, exit statuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from star_upstream import checkpoint, cli, recipe
+from star_upstream.encoder import Encoder, EncoderConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = EncoderConfig(conv_layers=((8, 10, 320),), width=8, layers=1, heads=1, head_width=8, ffn=8, position_kernel=4, position_groups=2)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "tiny", Encoder(TINY), {"made_by": "a test"})
+    return tmp_path / "tiny"
+
+
+def fails(capsys, *words) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(w) for w in words])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    return captured.err
+
+
+def test_recipes_are_listed_with_what_they_are(capsys):
+    cli.main(["recipes"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe.names() and all(len(line.split()) > 3 for line in lines)
+
+
+def test_dry_run_prints_the_resolved_recipe(capsys):
+    # words may stand on both sides of an option
+    cli.main(["distill", "star_mini", "training.minutes=2", "--dry-run", "data.train=[/a, /b]"])
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert values["training"]["minutes"] == 2.0 and values["data"]["train"] == ["/a", "/b"] and len(values["student"]["heads"]) == 8
+
+
+def test_profile_of_a_recipe_and_of_a_checkpoint(capsys, tiny):
+    cli.main(["profile", "star_hubert", "--json"])
+    values = json.loads(capsys.readouterr().out)
+    assert (values["parameters"], values["macs_g"]) == (22_308_592, 463.50)
+    cli.main(["profile", str(tiny)])
+    parameters = sum(p.numel() for p in Encoder(TINY).parameters())
+    assert f"{parameters:,}" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_convert_writes_a_checkpoint(capsys, tiny, tmp_path):
+    cli.main(["convert", str(tiny), str(tmp_path / "copy")])
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == str(tmp_path / "copy")
+    assert checkpoint.digest(checkpoint.load(tmp_path / "copy")) == checkpoint.digest(checkpoint.load(tiny))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["distill", "star_huber", "--out", "x"], "did you mean 'star_hubert'"),
+        (["distill", "star_mini"], "--out: name the run's folder"),
+        (["distill", "star_mini", "training.minuts=3", "--dry-run"], "did you mean 'minutes'"),
+        (["distill", "star_mini", "--dry-run", "--force"], "unrecognized arguments: --force"),
+        (["recipes", "all"], "unrecognized arguments: all"),
+        (["distil"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(capsys, words, message):
+    err = fails(capsys, *words)
+    assert message in err and len([line for line in err.splitlines() if line.startswith("star")]) == 1
+
+
+def test_missing_teacher_is_one_line(capsys, tmp_path):
+    (tmp_path / "audio").mkdir()
+    err = fails(capsys, "distill", "star_mini", "teacher=/no/teacher", f"data.train={tmp_path / 'audio'}", "--out", tmp_path / "run")
+    assert "/no/teacher" in err and err.count("\n") == 1
+
+
+def test_interruption_exits_with_130(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "names", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["recipes"])
+    assert stop.value.code == 130 and capsys.readouterr().err.startswith("star: stopped")
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from star_upstream import cli; cli.parser().format_help(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"

@@ -1,0 +1,211 @@
+"""Audio on disk to batches: what is found, what is left out, and batches that are the same after a restart."""
+
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from star_upstream import audio
+from star_upstream.data import AudioDataset, BatchStream, BucketSampler, Clip, collate, scan
+from star_upstream.errors import StarError
+
+RANDOM = np.random.default_rng(0)
+CLIPS = [Clip(f"{i}", int(n)) for i, n in enumerate(np.sort(RANDOM.integers(8_000, 160_000, 203)))]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAR_CACHE", str(tmp_path / "cache"))
+
+
+def write(path, seconds=1.0, rate=16_000, channels=1, level=0.1, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (int(seconds * rate), channels)
+    soundfile.write(path, (level * np.random.default_rng(0).standard_normal(shape)).astype(np.float32), rate, **options)
+    return path
+
+
+# batches
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_has_every_clip_once_within_its_budget(shuffle):
+    sampler = BucketSampler(CLIPS, seconds=20.0, items=9, seed=3, shuffle=shuffle)
+    batches = sampler.plan(1)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(CLIPS)))
+    for batch in batches:
+        assert len(batch) <= 9 and max(CLIPS[i].samples for i in batch) * len(batch) <= 20 * audio.RATE
+    padded = sum(max(CLIPS[i].samples for i in batch) * len(batch) for batch in batches)
+    assert padded < 1.15 * sum(c.samples for c in CLIPS)
+
+
+def test_a_plan_is_a_function_of_seed_and_epoch():
+    def plan(seed, epoch):
+        return BucketSampler(CLIPS, 20.0, seed=seed).plan(epoch)
+
+    assert plan(1, 2) == plan(1, 2)
+    assert plan(1, 2) != plan(1, 3) and plan(1, 2) != plan(2, 2)
+
+
+def test_ranks_share_an_epoch():
+    whole = BucketSampler(CLIPS, 20.0).plan(0)
+    parts = []
+    for rank in range(3):
+        sampler = BucketSampler(CLIPS, 20.0, rank=rank, world=3)
+        parts.append(list(sampler))
+        assert len(parts[-1]) == len(sampler) == len(whole) // 3
+    counts = Counter(i for part in parts for batch in part for i in batch)
+    assert set(counts.values()) == {1} and len(whole) - 3 * len(parts[0]) < 3
+
+
+def test_a_batch_longer_than_the_budget_is_refused():
+    with pytest.raises(StarError, match="batch_seconds: 5.0 is less than the longest utterance"):
+        BucketSampler(CLIPS, 5.0)
+
+
+@pytest.mark.parametrize("done", [0, 1, 17, 40, 75])
+def test_a_stream_goes_on_anywhere_across_epochs(done):
+    def stream(limit):
+        return BatchStream(BucketSampler(CLIPS, 30.0, seed=5, rank=1, world=2), lambda: limit)
+
+    whole = list(stream(100))
+    assert len(whole) == 100 and len(stream(1).sampler) < 50
+    resumed = stream(100 - done)
+    for _ in range(done):
+        resumed.advance()
+    assert list(resumed) == whole[done:]
+    assert list(resumed) == whole[done:], "reading ahead does not move the stream"
+
+
+def test_a_stream_needs_a_batch_for_every_process():
+    with pytest.raises(StarError, match="fewer batches than processes"):
+        BatchStream(BucketSampler(CLIPS[:2], 60.0, world=2), lambda: 1)
+
+
+def test_collate_pads_or_crops():
+    items = [(torch.arange(1.0, n + 1), f"{n}", n, []) for n in (3, 5)]
+    padded, cropped = collate(items), collate(items, crop=True)
+    assert padded.waveforms_BN.tolist() == [[1, 2, 3, 0, 0], [1, 2, 3, 4, 5]] and padded.lengths_B.tolist() == [3, 5]
+    assert cropped.waveforms_BN.tolist() == [[1, 2, 3], [1, 2, 3]] and cropped.lengths_B.tolist() == [3, 3]
+
+
+# files
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "options"),
+    [
+        ("a.wav", 16_000, 1, {}),
+        ("a.WAV", 44_100, 2, {}),
+        ("a.flac", 8_000, 1, {}),
+        ("a.ogg", 22_050, 2, {"format": "OGG", "subtype": "VORBIS"}),
+        ("a.opus", 48_000, 1, {"format": "OGG", "subtype": "OPUS"}),
+        ("a.mp3", 44_100, 2, {"format": "MP3"}),
+    ],
+)
+def test_measured_length_is_decoded_length(tmp_path, name, rate, channels, options):
+    write(tmp_path / "in" / "deep" / name, 1.234, rate, channels, **options)
+    (clip,) = scan([tmp_path / "in"], progress=False).clips
+    assert clip.samples == len(audio.read(clip.path)) == pytest.approx(1.234 * 16_000, abs=1200)
+    wave, path, place, bad = AudioDataset([clip])[0]
+    assert wave.shape == (clip.samples,) and wave.dtype == torch.float32 and (path, place, bad) == (clip.path, 0, [])
+
+
+def test_lengths_are_cached_until_the_file_changes(tmp_path, monkeypatch):
+    file, other = write(tmp_path / "in" / "a.wav", 1.0), write(tmp_path / "in" / "b.wav", 2.0)
+    measured = []
+    length = audio.length
+    monkeypatch.setattr(audio, "length", lambda path: measured.append(path) or length(path))
+    assert [c.samples for c in scan([tmp_path / "in"], progress=False).clips] == [16_000, 32_000]
+    scan([tmp_path / "in"], progress=False)
+    assert sorted(measured) == [str(file), str(other)]
+    write(file, 3.0)
+    os.utime(file, ns=(1, 1))
+    assert [c.samples for c in scan([tmp_path / "in"], progress=False).clips] == [32_000, 48_000]
+    assert measured[2:] == [str(file)]
+
+
+def test_unusable_files_are_left_out_with_their_reason(tmp_path):
+    folder = tmp_path / "in"
+    good = [write(folder / f"good{i}.wav", 1 + i / 10) for i in range(3)]
+    write(folder / "short.wav", 0.2)
+    write(folder / "long.wav", 5.0)
+    write(folder / "none.wav", 0.0)
+    (folder / "broken.flac").write_bytes(b"no audio at all")
+    (folder / "zero.mp3").write_bytes(b"")
+    (folder / "notes.txt").write_text("not audio")
+    corpus = scan([folder], max_seconds=4.0, max_bad_share=0.5, progress=False)
+    assert [c.path for c in corpus.clips] == [str(f) for f in good]
+    reasons = {os.path.basename(path): reason for path, reason in corpus.skipped}
+    assert reasons["short.wav"] == "0.20 s, shorter than 0.5 s" and reasons["long.wav"] == "5.00 s, longer than 4.0 s"
+    assert reasons["none.wav"] == "empty" and "cannot be read as audio" in reasons["broken.flac"] and "zero.mp3" in reasons
+    with pytest.raises(StarError, match=r"2 of 8 files cannot be read, above the limit of 10.0%; the first: .*(broken|zero)"):
+        scan([folder], max_bad_share=0.1, progress=False)
+
+
+def test_a_file_that_turns_out_useless_is_replaced_by_its_neighbour(tmp_path):
+    silent, good = write(tmp_path / "a.wav", 1.0, level=0.0), write(tmp_path / "b.wav", 1.1)
+    cut = tmp_path / "c.wav"
+    cut.write_bytes(good.read_bytes()[: 44 + 2 * 300])
+    clips = [Clip(str(silent), 16_000), Clip(str(cut), 17_600), Clip(str(tmp_path / "gone.wav"), 17_600), Clip(str(good), 17_600)]
+    wave, path, place, bad = AudioDataset(clips, min_samples=400)[0]
+    assert (path, place, len(wave)) == (str(good), 3, 17_600)
+    assert [os.path.basename(p) for p, _ in bad] == ["a.wav", "c.wav", "gone.wav"]
+    assert "silent" in bad[0][1] and "300 samples when decoded" in bad[1][1]
+    with pytest.raises(StarError, match="3 files in a row cannot be used"):
+        AudioDataset(clips[:3], min_samples=400)[1]
+
+
+def test_a_wave_is_cut_to_its_measured_length(tmp_path):
+    file = write(tmp_path / "a.wav", 1.0)
+    assert len(AudioDataset([Clip(str(file), 9_000)])[0][0]) == 9_000
+
+
+# manifests
+
+
+def test_a_corpus_is_written_and_read_back(tmp_path):
+    for i in range(3):
+        write(tmp_path / "in" / f"name with space {i}.wav", 1 + i)
+    corpus = scan([tmp_path / "in"], progress=False)
+    corpus.write(tmp_path / "list.tsv")
+    assert scan([tmp_path / "list.tsv"]).clips == corpus.clips and corpus.seconds == 6.0
+
+
+def test_manifest_paths_are_relative_to_its_folder_or_the_one_above(tmp_path):
+    write(tmp_path / "audio" / "a.wav")
+    write(tmp_path / "lists" / "b.wav")
+    (tmp_path / "lists" / "m.tsv").write_text("id\tpath\tsamples\n1\taudio/a.wav\t16000\n2\tb.wav\t15000\n3\tgone.wav\t16000\n")
+    corpus = scan([tmp_path / "lists" / "m.tsv"], max_bad_share=0.4)
+    assert [c.path for c in corpus.clips] == [str(tmp_path / "lists" / "b.wav"), str(tmp_path / "audio" / "a.wav")]
+    assert corpus.skipped == [("gone.wav", "no such file")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path\tlength\na.wav\t3\n", "missing: samples"),
+        ("path\tsamples\na.wav\tmany\n", "line 2: samples must be a whole number, got 'many'"),
+        ("", "not a tab-separated manifest"),
+        ("path\tsamples\n", "no audio found"),
+        ("path\tsamples\ngone.wav\t3\n", "1 of 1 files cannot be read"),
+    ],
+)
+def test_a_wrong_manifest_is_named(tmp_path, text, message):
+    (tmp_path / "m.tsv").write_text(text)
+    with pytest.raises(StarError, match=message):
+        scan([tmp_path / "m.tsv"])
+
+
+def test_a_wrong_source_is_named(tmp_path):
+    with pytest.raises(StarError, match="no such folder or manifest"):
+        scan([tmp_path / "nothing"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StarError, match="no audio found"):
+        scan([tmp_path / "empty"])
+    write(tmp_path / "short" / "a.wav", 0.1)
+    with pytest.raises(StarError, match="none of 1 files is usable; the first: .*a.wav: 0.10 s"):
+        scan([tmp_path / "short"], progress=False)

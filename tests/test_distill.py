@@ -1,0 +1,327 @@
+"""Distillation end to end on a tiny teacher: it learns, it resumes exactly, and it stops where it must."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from star_upstream import checkpoint, distill, recipe, run_folder, training
+from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.errors import StarError
+from star_upstream.recipe import Initialisation, TrainingConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+CONVS = [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]]
+SMALL = {"conv_layers": CONVS, "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2}
+TEACHER = {**SMALL, "width": 32, "head_width": 16, "ffn": 48}
+STUDENT = {**SMALL, "width": 24, "projection": False, "head_width": 12, "ffn": 32, "hidden_states": "layers"}
+
+
+def voice(seconds: float, random: np.random.Generator) -> np.ndarray:
+    """Noise through two moving resonances, pulsed: as little like speech as will do."""
+    n = int(seconds * 16_000)
+    time_N = np.arange(n) / 16_000
+    tones = sum(np.sin(2 * np.pi * f * time_N + 3 * np.sin(2 * np.pi * random.uniform(1, 4) * time_N)) for f in random.uniform(200, 3000, 2))
+    pulses = np.sin(2 * np.pi * random.uniform(2, 5) * time_N) ** 2
+    return (0.1 * pulses * (tones + 0.3 * random.standard_normal(n))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a teacher and audio, and the environment that keeps caches there."""
+    folder = tmp_path_factory.mktemp("world")
+    os.environ["STAR_CACHE"] = str(folder / "cache")
+    random = np.random.default_rng(0)
+    (folder / "audio").mkdir()
+    for i in range(30):
+        soundfile.write(folder / "audio" / f"{i:02}.wav", voice(random.uniform(0.5, 1.2), random), 16_000)
+    torch.manual_seed(0)
+    checkpoint.save(folder / "teacher", Encoder(EncoderConfig(**TEACHER)), {})
+    yield folder
+    del os.environ["STAR_CACHE"]
+
+
+def make(world: Path, name: str = "recipe.yaml", **overrides) -> Path:
+    """A recipe file; ``overrides`` go into its sections by key."""
+    values = {
+        "teacher": str(world / "teacher"),
+        "student": dict(STUDENT),
+        "loss": {"star": {}},
+        "data": {"train": [str(world / "audio")], "min_seconds": 0.4, "max_seconds": 2.0, "batch_seconds": 4.0, "workers": 1},
+        "training": {"updates": 24, "log_every": 1, "validate_every": 8, "save_every": 3, "accelerator": "cpu"},
+    }
+    values["data"]["valid_share"] = 0.2
+    for key, value in overrides.items():
+        section = next((s for s in ("data", "training") if key in recipe.__dict__[f"{s.capitalize()}Config"].__dataclass_fields__), None)
+        if section:
+            values[section][key] = value
+        else:
+            values[key] = value
+    (world / name).write_text(yaml.safe_dump(values))
+    return world / name
+
+
+def log(run: Path) -> list[dict[str, str]]:
+    """The log's rows as text, without what the clock decides."""
+    with open(run / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in ("seconds", "audio_seconds_per_second")} for row in rows]
+
+
+def start(file: Path, run: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "star_upstream", "distill", str(file), "--out", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=run.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def kill_after(process: subprocess.Popen, run: Path, rows: int) -> None:
+    """SIGKILL for the run and its workers as soon as its log has that many rows."""
+    limit = time.monotonic() + 300
+    while not (run / "log.csv").is_file() or len((run / "log.csv").read_text().splitlines()) <= rows:
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (run / "done.json").exists()
+
+
+# the whole
+
+
+@pytest.fixture(scope="module")
+def unbroken(world):
+    """A run with dropout and accumulation, from start to end."""
+    student = {**STUDENT, "dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "feature_dropout": 0.05}
+    file = make(world, "unbroken.yaml", student=student, accumulate=2, updates=100, learning_rate=5e-3, validate_every=20, save_every=7)
+    distill.run(recipe.load(file), world / "unbroken")
+    return file, world / "unbroken"
+
+
+def test_a_run_learns_and_leaves_its_marks(world, unbroken):
+    file, run = unbroken
+    valid = [float(row["valid/loss"]) for row in log(run) if row["valid/loss"]]
+    train = [float(row["train/loss"]) for row in log(run) if row["train/loss"]]
+    assert len(valid) == 5 and len(train) == 100
+    assert np.mean(train[-20:]) < 0.5 * np.mean(train[:3]) and min(valid) < 0.7 * np.mean(train[:3])
+
+    best = checkpoint.describe(run / "best")["provenance"]
+    assert best["validation_loss"] == pytest.approx(min(valid)) == json.loads((run / "done.json").read_text())["validation_loss"]
+    assert best["teacher"]["sha256"] == checkpoint.digest(checkpoint.load(world / "teacher"))
+    assert best["clips"] == {"train": 24, "valid": 6} and best["recipe"]["data"]["train"] == ["audio"]
+    assert checkpoint.describe(run / "last")["provenance"]["updates"] == 100
+    assert recipe.load(run / "recipe.yaml") == recipe.load(file)
+    started = json.loads((run / "environment.json").read_text())["starts"]
+    assert len(started) == 1 and started[0]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert (run / "loss.png").read_bytes()[:4] == b"\x89PNG" and list((run / "tensorboard").glob("events*"))
+    parts = run_folder.RunFolder(run).read_clips()
+    assert not set(parts["train"]) & set(parts["valid"]) and len(parts["train"]) == 24
+
+
+def test_a_finished_run_is_left_alone(unbroken, capsys):
+    file, run = unbroken
+    before = {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.is_file() and f.name != ".lock"}
+    assert distill.run(recipe.load(file), run) == run / "best"
+    assert {f: f.stat().st_mtime_ns for f in before} == before and "finished before" in capsys.readouterr().err
+
+
+def test_killed_and_resumed_equals_unbroken(world, unbroken):
+    file, run = unbroken
+    killed = world / "killed"
+    kill_after(start(file, killed), killed, rows=46)
+    state = run_folder.RunFolder(killed).load_state()
+    assert 40 <= state["update"] < 100 and not state["finished"] and state["position"][0] > 0
+    distill.run(recipe.load(file), killed)
+    assert log(killed) == log(run)
+    for name in ("last", "best"):
+        assert (killed / name / "model.safetensors").read_bytes() == (run / name / "model.safetensors").read_bytes()
+
+
+def test_two_processes_killed_and_resumed_equal_unbroken(world):
+    file = make(world, "two.yaml", student={**STUDENT, "dropout": 0.1}, devices=2, save_every=4)
+    runs = {name: world / f"two-{name}" for name in ("unbroken", "killed")}
+    kill_after(start(file, runs["killed"]), runs["killed"], rows=6)
+    for run in runs.values():
+        process = start(file, run)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err.decode()
+        assert json.loads(out)["checkpoint"] == str(run / "best")
+    assert len(json.loads((runs["killed"] / "environment.json").read_text())["starts"]) == 2
+    assert log(runs["killed"]) == log(runs["unbroken"]) and len(log(runs["killed"])) == 24 + 3
+    weights = [load_file(run / "last" / "model.safetensors") for run in runs.values()]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_budget_in_minutes_ends_with_a_validation(world):
+    file = make(world, "budget.yaml", updates=None, minutes=0.02, validate_every=10_000, crop="shortest", workers=0)
+    distill.run(recipe.load(file), world / "budget")
+    rows = log(world / "budget")
+    assert rows[-1]["valid/loss"] and float(rows[-2]["learning_rate"]) < 2e-4 and len(rows) > 3
+
+
+# what stops a run
+
+
+def test_another_recipe_in_the_folder_is_refused(unbroken, tmp_path):
+    file, run = unbroken
+    with pytest.raises(StarError, match="training.seed is 0 there and 1 here"):
+        distill.run(recipe.load(file, ["training.seed=1"]), run)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(StarError, match="is not empty and holds no run"):
+        distill.run(recipe.load(file), tmp_path)
+
+
+def test_a_failed_start_does_not_occupy_the_folder(world, tmp_path):
+    file = make(world)
+    with pytest.raises(StarError, match="no such folder or manifest"):
+        distill.run(recipe.load(file, ["data.train=/no/such"]), tmp_path / "run")
+    with pytest.raises(StarError, match="star.layer_map"):
+        distill.run(recipe.load(file, ["student.layers=1", "student.heads=2", "student.ffn=32"]), tmp_path / "run")
+    distill.run(recipe.load(file, ["training.updates=1"]), tmp_path / "run")
+
+
+def test_not_a_number_stops_the_run_and_names_the_files(world, tmp_path):
+    teacher = checkpoint.load(world / "teacher")
+    teacher.layers[1].ffn_norm.bias.data[3] = math.nan
+    checkpoint.save(tmp_path / "teacher", teacher, {})
+    with pytest.raises(StarError, match=r"the loss is nan at update 0; files of the batch: .*/audio/\d\d.wav, .*\.wav"):
+        distill.run(recipe.load(make(world, teacher=str(tmp_path / "teacher"))), tmp_path / "run")
+
+
+def test_files_that_decode_to_nothing_are_listed_and_limited(world, tmp_path):
+    (tmp_path / "audio").mkdir()
+    for i in range(8):
+        soundfile.write(tmp_path / "audio" / f"{i}.wav", voice(1.0, np.random.default_rng(i)) * (i != 3), 16_000)
+    options = {"train": [str(tmp_path / "audio")], "valid": [str(world / "audio")], "workers": 1, "updates": 10}
+    distill.run(recipe.load(make(world, max_bad_share=0.2, **options)), tmp_path / "run")
+    skipped = (tmp_path / "run" / "skipped.tsv").read_text().splitlines()
+    assert skipped == ["path\treason", f"{tmp_path / 'audio' / '3.wav'}\tsilent from end to end, or not finite"]
+    with pytest.raises(StarError, match=r"1 of 38 files cannot be used, above the limit of 1.0% .*3.wav: silent"):
+        distill.run(recipe.load(make(world, max_bad_share=0.01, **options)), tmp_path / "strict")
+
+
+def test_a_folder_in_use_is_refused(world, tmp_path):
+    code = f"from star_upstream.run_folder import RunFolder; RunFolder({str(tmp_path)!r}).claim(len); print('claimed', flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"claimed\n"
+        with pytest.raises(StarError, match="another process is training there"):
+            distill.run(recipe.load(make(world)), tmp_path)
+    finally:
+        process.kill()
+        process.communicate()
+    assert run_folder.RunFolder(tmp_path).claim(len) == "new"
+
+
+# the parts
+
+
+def test_teacher_is_neither_trained_nor_saved(world, tmp_path):
+    teacher = checkpoint.load(world / "teacher")
+    before = checkpoint.digest(teacher)
+    loaded = recipe.load(make(world, updates=2))
+    clips, _ = distill._find_clips(loaded.data)
+    folder = run_folder.RunFolder(tmp_path)
+    learner = distill.Distillation(loaded, teacher, folder, clips, None, {"teacher": {"sha256": before}})
+    names = {name for name, _ in learner.named_parameters()}
+    assert names == {f"student.{name}" for name, _ in learner.student.named_parameters()} == set(learner.state_dict())
+    learner.train()
+    training.fit(learner)
+    assert not teacher.training and checkpoint.digest(teacher) == before and learner.update == 2
+
+
+def test_biases_and_norms_have_no_weight_decay():
+    encoder = Encoder(EncoderConfig(**STUDENT))
+    decayed, others = training.parameter_groups([encoder], 0.01)
+    names = {id(p): name for name, p in encoder.named_parameters()}
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
+    assert all(names[id(p)].endswith(("bias", "norm.weight", "norms.0.weight")) for p in others["params"])
+    assert not any("norm" in names[id(p)] or "bias" in names[id(p)] for p in decayed["params"])
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share", "expected"),
+    [
+        ("cosine", 0.0, 0.0),
+        ("cosine", 0.1, 0.5),
+        ("cosine", 0.2, 1.0),
+        ("cosine", 0.4, 0.5 + 0.5 * math.cos(math.pi / 4)),
+        ("cosine", 0.6, 0.5),
+        ("cosine", 1.0, 0.0),
+        ("cosine", 1.5, 0.0),
+        ("linear", 0.1, 0.5),
+        ("linear", 0.6, 0.5),
+        ("linear", 0.8, 0.25),
+    ],
+)
+def test_schedule(schedule, share, expected):
+    config = TrainingConfig(updates=10, learning_rate=3.0, warmup=0.2, schedule=schedule)
+    assert training.rate(share, config) == pytest.approx(3.0 * expected, abs=1e-12)
+
+
+def test_the_logged_learning_rate_follows_the_schedule(unbroken):
+    file, run = unbroken
+    config = recipe.load(file).training
+    rates = [float(row["learning_rate"]) for row in log(run) if row["learning_rate"]]
+    assert rates == [training.rate((i + 0.5) / 100, config) for i in range(100)]
+
+
+def test_student_starts_from_named_teacher_parts():
+    config = EncoderConfig(**{**TEACHER, "layers": 3})
+    teacher, student = Encoder(config), Encoder(EncoderConfig(**{**TEACHER, "layers": 2}))
+    random_bias = student.layers[0].ffn_in.weight.clone()
+    distill.initialise(student, teacher, Initialisation(frontend=True))
+    assert torch.equal(student.frontend.convs[1].weight, teacher.frontend.convs[1].weight)
+    assert torch.equal(student.position.direction, teacher.position.direction)
+    assert torch.equal(student.layers[0].ffn_in.weight, random_bias)
+    distill.initialise(student, teacher, Initialisation(layers=(1, 3)))
+    assert torch.equal(student.layers[0].ffn_in.weight, teacher.layers[0].ffn_in.weight)
+    assert torch.equal(student.layers[1].ffn_in.weight, teacher.layers[2].ffn_in.weight)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Initialisation(layers=(1,)), "expected 2 numbers from 1 to 2"),
+        (Initialisation(layers=(0, 1)), "expected 2 numbers from 1 to 2"),
+        (Initialisation(layers=(1, 2)), "layers.0.attention.query.weight has not the teacher's shape"),
+        (Initialisation(frontend=True), "frontend.projection.* has not the teacher's shape"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(config, message):
+    with pytest.raises(StarError, match=message):
+        distill.initialise(Encoder(EncoderConfig(**STUDENT)), Encoder(EncoderConfig(**TEACHER)), config)
+
+
+def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
+    folder = run_folder.RunFolder(tmp_path)
+    folder.open_log(0)
+    folder.log({"update": 1, "train/loss": 0.1})
+    folder.log({"update": 2, "train/loss": 1 / 3})
+    folder.log({"update": 2, "valid/loss": 5.0})
+    folder.log({"update": 3, "train/loss": 0.3})
+    with open(tmp_path / "log.csv", "a") as file:
+        file.write("4,0.")  # cut short by a kill
+    again = run_folder.RunFolder(tmp_path)
+    again.open_log(2)
+    again.log({"update": 3, "train/loss": 0.3, "valid/loss": 4.0})
+    assert (tmp_path / "log.csv").read_text() == f"update,train/loss,valid/loss\n1,0.1,\n2,{1 / 3!r},\n2,,5.0\n3,0.3,4.0\n"
+
+
+def test_a_checkpoint_lost_in_a_replacement_is_put_back(tmp_path):
+    (tmp_path / ".best.123.old").mkdir()
+    (tmp_path / "recipe.yaml").write_text("x")
+    assert run_folder.RunFolder(tmp_path).claim(lambda text: "") == "unfinished"
+    assert (tmp_path / "best").is_dir()
