@@ -49,9 +49,9 @@ def segments(folder: Path) -> pd.DataFrame:
     found, places, recordings = [], [], []
     for split in SPLITS:
         data = _data(folder, split)
-        files, speakers, seconds = (_pairs(data / name, what) for name, what in (
-            ("wav.scp", "a recording and its file"), ("utt2spk", "a segment and its speaker"), ("reco2dur", "a recording and seconds"),
-        ))  # fmt: skip
+        files = _pairs(data / "wav.scp", "a recording and its file")
+        speakers = _pairs(data / "utt2spk", "a segment and its speaker")
+        seconds = _pairs(data / "reco2dur", "a recording and its seconds")
         recordings += files
         for number, line in lines(data / "segments", NAME):
             fields = line.split()

@@ -81,18 +81,8 @@ def recordings(clips: list[Clip], rng: np.random.Generator) -> list[np.ndarray]:
 
 def recording(wave: np.ndarray, channel: Channel, seconds: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     """espeak-ng's waveform without its outer silence, at 16 kHz, placed at random in (at least, at most) ``seconds`` of noise."""
-    from scipy.signal import resample_poly
-
-    wave = resample_poly(wave.astype(np.float64), 320, 441)  # in one thread, so the same bytes everywhere; 22,050 Hz to 16 kHz
-    loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max(initial=0))
-    if not len(loud):
-        raise StarError("espeak-ng returned silence; install another version of espeakng-loader")
     least, most = (round(s * RATE) for s in seconds)
-    wave = wave[loud[0] : loud[-1] + 1][:most]
-    spectrum, frequencies = np.fft.rfft(wave), np.fft.rfftfreq(len(wave), 1 / RATE)
-    gains = np.interp(np.log(np.maximum(frequencies, BANDS[0])), np.log(BANDS), channel.gains)
-    wave = np.fft.irfft(spectrum * 10 ** (gains / 20), len(wave))
-    wave = level(wave, rng.uniform(-30.0, -20.0))
+    wave = level(spoken(wave, channel, most), rng.uniform(-30.0, -20.0))
     # At most a tenth of a second of noise around the speech, where the length is free.
     total = max(least, min(most, len(wave) + int(rng.integers(RATE // 10))))
     start = int(rng.integers(total - len(wave) + 1))
@@ -100,6 +90,20 @@ def recording(wave: np.ndarray, channel: Channel, seconds: tuple[float, float], 
     background = noise(rng, total, channel.colour) * np.sqrt(power / 10 ** (channel.snr / 10))
     background[start : start + len(wave)] += wave
     return background * min(1.0, 0.95 / np.abs(background).max())
+
+
+def spoken(wave: np.ndarray, channel: Channel, most: int) -> np.ndarray:
+    """espeak-ng's waveform at 16 kHz without its outer silence, at most ``most`` samples, filtered by the channel, no noise."""
+    from scipy.signal import resample_poly
+
+    wave = resample_poly(wave.astype(np.float64), 320, 441)  # in one thread, so the same bytes everywhere; 22,050 Hz to 16 kHz
+    loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max(initial=0))
+    if not len(loud):
+        raise StarError("espeak-ng returned silence; install another version of espeakng-loader")
+    wave = wave[loud[0] : loud[-1] + 1][:most]
+    spectrum, frequencies = np.fft.rfft(wave), np.fft.rfftfreq(len(wave), 1 / RATE)
+    gains = np.interp(np.log(np.maximum(frequencies, BANDS[0])), np.log(BANDS), channel.gains)
+    return np.fft.irfft(spectrum * 10 ** (gains / 20), len(wave))
 
 
 def noise(rng: np.random.Generator, samples: int, colour: float) -> np.ndarray:

@@ -82,7 +82,7 @@ def _verification(folder: Path) -> list[Row]:
         if name.endswith(".wav")
     ]
     if not train:
-        raise StarError(f"{folder}: no utterances of other speakers than those of {TRIAL_FILE}; unpack the dev part of {NAME} there")
+        raise StarError(f"{folder}: no speakers besides those of {TRIAL_FILE}; unpack the dev part of {NAME} there")
     return [*train, *test.values()]
 
 
@@ -91,7 +91,7 @@ def _trials(folder: Path) -> Iterator[tuple[int, str, str, str]]:
     for number, line in lines(listing, NAME):
         fields = line.split()
         if len(fields) != 3 or fields[0] not in ("0", "1") or not all(map(_is_utterance, fields[1:])):
-            raise StarError(f"{listing}: line {number}: expected '0|1 <speaker>/<video>/<file> <other>', got {line!r}")
+            raise StarError(f"{listing}: line {number}: expected '0|1 <path> <path>', got {line!r}")
         yield number, *fields
 
 
