@@ -61,7 +61,7 @@ $(MINI): $(STAMP)
 	$(PY) -m eval.corpora.mini data/mini
 
 distill: $(STAMP) $(MINI) ## distil a star_mini student from the shipped teacher for MINUTES minutes (default 2)
-	$(PY) -m star_upstream distill star_mini data.train=[data/mini] training.minutes=$(MINUTES) --out $(DISTILLED)
+	$(PY) -m star_upstream distill star_mini data.train=data/mini training.minutes=$(MINUTES) --out $(DISTILLED)
 
 clean: ## remove what the other targets made, the environment excepted
 	rm -rf data/mini runs/mini results/mini
