@@ -1,48 +1,51 @@
-import json
+"""Each parser on the mini corpora: the table, its agreement with s3prl's own reading, and what it says about a corpus not whole."""
+
+import csv
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from small_corpora import small
 
 from eval import corpora
-from eval.corpora import manifest, mini, speech_commands, synthesis
-from star_upstream import audio
+from eval.corpora import audio_snips, manifest, speech_commands, voxceleb1
+from star_upstream import audio, compat
 from star_upstream.errors import StarError
 
-TASKS = ("ks", "sid", "asr")
+TASKS = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """Small mini corpora, for reading only."""
-    pytest.importorskip("espeakng_loader")
-    return mini.make(tmp_path_factory.mktemp("mini"), scale=0.15)
+    return small(tmp_path_factory)
 
 
 @pytest.fixture
 def copy(made, tmp_path) -> Path:
-    """The same, for spoiling."""
-    return Path(shutil.copytree(made, tmp_path / "data"))
+    """The same, for spoiling: the files are links, which may be removed or replaced, but not written to."""
+
+    def link(source, target):
+        Path(target).symlink_to(source)
+
+    return Path(shutil.copytree(made, tmp_path / "data", copy_function=link))
 
 
-def files(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-
-
-# The mini corpora, read by the parsers of the real ones.
+def rewrite(path: Path, text: str) -> None:
+    path.unlink()
+    path.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_table(made, task):
-    table = corpora.load(task, made)
-    assert list(table.columns[:5]) == ["id", "path", "start", "samples", "split"]
-    assert set(manifest.TABLES[task].required) <= set(table.columns)
-    assert set(table["split"]) == {"train", "dev", "test"}
+    table, spec = corpora.load(task, made), manifest.TABLES[task]
+    assert list(table.columns[:5]) == ["id", "path", "start", "samples", spec.group]
+    assert set(spec.required) <= set(table.columns)
+    assert set(table[spec.group]) == {*spec.groups, *(["both"] if task == "qbe" else [])}
     assert table["id"].is_unique
+    assert set(corpora.sizes(table)) == set(corpora.BY_TASK[task].COUNTS[task])
     for row in table.itertuples():
         wave = audio.read(row.path, row.start, row.samples)
         assert len(wave) == row.samples
@@ -53,46 +56,8 @@ def test_keywords(made):
     table = corpora.load("ks", made)
     assert set(table["label"]) == set(speech_commands.CLASSES)
     assert (table["samples"] == audio.RATE).all()
-    assert (table.loc[table["start"] > 0, "label"] == "_silence_").all() and (table["start"] > 0).any()
     words = table[table["speaker"] != ""]
     assert (words.groupby("speaker")["split"].nunique() == 1).all()
-
-
-def test_speakers(made):
-    table = corpora.load("sid", made)
-    assert table["samples"].between(2 * audio.RATE, 4 * audio.RATE).all()
-    videos = table["path"].map(lambda p: Path(p).parent)
-    assert (table.groupby(videos)["split"].nunique() == 1).all()
-
-
-def test_sentences(made):
-    table = corpora.load("asr", made)
-    assert (table.groupby("speaker")["split"].nunique() == 1).all()
-    assert not set(table.loc[table["split"] == "train", "text"]) & set(table.loc[table["split"] != "train", "text"])
-    per_word = table["samples"] / audio.RATE / table["text"].str.split().str.len()
-    assert per_word.between(0.12, 0.7).all()
-
-
-def test_membership_is_that_of_s3prl(made, tmp_path):
-    from s3prl.dataio.corpus.librispeech import LibriSpeech
-    from s3prl.dataio.corpus.speech_commands import SpeechCommandsV1
-    from s3prl.dataio.corpus.voxceleb1sid import VoxCeleb1SID
-
-    shutil.copy(made / "VoxCeleb1" / "iden_split.txt", tmp_path)
-    theirs = {
-        "ks": SpeechCommandsV1(str(made / speech_commands.FOLDERS[0]), str(made / speech_commands.TEST_FOLDERS[0])),
-        "sid": VoxCeleb1SID(str(made / "VoxCeleb1"), n_jobs=1, cache_root=tmp_path),
-        "asr": LibriSpeech(str(made / "LibriSpeech"), n_jobs=1),
-    }
-    for task, corpus in theirs.items():
-        table = corpora.load(task, made)
-        for split, items in zip(("train", "dev", "test"), corpus.data_split):
-            ours = table[table["split"] == split]
-            assert {str(Path(i["wav_path"])) for i in items.values()} == set(ours["path"]), (task, split)
-            if task == "ks":
-                assert {str(i["wav_path"]): i["class_name"] for i in items.values()} == dict(zip(ours["path"], ours["label"]))
-            if task == "asr":
-                assert {k: i["transcription"] for k, i in items.items()} == dict(zip(ours["id"], ours["text"]))
 
 
 def test_silence_pieces_cover_the_noise(copy):
@@ -106,276 +71,245 @@ def test_silence_pieces_cover_the_noise(copy):
         assert list(zip(rows["start"], rows["samples"])) == [(0, 16_000), (16_000, 16_000), (32_000, 8_000)]
 
 
+def test_speakers(made):
+    table = corpora.load("sid", made)
+    assert table["samples"].between(2 * audio.RATE, 4 * audio.RATE).all()
+    videos = table["path"].map(lambda p: Path(p).parent)
+    assert (table.groupby(videos)["split"].nunique() == 1).all()
+
+
+@pytest.mark.parametrize("task", ["asr", "asv", "ic", "sf", "pr"])
+def test_speakers_are_in_one_split(made, task):
+    table = corpora.load(task, made)
+    assert (table.groupby("speaker")["split"].nunique() == 1).all()
+
+
+def test_sentences(made):
+    table = corpora.load("asr", made)
+    assert not set(table.loc[table["split"] == "train", "text"]) & set(table.loc[table["split"] != "train", "text"])
+    per_word = table["samples"] / audio.RATE / table["text"].str.split().str.len()
+    assert per_word.between(0.12, 0.7).all()
+
+
+def test_phones_of_a_sentence(copy):
+    lexicon = copy / "LibriSpeech" / "librispeech-lexicon.txt"
+    table = corpora.load("pr", copy).set_index("id")
+    row = table.iloc[0]
+    said = dict(line.split("\t") for line in lexicon.read_text().splitlines())
+    assert row["phones"] == " ".join(said[word] for word in row["text"].split())
+    # Of several pronunciations the first counts, of several files the first by name.
+    rewrite(lexicon, "THE\tDH IY0\n" + "".join(f"{word} {phones}\n" for word, phones in said.items()))
+    (copy / "LibriSpeech" / "librispeech-lexicon-extra.txt").write_text("IN\tQ Q\n")
+    again = corpora.load("pr", copy).set_index("id")
+    assert again["text"].str.contains("THE ").any()
+    for before, after, text in zip(table["phones"], again["phones"], table["text"]):
+        words = text.split()
+        assert after.split().count("IY0") == before.split().count("IY0") + words.count("THE")
+        assert after.split().count("Q") == 2 * words.count("IN")
+
+
+def test_trials(made):
+    table, trials = corpora.load("asv", made).set_index("id"), corpora.trials(made)
+    assert list(trials.columns) == ["target", "enroll", "test"]
+    assert set(trials["enroll"]) | set(trials["test"]) == set(table.index[table["split"] == "test"])
+    speaker = table["speaker"]
+    same = speaker[trials["enroll"]].to_numpy() == speaker[trials["test"]].to_numpy()
+    assert (same == (trials["target"] == 1)).all() and 0 < same.sum() < len(trials)
+    assert not trials.duplicated().any() and (trials["enroll"] != trials["test"]).all()
+
+
+def test_both_parts_of_voxceleb_in_one_folder(copy):
+    before = corpora.load("asv", copy)
+    for part in ("dev", "test"):
+        shutil.copytree(copy / "VoxCeleb1" / part / "wav", copy / "VoxCeleb1" / "wav", symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(copy / "VoxCeleb1" / part)
+    assert corpora.load("asv", copy).drop(columns="path").equals(before.drop(columns="path"))
+
+
+def test_segments(made):
+    table, segments = corpora.load("sd", made), corpora.segments(made)
+    assert list(segments.columns) == ["id", "start", "end", "speaker"]
+    assert set(segments["id"]) == set(table["id"])
+    assert (segments.groupby("id")["speaker"].nunique() == 2).all()
+    seconds = table.set_index("id")["samples"] / audio.RATE
+    assert (segments["end"] <= segments["id"].map(seconds)).all() and (segments["start"] < segments["end"]).all()
+
+
+def test_truth(made):
+    table, truth = corpora.load("qbe", made), corpora.truth(made)
+    assert list(truth.columns) == ["query", "doc", "relevant"]
+    queries, docs = (set(table.loc[table["kind"] == kind, "id"]) for kind in ("query", "doc"))
+    assert len(truth) == len(queries) * len(docs) and set(truth["query"]) == queries and set(truth["doc"]) == docs
+    assert (truth.groupby("query")["relevant"].max() == 1).all() and (truth["relevant"] == 0).any()
+
+
+def test_only_the_english_part_of_quesst(copy):
+    listing = copy / "quesst14Database" / "scoring" / "language_key_utterances.lst"
+    whole = corpora.load("qbe", copy)
+    lines = listing.read_text().splitlines()
+    rewrite(listing, "\n".join([lines[0].replace("nnenglish", "czech"), *lines[1:], "quesst14Database/Audio/gone.wav basque"]))
+    table, truth = corpora.load("qbe", copy), corpora.truth(copy)
+    assert set(whole["id"]) - set(table["id"]) == {"quesst14_00001"} and len(table) == len(whole) - 1
+    assert "quesst14_00001" not in set(truth["doc"])
+
+
+def test_excited_is_happy_and_other_emotions_are_left_out(made):
+    table = corpora.load("er", made)
+    text = "".join(p.read_text() for p in made.glob("IEMOCAP/Session*/dialog/EmoEvaluation/*.txt"))
+    assert set(table["label"]) == {"neutral", "happy", "sad", "angry"}
+    assert (table["label"] == "happy").sum() == text.count("\texc\t") + text.count("\thap\t") > text.count("\thap\t") > 0
+    assert text.count("\tfru\t") and len(table) == text.count("[2.5000") - text.count("\tfru\t")
+    assert (table["speaker"] == [f"{uid[:5]}{uid.split('_')[-1][0]}" for uid in table["id"]]).all()
+    assert table["speaker"].nunique() == 10
+
+
+@pytest.mark.parametrize(
+    "line, text, slots",
+    [
+        ("BOS PLAY SONG EOS\tO O music_item PlayMusic", "PLAY SONG", "O B-music_item"),
+        ("BOS IN NEW YORK , ROME EOS\tO O city city city city X", "IN NEW YORK ROME", "O B-city I-city I-city"),
+        ("BOS A B C EOS\tO a b b X", "A B C", "B-a B-b I-b"),
+        ("BOS A ? B EOS\tO a O a X", "A B", "B-a B-a"),
+        ("BOS ØRE ÇÉ–Ñ EOS\tO O O X", "ORE CE-N", "O O"),
+    ],
+)
+def test_slots(line, text, slots):
+    assert audio_snips._sentence(line, "here")[0] == text
+    if "?" not in line:
+        assert audio_snips._sentence(line, "here")[1] == slots
+
+
 def test_other_names_of_the_folders(copy):
     (copy / speech_commands.FOLDERS[0]).rename(copy / "gsc1")
     (copy / speech_commands.TEST_FOLDERS[0]).rename(copy / "gsc1_test")
     assert len(corpora.load("ks", copy))
 
 
-# Making the mini corpora.
+# Membership is that of s3prl's own corpus classes.
+
 
+def splits(table: pd.DataFrame, column: str) -> list[dict]:
+    """Of each split, {path: the column}."""
+    return [dict(zip(part["path"], part[column])) for part in (table[table["split"] == s] for s in ("train", "dev", "test"))]
+
+
+def test_keywords_of_s3prl(made):
+    from s3prl.dataio.corpus.speech_commands import SpeechCommandsV1
+
+    theirs = SpeechCommandsV1(str(made / speech_commands.FOLDERS[0]), str(made / speech_commands.TEST_FOLDERS[0]))
+    ours = splits(corpora.load("ks", made), "label")
+    assert [{str(i["wav_path"]): i["class_name"] for i in part.values()} for part in theirs.data_split] == ours
 
-def test_same_seed_same_bytes(tmp_path):
-    pytest.importorskip("espeakng_loader")
-    first, again, other = (mini.make(tmp_path / name, seed, scale=0.05) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
-    assert files(first) == files(again)
-    assert files(first) != files(other)
 
+def test_speakers_of_s3prl(made, tmp_path):
+    from s3prl.dataio.corpus.voxceleb1sid import VoxCeleb1SID
 
-def test_rerun_does_nothing(made):
-    before = {p: p.stat().st_mtime_ns for p in made.rglob("*")}
-    mini.make(made, scale=0.15)
-    assert {p: p.stat().st_mtime_ns for p in made.rglob("*")} == before
+    shutil.copy(made / "VoxCeleb1" / "iden_split.txt", tmp_path)
+    theirs = VoxCeleb1SID(str(made / "VoxCeleb1"), n_jobs=1, cache_root=tmp_path)
+    ours = splits(corpora.load("sid", made), "speaker")
+    assert [{str(i["wav_path"]) for i in part.values()} for part in theirs.data_split] == [set(part) for part in ours]
 
 
-def test_half_made_folder_is_remade(tmp_path, monkeypatch):
-    pytest.importorskip("espeakng_loader")
-    whole = files(mini.make(tmp_path / "whole", scale=0.05))
-
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(mini, "_sentences", killed)
-        mini.make(tmp_path / "half", scale=0.05)
-    (tmp_path / "half" / ".LibriSpeech.1.part").mkdir()
-    (tmp_path / "half" / "VoxCeleb1" / "iden_split.txt").unlink()
-    assert not json.loads((tmp_path / "half" / "mini.json").read_text())["complete"]
-    assert files(mini.make(tmp_path / "half", scale=0.05)) == whole
-
-
-def test_other_files_are_never_touched(tmp_path):
-    (tmp_path / "LibriSpeech").mkdir()
-    (tmp_path / "LibriSpeech" / "mine.flac").write_bytes(b"mine")
-    with pytest.raises(StarError, match="not empty and not made by"):
-        mini.make(tmp_path)
-    assert files(tmp_path) == {"LibriSpeech/mine.flac": b"mine"}
-
-
-def test_without_espeak(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(StarError, match=r"pip install 'star-upstream\[mini\]'"):
-        mini.make(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("seed, scale", [(0, 0.0), (0, float("nan")), (0, 11.0), (-1, 1.0)])
-def test_impossible_seed_or_scale(tmp_path, seed, scale):
-    with pytest.raises(StarError, match="it must be"):
-        mini.make(tmp_path / "new", seed, scale)
-
-
-@pytest.mark.parametrize("colour", [0.0, 1.0, 2.0])
-def test_noise_colour(colour):
-    wave = synthesis.noise(np.random.default_rng(0), 2**18, colour)
-    power = np.abs(np.fft.rfft(wave)) ** 2
-    hertz = np.fft.rfftfreq(len(wave), 1 / audio.RATE)
-    low, high = (power[(hertz > f * 0.9) & (hertz < f * 1.1)].mean() for f in (200, 3200))
-    assert np.mean(wave**2) == pytest.approx(1.0)
-    assert np.log(low / high) / np.log(16) == pytest.approx(colour, abs=0.05)
-
-
-# Corpora that are not whole.
-
-
-def spoil_list(root: Path) -> None:
-    (root / "speech_commands_v0.01" / "validation_list.txt").unlink()
-
-
-def spoil_test_set(root: Path) -> None:
-    shutil.rmtree(root / "speech_commands_test_set_v0.01")
-
-
-def spoil_class(root: Path) -> None:
-    (root / "speech_commands_test_set_v0.01" / "stop").rename(root / "speech_commands_test_set_v0.01" / "halt")
-
-
-def spoil_noise(root: Path) -> None:
-    shutil.rmtree(root / "speech_commands_v0.01" / "_background_noise_")
-
-
-def spoil_header(root: Path) -> None:
-    next((root / "speech_commands_v0.01" / "yes").iterdir()).write_bytes(b"RIFF")
-
-
-def spoil_split_file(root: Path) -> None:
-    (root / "VoxCeleb1" / "iden_split.txt").unlink()
-
-
-def spoil_split_line(root: Path) -> None:
-    (root / "VoxCeleb1" / "iden_split.txt").write_text("4 id10001/a/00001.wav\n")
-
-
-def spoil_speaker(root: Path) -> None:
-    shutil.rmtree(root / "VoxCeleb1" / "dev" / "wav" / "id10001")
-
-
-def spoil_utterance(root: Path) -> None:
-    next((root / "VoxCeleb1").rglob("00001.wav")).unlink()
-
-
-def spoil_subset(root: Path) -> None:
-    shutil.rmtree(root / "LibriSpeech" / "dev-clean")
-
-
-def spoil_transcript(root: Path) -> None:
-    next((root / "LibriSpeech").rglob("*.trans.txt")).write_text("1001-21001-0000\n")
-
-
-def spoil_flac(root: Path) -> None:
-    next((root / "LibriSpeech").rglob("*.flac")).unlink()
-
-
-@pytest.mark.parametrize(
-    "task, spoil, words",
-    [
-        ("ks", spoil_list, "validation_list.txt is missing.*unpack"),
-        ("ks", spoil_test_set, "put it beside this folder as speech_commands_test_set_v0.01"),
-        ("ks", spoil_class, "halt is none of the twelve classes"),
-        ("ks", spoil_noise, "no noise recordings"),
-        ("ks", spoil_header, "cannot be read as audio"),
-        ("sid", spoil_split_file, "iden_split.txt is missing; .* put it in this folder"),
-        ("sid", spoil_split_line, "iden_split.txt: line 1: expected '1|2|3"),
-        ("sid", spoil_speaker, "iden_split.txt: line 1: no folder of speaker id10001"),
-        ("sid", spoil_utterance, "iden_split.txt: .*00001.wav is not there"),
-        ("asr", spoil_subset, "dev-clean: no <speaker>"),
-        ("asr", spoil_transcript, "trans.txt: line 1: expected an utterance id and its text"),
-        ("asr", spoil_flac, "flac is not there; the corpus is incomplete"),
-    ],
-)
-def test_incomplete_corpus(copy, task, spoil, words):
-    spoil(copy)
-    with pytest.raises(StarError, match=words) as error:
-        corpora.load(task, copy)
-    assert "\n" not in str(error.value)
-
-
-def test_missing_corpus(tmp_path):
-    for task, name in (("ks", "Speech Commands v0.01"), ("sid", "VoxCeleb1"), ("asr", "LibriSpeech")):
-        with pytest.raises(StarError, match=f"manifests/{task}.tsv") as error:
-            corpora.load(task, tmp_path)
-        assert str(tmp_path) in str(error.value) and name in str(error.value) and "CC BY 4.0" in str(error.value)
-    with pytest.raises(StarError, match="no such folder"):
-        corpora.load("ks", tmp_path / "nowhere")
-    (tmp_path / "LibriSpeech").mkdir()
-    with pytest.raises(StarError, match="give the folder that holds it"):
-        corpora.load("asr", tmp_path / "LibriSpeech")
-    with pytest.raises(StarError, match="unknown task 'ksx'; did you mean 'ks'"):
-        corpora.load("ksx", tmp_path)
-
-
-# Manifests.
-
-
-@pytest.fixture
-def rows(tmp_path) -> list[dict]:
-    """Six rows of a keyword manifest in ``tmp_path``, with their files."""
-    out = []
-    for number, split in enumerate(("train", "train", "dev", "dev", "test", "test")):
-        soundfile.write(tmp_path / f"{number}.wav", np.full(1600, 0.1), audio.RATE)
-        label = ("yes", "NA")[number % 2]
-        out.append({"id": f"u{number}", "path": f"{number}.wav", "samples": "1600", "split": split, "label": label})
-    return out
-
-
-def write(tmp_path: Path, rows: list[dict], task: str = "ks") -> Path:
-    (tmp_path / "manifests").mkdir(exist_ok=True)
-    pd.DataFrame(rows).to_csv(tmp_path / "manifests" / f"{task}.tsv", sep="\t", index=False)
-    return tmp_path
-
-
-def test_manifest(tmp_path, rows):
-    table = corpora.load("ks", write(tmp_path, rows))
-    assert list(table.columns) == ["id", "path", "start", "samples", "split", "label"]
-    assert table["path"][0] == str(tmp_path / "0.wav")
-    assert table["label"].tolist() == ["yes", "NA"] * 3  # a word, not a missing value
-    assert table["samples"].tolist() == [1600] * 6 and table["start"].tolist() == [0] * 6
-
-
-def test_manifest_with_starts_and_absolute_paths(tmp_path, rows):
-    for row in rows:
-        row |= {"start": "400", "samples": "800", "path": str(tmp_path / row["path"])}
-    table = corpora.load("ks", write(tmp_path, rows))
-    assert table["start"].tolist() == [400] * 6
-    assert table["path"][0] == str(tmp_path / "0.wav")
-
-
-def test_manifest_before_corpus(tmp_path, rows, capsys):
-    (tmp_path / "speech_commands_v0.01").mkdir()
-    assert len(corpora.load("ks", write(tmp_path, rows))) == 6
-    assert "ks.tsv, not" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "row, change, words",
-    [
-        (2, {"samples": "0"}, "line 4: samples is '0'; it must be a whole number, at least 1"),
-        (2, {"samples": "1.5"}, "line 4: samples is '1.5'"),
-        (2, {"samples": "long"}, "line 4: samples is 'long'"),
-        (2, {"samples": "inf"}, "line 4: samples is 'inf'"),
-        (2, {"start": "-1"}, "line 4: start is '-1'; it must be a whole number, at least 0"),
-        (2, {"split": "valid"}, "line 4: unknown split 'valid'; it must be train, dev or test"),
-        (2, {"id": "u0"}, "line 4: id 'u0' is used twice"),
-        (2, {"path": "gone.wav"}, "line 4: .*gone.wav is not there; put the file in its place or remove the row"),
-        (2, {"path": ""}, "line 4: path is empty"),
-        (2, {"label": ""}, "line 4: label is empty; fill it in or remove the row"),
-        (2, {"label": "no"}, "line 4: label 'no' is in dev but not in train"),
-        (5, {"label": "no"}, "line 7: label 'no' is in test but not in train"),
-    ],
-)
-def test_bad_row(tmp_path, rows, row, change, words):
-    for other in rows:
-        other.setdefault("start", "0")
-    rows[row] |= change
-    with pytest.raises(StarError, match=f"manifests/ks.tsv: {words}") as error:
-        corpora.load("ks", write(tmp_path, rows))
-    assert "\n" not in str(error.value)
-
-
-def test_bad_speaker(tmp_path, rows):
-    for row in rows:
-        row["speaker"] = "anna"
-    rows[3]["speaker"] = "bert"
-    with pytest.raises(StarError, match="sid.tsv: line 5: speaker 'bert' is in dev but not in train"):
-        corpora.load("sid", write(tmp_path, rows, "sid"))
-
-
-@pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_empty_split(tmp_path, rows, split):
-    kept = [row for row in rows if row["split"] != split]
-    with pytest.raises(StarError, match=f"ks.tsv: no row has split '{split}'"):
-        corpora.load("ks", write(tmp_path, kept))
-
-
-@pytest.mark.parametrize("column", ["id", "path", "samples", "split", "label"])
-def test_missing_column(tmp_path, rows, column):
-    with pytest.raises(StarError, match=f"ks.tsv: column '{column}' is missing"):
-        corpora.load("ks", write(tmp_path, [{k: v for k, v in row.items() if k != column} for row in rows]))
-
-
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("", "not a tab-separated UTF-8 table"),
-        ("id\tpath\tsamples\tsplit\tlabel\n", "no row has split 'train'"),
-        ("id\tpath\tsamples\tsplit\tlabel\na\tb\t1\ttrain\tx\ty\n", "more fields than the header"),
-        ("id\tpath\tsamples\tsplit\tlabel\na\tb\t1\ttrain\tx\na\tb\t1\ttrain\tx\ty\n", "not a tab-separated.*line 3"),
-        ("id\tpath\tsamples\tsplit\tlabel\na\tb\t1\ttrain\n", "line 2: label is empty"),
-        ("id,path,samples,split,label\n", "column 'id' is missing"),
-    ],
-)
-def test_not_a_manifest(tmp_path, text, words):
-    (tmp_path / "manifests").mkdir()
-    (tmp_path / "manifests" / "ks.tsv").write_text(text)
-    with pytest.raises(StarError, match=words) as error:
-        corpora.load("ks", tmp_path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("task, counts", [("ks", (2367, 302, 669)), ("sid", (2294, 510, 510)), ("asr", (1266, 117, 136))])
-def test_real_manifests(shared, task, counts):
-    table = corpora.load(task, shared / "realspeech")
-    assert tuple((table["split"] == split).sum() for split in ("train", "dev", "test")) == counts
-    assert table["samples"].between(audio.RATE // 20, 40 * audio.RATE).all()
-    row = table.iloc[0]
-    assert len(audio.read(row["path"], 0)) == row["samples"]
+def test_verification_of_s3prl(made, tmp_path):
+    from s3prl.dataio.corpus.voxceleb1sv import VoxCeleb1SV
+
+    # The published list names every utterance; that of the mini corpora only those of identification.
+    everything = [str(p.relative_to(p.parents[2])) for p in (made / "VoxCeleb1").rglob("*.wav")]
+    (tmp_path / "iden_split.txt").write_text("".join(f"1 {name}\n" for name in everything))
+    shutil.copy(made / "VoxCeleb1" / voxceleb1.TRIAL_FILE, tmp_path)
+    train, dev, test, trials = VoxCeleb1SV(str(made / "VoxCeleb1"), str(tmp_path), force_download=False).all_data
+    table = corpora.load("asv", made)
+    paths = {split: set(part["path"]) for split, part in table.groupby("split")}
+    assert {i["wav_path"] for i in (train | dev).values()} == paths["train"]
+    assert {i["wav_path"] for i in test.values()} >= paths["test"]
+    ours = corpora.trials(made)
+    assert [(t, a.removesuffix(".wav"), b.removesuffix(".wav")) for t, a, b in trials] == list(ours.itertuples(index=False, name=None))
+
+
+def test_sentences_of_s3prl(made):
+    from s3prl.dataio.corpus.librispeech import LibriSpeech
+    from s3prl.dataio.encoder.g2p import G2P
+
+    phones = G2P([str(made / "LibriSpeech" / "librispeech-lexicon.txt")])
+    theirs = LibriSpeech(str(made / "LibriSpeech"), n_jobs=1).data_split
+    for task, column, label in (("asr", "text", str), ("pr", "phones", phones.encode)):
+        assert [{str(i["wav_path"]): label(i["transcription"]) for i in part.values()} for part in theirs] == splits(
+            corpora.load(task, made), column
+        )
+
+
+def test_recordings_of_s3prl(made, tmp_path):
+    compat.apply()
+    from s3prl.problem.diarization.util import kaldi_dir_to_csv
+
+    table, segments = corpora.load("sd", made), corpora.segments(made)
+    for split in ("train", "dev", "test"):
+        kaldi_dir_to_csv(made / "Libri2Mix" / split, tmp_path / "out.csv")
+        theirs = pd.read_csv(tmp_path / "out.csv")
+        rows = table[table["split"] == split].set_index("id")
+        ours = segments[segments["id"].isin(rows.index)]
+        for ours_name, name in (("id", "record_id"), ("speaker", "speaker"), ("start", "start_sec"), ("end", "end_sec")):
+            assert ours[ours_name].tolist() == theirs[name].tolist()
+        assert rows["samples"][theirs["record_id"]].tolist() == (theirs["duration"] * audio.RATE).round().tolist()
+
+
+def test_commands_of_s3prl(made):
+    compat.apply()
+    from s3prl.dataio.corpus.fluent_speech_commands import FluentSpeechCommands
+
+    theirs, table = FluentSpeechCommands(str(made / "fluent_speech_commands_dataset")).data_split, corpora.load("ic", made)
+    names = {"action": "action", "object": "object", "location": "location", "text": "transcription", "speaker": "speakerId"}
+    for column, name in names.items():
+        assert [{str(i["path"]): i[name] for i in part.values()} for part in theirs] == splits(table, column)
+
+
+def test_slots_of_s3prl(copy, tmp_path):
+    compat.apply()
+    from s3prl.problem.asr.superb_sf import audio_snips_for_slot_filling
+
+    listing = copy / "SNIPS" / audio_snips.TEXTS
+    first, *lines = listing.read_text(encoding="utf-8").splitlines()
+    said, tags = first.removesuffix(" EOS").split(" EOS\t")
+    tags, intent = tags.rsplit(" ", 1)
+    lines += [f"{said} , & ÉÞ EOS\t{tags} O x x {intent}", "Ivy-snips-train-99999 BOS NO RECORDING EOS\tO O O X"]
+    rewrite(listing, "\n".join(lines))
+    (copy / "SNIPS" / "train" / "Ivy-nobody-said-1.wav").write_bytes(b"")
+    shutil.copy(next((copy / "SNIPS" / "train").glob("Joey*")), copy / "SNIPS" / "valid" / "Joey-snips-train-0.wav")
+    voices = {f"{part}_speakers": list(audio_snips.SPEAKERS[split]) for split, part in audio_snips.PARTS.items()}
+    train, dev, (test,) = audio_snips_for_slot_filling(tmp_path, None, copy / "SNIPS", **voices)
+    table = corpora.load("sf", copy)
+    bare = table.assign(slots=table["slots"].str.replace(r"\b[BI]-", "", regex=True))
+    for column, name in (("text", "transcription"), ("slots", "iob")):
+        theirs = [pd.read_csv(path) for path in (train, dev, test)]
+        assert [dict(zip(part["wav_path"], part[name])) for part in theirs] == splits(bare, column)
+
+
+def test_emotions_of_s3prl(made):
+    from s3prl.dataio.corpus.iemocap import IEMOCAP
+
+    theirs = IEMOCAP(str(made / "IEMOCAP"))
+    table = corpora.load("er", made)
+    names = {"neu": "neutral", "hap": "happy", "exc": "happy", "sad": "sad", "ang": "angry"}
+    for fold in range(1, 6):
+        items = {i["wav_path"]: names.get(i["emotion"]) for i in theirs.get_whole_session(fold).values()}
+        ours = table[table["fold"] == fold]
+        assert {path: label for path, label in items.items() if label} == dict(zip(ours["path"], ours["label"]))
+
+
+def test_queries_of_s3prl(made):
+    from s3prl.dataio.corpus.quesst14 import Quesst14
+
+    theirs, table = Quesst14(str(made / "quesst14Database")), corpora.load("qbe", made)
+    for split, paths in (("dev", theirs.valid_queries), ("eval", theirs.test_queries), ("both", theirs.docs)):
+        assert [str(path) for path in paths] == table.loc[table["split"] == split, "path"].tolist()
+
+
+def test_csv_with_quotes(copy):
+    """A transcription with a comma, as the published files have them."""
+    file = copy / "fluent_speech_commands_dataset" / "data" / "train_data.csv"
+    rows = list(csv.reader(file.open(newline="")))
+    rows[1][3] = 'Lights, "on"'
+    file.unlink()
+    with file.open("w", newline="") as out:
+        csv.writer(out).writerows(rows)
+    assert corpora.load("ic", copy)["text"].iloc[0] == 'Lights, "on"'

@@ -43,8 +43,8 @@ def _dialogue(file: Path, session: Path, fold: int) -> list[tuple[str, str, int,
         if not line.startswith("["):
             continue  # the header, and the single annotators' labels
         fields = line.split("\t")
-        if len(fields) < 3 or "_" not in fields[1]:
-            raise StarError(f"{file}: line {number}: expected '[start - end]<tab>utterance<tab>emotion', got {line!r}")
+        if len(fields) < 4 or "_" not in fields[1]:
+            raise StarError(f"{file}: line {number}: expected '[start - end]<tab>utterance<tab>emotion<tab>...', got {line!r}")
         name, label = fields[1].strip(), LABELS.get(fields[2].strip())
         if label is not None:
             dialogue, _, turn = name.rpartition("_")

@@ -64,7 +64,9 @@ def segments(folder: Path) -> pd.DataFrame:
             if fields[0] not in speakers:
                 raise StarError(f"{place}: segment {fields[0]} is not in utt2spk; prepare the corpus again")
             total = _seconds(seconds.get(fields[1], ""))
-            if math.isnan(total) or end > total + 0.01:  # the files are rounded to 10 ms
+            if math.isnan(total):
+                raise StarError(f"{data / 'reco2dur'}: no length of {fields[1]} in seconds; prepare the corpus again")
+            if end > total + 0.01:  # the files are rounded to 10 ms
                 raise StarError(f"{place}: ends at {end:g} s, but reco2dur gives {fields[1]} {total:g} s; prepare the corpus again")
             found.append((fields[1], start, end, speakers[fields[0]]))
             places.append(place)

@@ -1,0 +1,88 @@
+"""What of the corpora is in a folder: ``python -m eval data --root DIR``. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from star_upstream.errors import StarError
+
+from . import BY_TASK, CORPORA, find, from_manifest, load, manifest, segments, sizes, trials, truth
+
+LINKS = {"asv": ("trials", trials), "sd": ("segments", segments), "qbe": ("pairs", truth)}
+"""What a task needs besides its table."""
+
+
+def main(root: str | Path, tasks: tuple[str, ...] = tuple(BY_TASK), as_json: bool = False) -> int:
+    """Print for each task what is there, what is missing, and counts beside the expected ones: text, or json for programs.
+
+    Returns 0 when every task can be run, else 1. Raises :class:`StarError` when ``root`` is no folder.
+    """
+    root = Path(root).expanduser().absolute()
+    if not root.is_dir():
+        raise StarError(f"{root}: no such folder; give the one that holds the corpora")
+    for corpus in CORPORA:
+        if root.name in corpus.FOLDERS:
+            print(f"{root} looks like {corpus.NAME} itself; give the folder that holds it, {root.parent}", file=sys.stderr)
+    found = {task: look(task, root) for task in tasks}
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(line for task, entry in found.items() for line in _lines(task, entry)))
+        ready = [task for task, entry in found.items() if entry["error"] is None]
+        print(f"{len(ready)} of {len(found)} tasks can run on {root}" + (f": {', '.join(ready)}" if ready else ""))
+    return 0 if all(entry["error"] is None for entry in found.values()) else 1
+
+
+def look(task: str, root: Path) -> dict[str, Any]:
+    """One task's entry: corpus, licence, folder (None: not found), from_manifest, rows and expected of each split, links, error.
+
+    ``error`` is None when the task can run, else the line that says why not.
+    """
+    corpus = BY_TASK[task]
+    tables = from_manifest(task, root)
+    folder = root / "manifests" if tables else find(corpus, root)
+    entry: dict[str, Any] = {"corpus": corpus.NAME, "licence": corpus.LICENCE, "folder": folder and str(folder), "from_manifest": tables}
+    entry |= {"rows": None, "expected": {str(k): n for k, n in corpus.COUNTS[task].items()}, "links": None, "error": None}
+    if folder is None:
+        names = " or ".join(f"{name}/" for name in corpus.FOLDERS)
+        files = " and ".join(f"manifests/{name}" for name in manifest.files(task))
+        return entry | {"error": f"not found: put it into {root} as {names}, or your own data as {files}"}
+    try:
+        entry["rows"] = {str(split): int(n) for split, n in sizes(load(task, root)).items()}
+        if task in LINKS:
+            name, read = LINKS[task]
+            entry["links"] = {name: len(read(root))}
+    except StarError as error:
+        entry["error"] = str(error)
+    return entry
+
+
+def _lines(task: str, entry: dict[str, Any]) -> list[str]:
+    if entry["from_manifest"]:
+        lines = [f"{task:4} own data, in place of {entry['corpus']}"]
+    else:
+        lines = [f"{task:4} {entry['corpus']}", f"     licence: {entry['licence']}"]
+    if entry["folder"] is None:
+        return [*lines, f"     {entry['error']}", f"     search for {entry['corpus']!r}; nothing is downloaded from here", ""]
+    lines.append(f"     found: {entry['folder']}")
+    if entry["rows"] is not None:
+        lines.append(f"     {'folds' if task == 'er' else 'rows'}: {_counts(entry)}")
+    if entry["links"] is not None:
+        lines.append("     " + ", ".join(f"{name}: {number}" for name, number in entry["links"].items()))
+    if entry["error"] is not None:
+        lines.append(f"     cannot be used: {entry['error']}")
+    return [*lines, ""]
+
+
+def _counts(entry: dict[str, Any]) -> str:
+    """Each split's rows, and where they differ those of the published corpus."""
+    rows, expected = entry["rows"], entry["expected"]
+    parts = []
+    for split in (split for split in dict.fromkeys((*expected, *rows)) if split in rows):
+        published = None if entry["from_manifest"] else expected.get(split)
+        same = published is None or rows[split] == published
+        parts.append(f"{split}: {rows[split]}" + ("" if same else f" (published: {published})"))
+    return ", ".join(parts)
