@@ -115,10 +115,229 @@ def test_not_a_manifest(tmp_path, text, words):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("task, counts", [("ks", (2367, 302, 669)), ("sid", (2294, 510, 510)), ("asr", (1266, 117, 136))])
-def test_real_manifests(shared, task, counts):
+# What more the other tasks' manifests have.
+
+
+def save(tmp_path: Path, name: str, rows: list[dict]) -> None:
+    (tmp_path / "manifests").mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_csv(tmp_path / "manifests" / name, sep="\t", index=False)
+
+
+@pytest.mark.parametrize(
+    "text, slots, words",
+    [
+        ("a b", "O B-x", None),
+        ("a b c", "B-x I-x B-x", None),
+        ("a b", "O", "2 words but 1 slots; give one slot a word"),
+        ("a b", "O I-x", "slot 'I-x' follows 'O'; a slot begins with B-x"),
+        ("a b", "B-y I-x", "slot 'I-x' follows 'B-y'"),
+        ("a b", "O x", "slot 'x' is none of B-<name>, I-<name> and O"),
+        ("a b", "O B-", "slot 'B-' is none of"),
+    ],
+)
+def test_slots(tmp_path, rows, text, slots, words):
+    for row in rows:
+        row |= {"text": "one two", "slots": "O O"}
+    rows[3] |= {"text": text, "slots": slots}
+    write(tmp_path, rows, "sf")
+    if words is None:
+        assert corpora.load("sf", tmp_path)["slots"][3] == slots
+        return
+    with pytest.raises(StarError, match=f"manifests/sf.tsv: line 5: {words}"):
+        corpora.load("sf", tmp_path)
+
+
+@pytest.fixture
+def folds(tmp_path, rows) -> list[dict]:
+    """Ten rows of an emotion manifest: two labels in each of five folds."""
+    return [
+        {k: v for k, v in rows[0].items() if k != "split"} | {"id": f"{fold}{label}", "fold": fold, "speaker": "s", "label": label}
+        for fold in range(1, 6)
+        for label in ("sad", "happy")
+    ]
+
+
+def test_folds(tmp_path, folds):
+    table = corpora.load("er", write(tmp_path, folds, "er"))
+    assert list(table.columns) == ["id", "path", "start", "samples", "fold", "speaker", "label"]
+    assert corpora.sizes(table) == {fold: 2 for fold in range(1, 6)}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"fold": 6}, "line 2: unknown fold '6'; it must be 1, 2, 3, 4 or 5"),
+        ({"label": "new"}, "line 2: label 'new' is in fold 1 alone, so it cannot be learnt for that"),
+    ],
+)
+def test_bad_fold(tmp_path, folds, change, words):
+    folds[0] |= change
+    with pytest.raises(StarError, match=f"er.tsv: {words}"):
+        corpora.load("er", write(tmp_path, folds, "er"))
+
+
+def test_missing_fold(tmp_path, folds):
+    with pytest.raises(StarError, match="er.tsv: no row has fold 3; er needs 1, 2, 3, 4, 5"):
+        corpora.load("er", write(tmp_path, [row for row in folds if row["fold"] != 3], "er"))
+
+
+@pytest.fixture
+def verification(tmp_path, rows) -> dict[str, list[dict]]:
+    """Two training speakers, two others in four test utterances, three trials."""
+    rows = [{k: v for k, v in row.items() if k != "split"} | {"speaker": "aabbcc"[n]} for n, row in enumerate(rows)]
+    names = [("2.wav", "3.wav"), ("4.wav", "5.wav"), ("2.wav", "4.wav")]
+    trials = [{"target": int(n < 2), "enroll_path": a, "test_path": b} for n, (a, b) in enumerate(names)]
+    return {"asv_train": rows[:2], "asv_test": rows[2:], "asv_trials": trials}
+
+
+def test_verification(tmp_path, verification):
+    for name, part in verification.items():
+        save(tmp_path, f"{name}.tsv", part)
+    table = corpora.load("asv", tmp_path)
+    assert table["split"].tolist() == ["train"] * 2 + ["test"] * 4
+    assert corpora.trials(tmp_path).values.tolist() == [[1, "u2", "u3"], [1, "u4", "u5"], [0, "u2", "u4"]]
+
+
+@pytest.mark.parametrize(
+    "part, row, change, words",
+    [
+        ("asv_train", 0, {"speaker": "b"}, "asv_test.tsv: line 2: speaker 'b' is in train and in test"),
+        ("asv_test", 1, {"id": "u0"}, "asv_test.tsv: line 3: id 'u0' is used twice"),
+        ("asv_trials", 1, {"enroll_path": "0.wav"}, "asv_trials.tsv: line 3: enroll_path '0.wav' is not in asv_test.tsv"),
+        ("asv_trials", 0, {"target": "same"}, "asv_trials.tsv: line 2: target is 'same'; it must be 1 or 0"),
+        ("asv_trials", 2, {"target": 1}, "asv_trials.tsv: no trial has target 0"),
+        ("asv_trials", None, {}, "asv_trials.tsv is missing"),
+        ("asv_test", None, {}, "asv_test.tsv is missing; put it beside the other manifests"),
+    ],
+)
+def test_bad_verification(tmp_path, verification, part, row, change, words):
+    if row is None:
+        del verification[part]
+    else:
+        verification[part][row] |= change
+    for name, content in verification.items():
+        save(tmp_path, f"{name}.tsv", content)
+    with pytest.raises(StarError, match=words):
+        corpora.load("asv", tmp_path)
+        corpora.trials(tmp_path)
+
+
+LINE = "SPEAKER {} 1 {} {} <NA> <NA> {} <NA> <NA>\n"
+
+
+@pytest.fixture
+def diarization(tmp_path, rows) -> Path:
+    for row in rows:
+        row["rttm_path"] = f"{row['id']}.rttm"
+        turns = [(0.0, 0.05, "anna"), (0.02, 0.08, "bert")]
+        (tmp_path / row["rttm_path"]).write_text("".join(LINE.format(row["id"], *turn) for turn in turns))
+    return write(tmp_path, rows, "sd")
+
+
+def test_rttm(diarization):
+    others = ";; a remark\nSPKR-INFO u1 1 <NA> <NA> <NA> unknown anna <NA>\n"
+    (diarization / "u1.rttm").write_text(others + LINE.format("u1", 1, 2.5, "x"))
+    table, segments = corpora.load("sd", diarization), corpora.segments(diarization)
+    assert list(table.columns) == ["id", "path", "start", "samples", "split"]
+    assert segments.values.tolist()[:3] == [["u0", 0.0, 0.05, "anna"], ["u0", 0.02, 0.1, "bert"], ["u1", 1.0, 3.5, "x"]]
+    assert len(segments) == 11
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("SPEAKER u1 1 0.0\n", "u1.rttm: line 1: expected 'SPEAKER <id> 1 <start> <length>"),
+        (LINE.format("u1", "0.0", "long", "x"), "u1.rttm: line 1: expected 'SPEAKER"),
+        (LINE.format("u2", 0, 1, "x"), "u1.rttm: line 1: is about 'u2', but sd.tsv gives this file to 'u1'"),
+        (LINE.format("u1", 1, 0, "x"), "u1.rttm: line 1: from 1 s to 1 s is no segment"),
+        (LINE.format("u1", -1, 2, "x"), "u1.rttm: line 1: from -1 s to 1 s is no segment"),
+        (LINE.format("u1", 0, "nan", "x"), "u1.rttm: line 1: from 0 s to nan s is no segment"),
+        ("\n", "sd.tsv: no segment of recording 'u1'"),
+        (None, "sd.tsv: line 3: rttm_path 'u1.rttm' is no file"),
+    ],
+)
+def test_bad_rttm(diarization, text, words):
+    (diarization / "u1.rttm").unlink()
+    if text is not None:
+        (diarization / "u1.rttm").write_text(text)
+    with pytest.raises(StarError, match=words):
+        corpora.segments(diarization)
+
+
+@pytest.fixture
+def search(tmp_path, rows) -> dict[str, list[dict]]:
+    """One query and one document of dev, the same of eval, and a document of both."""
+    kinds = [("qbe_queries", "dev"), ("qbe_docs", "dev"), ("qbe_queries", "eval"), ("qbe_docs", "eval"), ("qbe_docs", "both")]
+    parts: dict[str, list[dict]] = {"qbe_queries": [], "qbe_docs": []}
+    for row, (name, group) in zip(rows, kinds):
+        parts[name].append({k: v for k, v in row.items() if k != "split"} | {"set": group})
+    pairs = [("u0", "u1", 1), ("u0", "u4", 0), ("u2", "u3", 0), ("u2", "u4", 1)]
+    return parts | {"qbe_truth": [{"query_id": q, "doc_id": d, "relevant": r} for q, d, r in pairs]}
+
+
+def test_search(tmp_path, search):
+    for name, part in search.items():
+        save(tmp_path, f"{name}.tsv", part)
+    table = corpora.load("qbe", tmp_path)
+    assert list(table.columns) == ["id", "path", "start", "samples", "split", "kind"]
+    assert table[["id", "split", "kind"]].values.tolist() == [
+        ["u0", "dev", "query"], ["u2", "eval", "query"], ["u1", "dev", "doc"], ["u3", "eval", "doc"], ["u4", "both", "doc"],
+    ]  # fmt: skip
+    assert corpora.truth(tmp_path).values.tolist() == [["u0", "u1", 1], ["u0", "u4", 0], ["u2", "u3", 0], ["u2", "u4", 1]]
+
+
+@pytest.mark.parametrize(
+    "part, row, change, words",
+    [
+        ("qbe_queries", 0, {"set": "both"}, "qbe_queries.tsv: line 2: a query is in dev or in eval"),
+        ("qbe_queries", 1, {"set": "test"}, "qbe_queries.tsv: line 3: unknown split 'test'; it must be dev, eval or both"),
+        ("qbe_queries", 0, {"set": "eval"}, "manifests: no query in dev; qbe needs queries and documents in dev and in eval"),
+        ("qbe_docs", 0, {"id": "u0"}, "qbe_docs.tsv: line 2: id 'u0' is used twice"),
+        ("qbe_truth", 0, {"doc_id": "u9"}, "qbe_truth.tsv: line 2: doc 'u9' is not in qbe_docs.tsv"),
+        ("qbe_truth", 0, {"query_id": "u1"}, "qbe_truth.tsv: line 2: query 'u1' is not in qbe_queries.tsv"),
+        ("qbe_truth", 0, {"doc_id": "u3"}, "qbe_truth.tsv: line 2: a query of dev with a document of eval"),
+        ("qbe_truth", 1, {"doc_id": "u1"}, "qbe_truth.tsv: line 3: this query and document were there before"),
+        ("qbe_truth", 1, {"relevant": "2"}, "qbe_truth.tsv: line 3: relevant is '2'; it must be 1 or 0"),
+        ("qbe_truth", 3, {"relevant": "0"}, "qbe_truth.tsv: no query of eval is in any document"),
+    ],
+)
+def test_bad_search(tmp_path, search, part, row, change, words):
+    search[part][row] |= change
+    for name, content in search.items():
+        save(tmp_path, f"{name}.tsv", content)
+    with pytest.raises(StarError, match=words):
+        corpora.load("qbe", tmp_path)
+        corpora.truth(tmp_path)
+
+
+# The manifests of real recordings.
+
+
+REAL = {
+    "pr": {"train": 797, "dev": 69, "test": 59}, "asr": {"train": 1266, "dev": 117, "test": 136},
+    "ks": {"train": 2367, "dev": 302, "test": 669}, "qbe": {"dev": 58 + 150, "eval": 80 + 200},
+    "sid": {"train": 2294, "dev": 510, "test": 510}, "asv": {"train": 4214, "test": 1288},
+    "sd": {"train": 300, "dev": 50, "test": 100}, "ic": {"train": 333, "dev": 50, "test": 112},
+    "sf": {"train": 318, "dev": 45, "test": 109}, "er": {1: 81, 2: 51, 3: 71, 4: 63, 5: 73},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", REAL)
+def test_real_manifests(shared, task):
     table = corpora.load(task, shared / "realspeech")
-    assert tuple((table["split"] == split).sum() for split in ("train", "dev", "test")) == counts
+    assert corpora.sizes(table) == REAL[task]
     assert table["samples"].between(audio.RATE // 20, 40 * audio.RATE).all()
     row = table.iloc[0]
     assert len(audio.read(row["path"], 0)) == row["samples"]
+
+
+def test_real_trials_segments_and_truth(shared):
+    root = shared / "realspeech"
+    trials, table = corpora.trials(root), corpora.load("asv", root).set_index("id")
+    assert trials["target"].value_counts().to_dict() == {0: 1300, 1: 1300}
+    speaker = table["speaker"]
+    assert ((speaker[trials["enroll"]].to_numpy() == speaker[trials["test"]].to_numpy()) == (trials["target"] == 1)).all()
+    segments, seconds = corpora.segments(root), corpora.load("sd", root).set_index("id")["samples"] / audio.RATE
+    assert (segments.groupby("id")["speaker"].nunique() == 2).all()
+    assert (segments["end"] <= segments["id"].map(seconds) + 0.01).all()
+    assert corpora.truth(root)["relevant"].value_counts().to_dict() == {0: 19_145, 1: 5_555}

@@ -44,8 +44,16 @@ def look(task: str, root: Path) -> dict[str, Any]:
     corpus = BY_TASK[task]
     tables = from_manifest(task, root)
     folder = root / "manifests" if tables else find(corpus, root)
-    entry: dict[str, Any] = {"corpus": corpus.NAME, "licence": corpus.LICENCE, "folder": folder and str(folder), "from_manifest": tables}
-    entry |= {"rows": None, "expected": {str(k): n for k, n in corpus.COUNTS[task].items()}, "links": None, "error": None}
+    entry: dict[str, Any] = {
+        "corpus": corpus.NAME,
+        "licence": corpus.LICENCE,
+        "folder": folder and str(folder),
+        "from_manifest": tables,
+        "rows": None,
+        "expected": {str(split): number for split, number in corpus.COUNTS[task].items()},
+        "links": None,
+        "error": None,
+    }
     if folder is None:
         names = " or ".join(f"{name}/" for name in corpus.FOLDERS)
         files = " and ".join(f"manifests/{name}" for name in manifest.files(task))
