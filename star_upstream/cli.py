@@ -76,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
 
     command = add("distill", _distill, "Distil a student, or go on with an unfinished run.")
     command.add_argument("recipe", help="a shipped recipe (see: star recipes) or a yaml file")
-    command.add_argument("values", nargs="*", metavar="key=value", help="e.g. data.train=/data/LibriSpeech training.precision=bf16-mixed")
+    example = "e.g. data.train=/data/LibriSpeech training.precision=bf16-mixed"
+    command.add_argument("values", nargs="*", metavar="key=value", help=example)
     command.add_argument("--out", type=Path, metavar="DIR", help="the run's folder: logs, state, last/ and best/")
     command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
 

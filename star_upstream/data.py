@@ -62,7 +62,8 @@ def scan(
     one above. Lengths found in folders are read from file headers in parallel, once: they are cached by size and time of change.
     Unreadable and empty files, and those outside ``min_seconds`` to ``max_seconds``, go to ``skipped`` with the reason.
 
-    Raises :class:`StarError` when a source is absent, nothing is usable, or more than ``max_bad_share`` of the files are unreadable.
+    Raises :class:`StarError` when a source is absent, nothing is usable, or more than ``max_bad_share`` of the files are
+    unreadable.
     """
     if not sources:
         raise StarError("data: no folder or manifest given")
@@ -89,7 +90,8 @@ def scan(
             clips.append(Clip(path, length))
     if bad > max_bad_share * len(found):
         path, reason = next((p, r) for p, r in skipped if isinstance(found[p], str))
-        raise StarError(f"{bad} of {len(found)} files cannot be read, above the limit of {max_bad_share:.1%}; the first: {path}: {reason}")
+        count = f"{bad} of {len(found)} files"
+        raise StarError(f"{count} cannot be read, above the limit of {max_bad_share:.1%}; the first: {path}: {reason}")
     if not clips:
         raise StarError(f"none of {len(found)} files is usable; the first: {skipped[0][0]}: {skipped[0][1]}")
     return Corpus(sorted(clips, key=lambda c: (c.samples, c.path)), sorted(skipped))
@@ -197,7 +199,8 @@ class AudioDataset(Dataset):
                 bad.append((path, str(error).removeprefix(f"{path}: ")))
                 continue
             if len(wave) < self.min_samples:
-                bad.append((path, f"{len(wave)} samples when decoded, its header or manifest says {samples}" if len(wave) else "empty"))
+                reason = f"{len(wave)} samples when decoded, its header or manifest says {samples}"
+                bad.append((path, reason if len(wave) else "empty"))
                 continue
             if not (np.isfinite(wave).all() and np.abs(wave).max() > 0):
                 bad.append((path, "silent from end to end, or not finite"))
@@ -242,7 +245,8 @@ class BucketSampler(Sampler[list[int]]):
         self.lengths = np.array([c.samples for c in clips])
         if len(clips) and self.lengths.max() > seconds * audio.RATE:
             longest = self.lengths.max() / audio.RATE
-            raise StarError(f"batch_seconds: {seconds} is less than the longest utterance ({longest:.1f} s); raise it or lower max_seconds")
+            fix = "raise it or lower max_seconds"
+            raise StarError(f"batch_seconds: {seconds} is less than the longest utterance ({longest:.1f} s); {fix}")
         self.budget, self.items = int(seconds * audio.RATE), items or len(clips)
         self.seed, self.shuffle, self.rank, self.world = seed, shuffle, rank, world
         self.epoch = self.start = 0

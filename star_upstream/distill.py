@@ -29,7 +29,10 @@ from .training import Learner, fit
 
 
 class Distillation(Learner):
-    """The student learns what the loss asks of the teacher's states. The teacher is no part of the module: never trained, never saved."""
+    """The student learns what the loss asks of the teacher's states.
+
+    The teacher is no part of the module: it is never trained and never saved.
+    """
 
     def __init__(
         self,
@@ -173,7 +176,8 @@ def run(recipe: Recipe, out: str | Path) -> Path:
     if found == "new":
         folder.begin(recipes.dump(recipe), clips, skipped)
     if skipped:
-        print(f"{len(skipped)} files left out, see {folder.path / 'skipped.tsv'}; the first: {': '.join(skipped[0])}", file=sys.stderr)
+        where = folder.path / "skipped.tsv"
+        print(f"{len(skipped)} files left out, see {where}; the first: {': '.join(skipped[0])}", file=sys.stderr)
     if folder.lead:
         folder.record_environment({"resumed_at": state["update"] if state else 0})
         size = sum(p.numel() for p in learner.student.parameters()) / 1e6
@@ -185,7 +189,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
         fit(learner, unused_parameters=learner.loss.needs_attention)
     if folder.lead:
         best = checkpoint.describe(folder.path / "best")["provenance"]
-        folder.finish({"checkpoint": "best", "updates": best["updates"], "validation_loss": best["validation_loss"], "hours": hours})
+        folder.finish({"checkpoint": "best", **{k: best[k] for k in ("updates", "validation_loss", "hours")}})
     return folder.path / "best"
 
 
@@ -205,7 +209,7 @@ def _find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str
     else:
         count = min(data.valid_limit, max(1, round(data.valid_share * len(clips))))
         if len(clips) <= count:
-            raise StarError(f"data.train: {len(clips)} usable clips are too few to hold {count} out for validation; add audio, or data.valid")
+            raise StarError(f"data.train: {len(clips)} usable clips, too few to hold {count} out; add audio, or give data.valid")
         # by a digest of the name: the same clips wherever the folder lies, whatever else is in it
         ranked = sorted(clips, key=lambda c: hashlib.sha256(f"{Path(c.path).name} {c.samples}".encode()).hexdigest())
         chosen = set(ranked[:count])

@@ -1,7 +1,7 @@
 """Recipes: everything about a distillation, as data. Shipped ones are ``recipes/*.yaml``; nothing in a recipe is evaluated.
 
-A recipe file may name another one as its ``base`` and then states only what differs: mappings are merged key by key, any other value
-replaces the base's, and ``null`` takes a loss away.
+A recipe file may name another one as its ``base`` and then states only what differs: mappings are merged key by key, any other
+value replaces the base's, and ``null`` takes a loss away.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What every training has in common: optimizer, schedule, exact resumption, logs, and the Lightning trainer.
 
-A training is a :class:`Learner`. Lightning runs it in rounds: the batches from one validation to the next are one Lightning epoch. Epochs
-of the data are :class:`BatchStream`'s business, and what must survive an interruption is in :meth:`Learner.state`, so
-nothing depends on how Lightning restores its loops.
+A training is a :class:`Learner`. Lightning runs it in rounds: the batches from one validation to the next are one Lightning
+epoch. Epochs of the data are :class:`BatchStream`'s business, and what must survive an interruption is in
+:meth:`Learner.state`, so nothing depends on how Lightning restores its loops.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Learner(pl.LightningModule):
         self.config, self.folder = config, folder
         self.total = total
         """Updates of the whole run; None where the clock decides."""
-        self.update, self.elapsed, self.heard = 0, 0.0, 0.0
+        self.update, self.elapsed = 0, 0.0
         self.best: float | None = None
         self.last_row: dict[str, Any] = {}
         self._batches = 0
@@ -108,7 +108,6 @@ class Learner(pl.LightningModule):
             "position": [sampler.epoch, sampler.start],
             "update": self.update,
             "elapsed": self.elapsed,
-            "heard": self.heard,
             "best": self.best,
             "finished": self.finished,
         }
@@ -121,13 +120,27 @@ class Learner(pl.LightningModule):
             if state["precision"]:
                 self.trainer.precision_plugin.load_state_dict(state["precision"])
             self.stream.sampler.epoch, self.stream.sampler.start = state["position"]
-            for name in ("update", "elapsed", "heard", "best"):
+            for name in ("update", "elapsed", "best"):
                 setattr(self, name, state[name])
             self._sums = {k: v.to(self.device) for k, v in state["sums"].items()}
         self.folder.open_log(self.update)
         self._clock = self._since_time = time.monotonic()
 
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.elapsed, self._clock = self.elapsed + now - self._clock, now
+        if self.total is None:
+            # one clock decides: the learning rate and the end must be the same in every process
+            self.elapsed = self.trainer.strategy.broadcast(self.elapsed)
+
+    def _share_sums(self) -> None:
+        """Replace each process's sums by their mean over processes."""
+        if self._sums:
+            values = self.trainer.strategy.reduce(torch.stack(list(self._sums.values())), reduce_op="mean")
+            self._sums = dict(zip(self._sums, values))
+
     def _save(self) -> None:
+        self._share_sums()
         if self.trainer.is_global_zero:
             self.folder.save_state(self.state())
 
@@ -161,15 +174,11 @@ class Learner(pl.LightningModule):
     def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
         self.stream.advance()
         self._batches += 1
-        seconds = batch.waveforms_BN.numel() / audio.RATE * self.trainer.world_size
-        self.heard, self._since = self.heard + seconds, self._since + seconds
+        self._since += batch.waveforms_BN.numel() / audio.RATE * self.trainer.world_size
         if self._batches % self.config.accumulate:
             return
         self.update += 1
-        now = time.monotonic()
-        self.elapsed, self._clock = self.elapsed + now - self._clock, now
-        if self.total is None:
-            self.elapsed = self.trainer.strategy.broadcast(self.elapsed)
+        self._tick()
         if self.finished:
             self.trainer.should_stop = True
         if self.update % self.config.log_every == 0 or self.finished:
@@ -179,9 +188,8 @@ class Learner(pl.LightningModule):
             self._save()
 
     def _log_training(self) -> None:
-        names = sorted(self._sums)
-        values = self.trainer.strategy.reduce(torch.stack([self._sums[n] for n in names]), reduce_op="mean").tolist()
-        means = dict(zip(names, values))
+        self._share_sums()
+        means = {name: value.item() for name, value in self._sums.items()}
         batches = means.pop("batches")
         now = time.monotonic()
         row = {f"train/{n}": means[n] / batches for n in sorted(means, key=lambda n: (n != "loss", n))}
@@ -217,11 +225,11 @@ class Learner(pl.LightningModule):
         row = {f"valid/{n}": means[n] / seconds for n in sorted(means, key=lambda n: (n != "loss", n))}
         loss = row["valid/loss"]
         if not math.isfinite(loss):
-            raise StarError(f"the validation loss is {loss} at update {self.update}; lower training.learning_rate, or set training.clip")
+            fix = "lower training.learning_rate, or set training.clip"
+            raise StarError(f"the validation loss is {loss} at update {self.update}; {fix}")
         better = self.best is None or loss < self.best
         self.best = loss if better else self.best
-        now = time.monotonic()
-        self.elapsed, self._clock = self.elapsed + now - self._clock, now
+        self._tick()
         self._write(row)
         if self.trainer.is_global_zero:
             self.save_models(better)

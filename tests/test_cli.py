@@ -13,7 +13,8 @@ from star_upstream import checkpoint, cli, recipe
 from star_upstream.encoder import Encoder, EncoderConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = EncoderConfig(conv_layers=((8, 10, 320),), width=8, layers=1, heads=1, head_width=8, ffn=8, position_kernel=4, position_groups=2)
+SIZES = {"width": 8, "layers": 1, "heads": 1, "head_width": 8, "ffn": 8, "position_kernel": 4, "position_groups": 2}
+TINY = EncoderConfig(conv_layers=((8, 10, 320),), **SIZES)
 
 
 @pytest.fixture
@@ -79,7 +80,8 @@ def test_a_mistake_is_one_line_and_exit_2(capsys, words, message):
 
 def test_missing_teacher_is_one_line(capsys, tmp_path):
     (tmp_path / "audio").mkdir()
-    err = fails(capsys, "distill", "star_mini", "teacher=/no/teacher", f"data.train={tmp_path / 'audio'}", "--out", tmp_path / "run")
+    values = ("teacher=/no/teacher", f"data.train={tmp_path / 'audio'}")
+    err = fails(capsys, "distill", "star_mini", *values, "--out", tmp_path / "run")
     assert "/no/teacher" in err and err.count("\n") == 1
 
 
