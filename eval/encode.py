@@ -117,6 +117,14 @@ class Store:
                 os.utime(path)
         return tensors
 
+    def shape(self, key: str, name: str) -> list[int] | None:
+        """A tensor's shape from the file's header; None where it cannot be read."""
+        try:
+            with safe_open(self.path(key), "pt") as file:
+                return list(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError):
+            return None
+
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         tensors = {name: t.contiguous() for name, t in tensors.items()}
         path = self.path(key)
@@ -181,9 +189,15 @@ def _mean_shard(shard: list[Window], upstream: Upstream, store: Store, effects: 
 
 
 class Frames:
-    """The frames of every utterance, on disk in fp16 (fp32 where a value would overflow), read when asked for."""
+    """The frames of every utterance, on disk in fp16 (fp32 where a value would overflow), read when asked for.
 
-    def __init__(self, per_row: list[list[Window]], upstream: Upstream, store: Store, effects: Effects = ()):
+    crop: frames of which a training batch has at most so many an utterance, from a random first one.
+    """
+
+    def __init__(
+        self, per_row: list[list[Window]], upstream: Upstream, store: Store, effects: Effects = (), crop: int | None = None
+    ):
+        self.crop = crop
         self.windows = [row[0] for row in per_row]
         self.upstream, self.store, self.effects, self.seconds = upstream, store, effects, 0.0
         self.keys = [_key("frames", upstream, effects, [w]) for w in self.windows]
@@ -207,9 +221,19 @@ class Frames:
         ((_, states_LTD),) = _encode([self.windows[row]], self.upstream, self.effects)
         return self._put(row, states_LTD)
 
+    def length(self, row: int) -> int:
+        """T of the whole utterance."""
+        shape = self.store.shape(self.keys[row], "states")
+        return shape[1] if shape else self.states(row).shape[1]
+
     def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """B x L x T x D features in fp32, zero-padded, and B lengths."""
+        """B x L x T x D features in fp32, zero-padded, and B lengths; cropped where ``generator`` draws the first frames."""
         states = [self.states(r) for r in rows]
+        if self.crop is not None and generator is not None:
+            for i, s in enumerate(states):
+                spare = max(0, s.shape[1] - self.crop)
+                first = int(torch.randint(spare + 1, (1,), generator=generator))
+                states[i] = s[:, first : first + self.crop]
         lengths_B = torch.tensor([s.shape[1] for s in states])
         layers, _, width = states[0].shape
         x_BLTD = torch.zeros(len(rows), layers, int(lengths_B.max()), width)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable, Literal, Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from star_upstream.errors import StarError
+
+from .score import Counts
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,19 @@ class Schedule:
     clip: float = 1.0
     """Largest gradient norm."""
     crops: int = 1
-    """Fixed crops of a training utterance that is longer than the task's ``crop_seconds``."""
+    """Fixed crops of a training utterance that is longer than the task's ``crop_seconds``, where only its means are kept."""
+    min_seconds: float = 0.0
+    """ASV: training utterances that are not longer, after the effects, are left out."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a task reports besides its own."""
+
+    name: str
+    """A metric column of results/published.csv."""
+    unit: str
+    direction: Literal["max", "min"]
 
 
 @dataclass(frozen=True)
@@ -58,28 +73,64 @@ class Task:
     direction: Literal["max", "min"]
     features: Literal["means", "frames"]
     """What its head needs of an utterance (:mod:`eval.encode`)."""
-    target: str
-    """The table's column that is predicted."""
+    target: str | tuple[str, ...]
+    """The table's column that is predicted, or those that are predicted jointly."""
     probe: Callable[..., "Probe"]
     schedules: dict[str, Schedule]
     effects: tuple[tuple[str, ...], ...] = ()
     """sox effects on every waveform."""
     crop_seconds: float | None = None
-    """Longest training utterance; s3prl crops longer ones at random, here they become fixed crops."""
+    """Longest training utterance. s3prl crops longer ones at random: so it is done to frames; means are of fixed crops."""
+    further: tuple[Metric, ...] = ()
     differences: tuple[str, ...] = ()
     """Where this differs from s3prl's recipe; kept in every record."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The target's columns."""
+        return [self.target] if isinstance(self.target, str) else list(self.target)
 
 
 class Probe:
     """A task's head, loss and metric on one corpus. ``rows`` are positions in ``table``."""
 
+    selection: tuple[str, Literal["max", "min"]] | None = None
+    """Name and direction of :meth:`dev_value`, where that is not the task's metric."""
+    resampled = "utterances"
+    """What :meth:`counts` counts, for the interval."""
+
+    @classmethod
+    def prepare(cls, task: Task, table: pd.DataFrame, root: Path, stride: int, limit: int | None) -> pd.DataFrame:
+        """The corpus's table as the probe wants it: with what else the corpus says, for features of ``stride``, and with at most
+        ``limit`` items of each split where there is a limit."""
+        return table if limit is None else limited(table, task, limit)
+
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
         self.task, self.table, self.schedule, self.seed = task, table, schedule, seed
-        self.targets = [str(t) for t in table[task.target]]
+        self.targets = [" ; ".join(map(str, row)) for row in zip(*(table[column] for column in task.columns))]
         self.split = {name: np.flatnonzero(table["split"] == name).tolist() for name in ("train", "dev", "test")}
         for name, rows in self.split.items():
             if not rows:
                 raise StarError(f"{task.name}: the {name} split is empty")
+        labels = self.labels(task, table)
+        known = set().union(*(labels[row] for row in self.split["train"]))
+        for name in ("dev", "test"):
+            for row in self.split[name]:
+                if unknown := sorted(labels[row] - known):
+                    raise StarError(
+                        f"{task.name}: {' '.join(unknown[0])} is in {name} but not in train: no head can learn it"
+                        f" (utterance {table['id'].iloc[row]!r})"
+                    )
+
+    @classmethod
+    def splits(cls, task: Task, table: pd.DataFrame) -> list[pd.DataFrame]:
+        """``table`` with a ``split``, for every head that is trained and tested: one, or one a fold."""
+        return [table]
+
+    @classmethod
+    def labels(cls, task: Task, table: pd.DataFrame) -> list[set[tuple[str, str]]]:
+        """What of each row's target is one of a closed set, as (kind, repr): none of it may be new in dev or test."""
+        return [set() for _ in range(len(table))]
 
     def head(self, width: int, stride: int) -> nn.Module:
         """s3prl's task module around its downstream model, for mixed features of ``width`` channels."""
@@ -88,6 +139,9 @@ class Probe:
     def epoch(self, number: int) -> list[list[int]]:
         """The training batches (rows) of an epoch, the same for the same number and seed."""
         raise NotImplementedError
+
+    def ready(self, features: Any) -> None:
+        """Called when all features are there, before the first :meth:`epoch`."""
 
     def dev_rows(self) -> list[int]:
         """The rows that the head and its learning rate are chosen on; a row may come more than once."""
@@ -103,30 +157,52 @@ class Probe:
         """The metric by s3prl's own function, in the task's unit."""
         raise NotImplementedError
 
-    def counts(self, predictions: Sequence[str], rows: Sequence[int]) -> np.ndarray:
-        """Each row's share of the metric: n x 2 numbers whose summed ratio, times 100, is :meth:`value`."""
+    def counts(self, predictions: Sequence[str], rows: Sequence[int]) -> Counts:
+        """Each item's share of the metric, n x 2 numbers whose summed ratio, times 100, is :meth:`value`; or a function that gives
+        the value of items drawn by a generator."""
         raise NotImplementedError
+
+    def further(self, predictions: Sequence[str], rows: Sequence[int]) -> list[tuple[float, np.ndarray]]:
+        """Value and counts of each of the task's ``further`` metrics."""
+        return []
+
+
+    def dev_value(self, predictions: Sequence[Any], rows: Sequence[int]) -> float:
+        """What the head and its learning rate are chosen by."""
+        return self.value(predictions, rows)
+
+    def items(self, rows: Sequence[int]) -> int:
+        """How many items the metric counts."""
+        return len(rows)
+
+    def details(self, predictions: Sequence[Any], rows: Sequence[int]) -> dict[str, Any]:
+        """What else the record holds of this task."""
+        return {}
 
 
 class UtteranceClassification(Probe):
-    """One label an utterance: s3prl's MeanPoolingLinear and cross entropy, scored by accuracy."""
+    """One label an utterance, or several jointly: s3prl's MeanPoolingLinear and cross entropy for each, scored by the share of
+    utterances where all are right."""
 
     problem: str
     """Name of the s3prl problem."""
 
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
         super().__init__(task, table, schedule, seed)
-        from s3prl.dataio.encoder.category import CategoryEncoder
+        from s3prl.dataio.encoder.category import CategoryEncoder, CategoryEncoders
 
-        known = {self.targets[r] for r in self.split["train"]}
-        for name in ("dev", "test"):
-            for row in self.split[name]:
-                if self.targets[row] not in known:
-                    raise StarError(
-                        f"{task.name}: {task.target} {self.targets[row]!r} is in {name} but not in train: no head can learn it"
-                    )
-        self.encoder = CategoryEncoder(self.targets)
-        self.classes = [self.encoder.encode(t) for t in self.targets]
+        columns = [[str(value) for value in table[column]] for column in task.columns]
+        self.names = list(zip(*columns))
+        if len(columns) == 1:
+            self.encoder = CategoryEncoder(columns[0])
+            self.classes = [self.encoder.encode(name) for name in columns[0]]
+        else:
+            self.encoder = CategoryEncoders(columns)
+            self.classes = [self.encoder.encode(list(names)) for names in self.names]
+
+    @classmethod
+    def labels(cls, task, table):
+        return [{(c, repr(str(v))) for c, v in zip(task.columns, row)} for row in zip(*(table[c] for c in task.columns))]
 
     def head(self, width: int, stride: int) -> nn.Module:
         import s3prl.problem
@@ -145,10 +221,12 @@ class UtteranceClassification(Probe):
 
     def loss(self, head, x_BTD, lengths_B, rows):
         class_id = torch.tensor([self.classes[r] for r in rows], device=x_BTD.device)
-        return head("train", x_BTD, lengths_B, class_id, [self.targets[r] for r in rows], [str(r) for r in rows])[0]
+        names = [self.targets[r] for r in rows] if class_id.dim() == 1 else np.array([self.names[r] for r in rows], dtype=object)
+        return head("train", x_BTD, lengths_B, class_id, names, [str(r) for r in rows])[0]
 
     def predict(self, head, x_BTD, lengths_B, rows):
-        return head.predict(x_BTD, lengths_B)[1]
+        found = head.predict(x_BTD, lengths_B)[1]
+        return found if isinstance(found, list) else [" ; ".join(names) for names in found]
 
     def value(self, predictions, rows):
         from s3prl.metric import accuracy
@@ -160,18 +238,18 @@ class UtteranceClassification(Probe):
 
 
 def limited(table: pd.DataFrame, task: Task, limit: int) -> pd.DataFrame:
-    """At most ``limit`` rows of each split, spread over the classes where the task has classes, so that train keeps every label
-    that dev and test ask for."""
-    train = table[table["split"] == "train"]
-    if issubclass(task.probe, UtteranceClassification):
-        turn = train.groupby(task.target, sort=False).cumcount()
-        train = train.loc[turn.sort_values(kind="stable").index[:limit]]
-        table = table[table[task.target].isin(set(train[task.target]))]
-    parts = [train.iloc[:limit]]
-    for name in ("dev", "test"):
-        part = table[table["split"] == name]
-        turn = part.groupby(task.target, sort=False).cumcount()
-        parts.append(part.loc[turn.sort_values(kind="stable").index[:limit]])
+    """At most ``limit`` rows of each split (or fold), spread over the targets, without the dev and test rows whose labels the
+    remaining train does not have."""
+    turn = table.groupby(["fold" if "fold" in table else "split", *task.columns], sort=False).cumcount()
+    if "fold" in table:  # by turn and label, so that the folds keep the same labels
+        order = pd.DataFrame({"turn": turn, "label": table[task.columns[0]]}).sort_values(["turn", "label"], kind="stable").index
+        return table.loc[table.loc[order].groupby("fold").head(limit).index].sort_index().reset_index(drop=True)
+    spread = table.loc[turn.sort_values(kind="stable").index]
+    classes = issubclass(task.probe, UtteranceClassification)
+    train = (spread if classes else table).query("split == 'train'").iloc[:limit]
+    known = set().union(*task.probe.labels(task, train))
+    teachable = spread[[labels <= known for labels in task.probe.labels(task, spread)]]
+    parts = [train, *(teachable[teachable["split"] == name].iloc[:limit] for name in ("dev", "test"))]
     return pd.concat(parts).sort_index().reset_index(drop=True)
 
 
@@ -180,7 +258,7 @@ def schedule(task: Task, name: str, steps: int | None = None) -> Schedule:
     if name not in task.schedules:
         raise StarError(f"{task.name}: unknown schedule {name!r} (there are: {', '.join(task.schedules)})")
     found = task.schedules[name]
-    if steps is None:
+    if steps is None or not found.steps:  # a task without training
         return found
     if steps < 1:
         raise StarError(f"--steps {steps}: must be at least 1")

@@ -34,7 +34,10 @@ def main(folders: list[Path], out: Path | None = None) -> int:
 
 
 def read(folder: Path) -> tuple[str, list[Record]]:
-    """Its name and its records. Raises :class:`StarError` for a folder without records, a damaged one, or two upstreams."""
+    """Its name and its records, one a metric.
+
+    Raises :class:`StarError` for a folder without records, a damaged one, or two upstreams.
+    """
     if not folder.is_dir():
         raise StarError(f"{folder}: no such folder; give folders that `python -m eval run --out` wrote")
     records = []
@@ -52,7 +55,7 @@ def read(folder: Path) -> tuple[str, list[Record]]:
         ]
         if absent:
             raise StarError(f"{path}: not a task's record ({', '.join(absent)} missing)")
-        records.append(record)
+        records += [record, *({**record, **further} for further in record.get("further_metrics", []))]
     if not records:
         raise StarError(f"{folder}: no results in it")
     if len({record["upstream_digest"] for record in records}) > 1:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -20,11 +21,12 @@ import pandas as pd
 import torch
 
 from star_upstream import compat
+from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
 
 from . import corpora, encode, score, tasks, train, upstreams
-from .probe import Task, limited
+from .probe import Metric, Task
 from .probe import schedule as pick_schedule
 
 FORMAT = 1
@@ -102,16 +104,15 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
     name = options.schedule or ("mini" if kind == "mini" else "superb")
     published = pick_schedule(task, name)
     schedule = pick_schedule(task, name, options.steps)
-    lrs = tuple(dict.fromkeys(options.lr_grid or schedule.lr_grid or (schedule.lr,)))
+    lrs = tuple(dict.fromkeys(options.lr_grid or schedule.lr_grid or (schedule.lr,))) if schedule.steps else ()
     table = corpora.load(task.name, root)
     whole = len(table)
-    if options.limit is not None:
-        table = limited(table, task, options.limit)
+    table = task.probe.prepare(task, table, root, upstream.stride, options.limit)
     settings = {
         "task": task.name,
         "task_version": task.version,
         "upstream_digest": upstream.digest,
-        "corpus": f"manifest:{root}" if (root / "manifests" / f"{task.name}.tsv").is_file() else _kind(task, table, kind, options),
+        "corpus": f"manifest:{root}" if corpora.from_manifest(task.name, root) else _kind(task, table, kind, options),
         "table_digest": _table_digest(table, root),
         "schedule": name,
         "steps": schedule.steps,
@@ -124,43 +125,49 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         return _finished(target, settings)
 
     reset_peak_memory(device)
-    probe = task.probe(task, table, schedule, options.seed)
-    windows = encode.windows(table, task.crop_seconds, schedule.crops)
+    parts = task.probe.splits(task, table)
+    probes = [task.probe(task, part, schedule, options.seed) for part in parts]
+    means = task.features == "means"
+    windows = encode.windows(parts[0], task.crop_seconds if means else None, schedule.crops)
     say(f"{task.name}: encoding {sum(map(len, windows))} windows, {table['samples'].sum() / 16_000 / 60:.1f} minutes")
-    kept = encode.Means if task.features == "means" else encode.Frames
-    features = kept(windows, upstream, store, task.effects)
-    progress = options.out / ".progress" / f"{task.name}.pt"
-    identity = hashlib.sha256(json.dumps([settings, asdict(schedule)], sort_keys=True).encode()).hexdigest()
-    fitted = train.fit(probe, features, upstream.layers, upstream.width, upstream.stride, lrs, device, progress, identity, say)
-    rows = probe.split["test"]
-    predictions = train.predict(fitted.head, probe, features, rows, device)
-    value = probe.value(predictions, rows)
-    low, high = score.bootstrap(probe.counts(predictions, rows), options.seed)
+    if means:
+        features = encode.Means(windows, upstream, store, task.effects)
+    else:
+        crop = None if task.crop_seconds is None else round(task.crop_seconds * RATE / upstream.stride)
+        features = encode.Frames(windows, upstream, store, task.effects, crop)
+    fits, marks = [], []
+    for fold, probe in enumerate(probes, start=1):
+        name = task.name if len(probes) == 1 else f"{task.name}-fold{fold}"
+        marks.append(options.out / ".progress" / f"{name}.pt")
+        identity = hashlib.sha256(json.dumps([settings, asdict(schedule), fold], sort_keys=True).encode()).hexdigest()
+        shape = (upstream.layers, upstream.width, upstream.stride)
+        probe.ready(features)
+        fits.append(
+            train.fit(probe, features, *shape, lrs, device, marks[-1], identity, say)
+            if schedule.steps
+            else probe.choose(features, upstream.layers, say)
+        )
+    chosen_by, direction = train.selection(probes[0])
+    lr, dev, heads = train.agree(fits, direction)
     record = {
         "format": FORMAT,
         **settings,
         "title": task.title,
-        "metric": task.metric,
-        "value": value,
-        "unit": task.unit,
-        "direction": task.direction,
-        "split": "test",
-        "items": len(rows),
-        "interval_95": [low, high],
-        "interval_method": "percentile bootstrap over utterances, 1000 resamples",
+        **_scores(task, probes, heads, fits, features, options.seed, device),
         "limited": options.limit is not None or schedule.steps < published.steps,
         "rows": {"used": len(table), "corpus": whole},
         "official_corpus": task.corpus,
         "official_splits": task.splits,
         "differences": list(task.differences),
-        "lr": fitted.lr,
-        "dev_value": fitted.dev,
-        "grid": fitted.grid,
+        "lr": lr,
+        "chosen_by": chosen_by,
+        "dev_value": dev,
+        "grid": fits[0].grid if len(fits) == 1 else _mean_grid(fits),
         "schedule_details": asdict(schedule),
-        "layer_weights": fitted.head.layer_weights(),
-        "head_parameters": sum(p.numel() for p in fitted.head.parameters()),
+        "layer_weights": _means([head.layer_weights() for head in heads]),
+        "head_parameters": sum(p.numel() for p in heads[0].parameters()),
         "seconds_encoding": round(features.seconds, 2),
-        "seconds_training": round(fitted.seconds, 2),
+        "seconds_training": round(sum(fit.seconds for fit in fits), 2),
         "peak_memory_mb": round(peak_memory(device)),
         "upstream": upstream.name,
         "parameters": upstream.parameters,
@@ -168,17 +175,75 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         "layers": upstream.layers,
         "width": upstream.width,
         "batching": upstream.batching,
-        "features": "per-layer time means, fp32" if task.features == "means" else "frames, fp16",
+        "features": "per-layer time means, fp32" if means else "frames, fp16",
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "patched": compat.apply(),
         **environment(),
     }
     write_json(target, record)
-    progress.unlink(missing_ok=True)
-    if progress.parent.is_dir() and not any(progress.parent.iterdir()):
-        progress.parent.rmdir()
+    for mark in marks:
+        mark.unlink(missing_ok=True)
+    if marks[0].parent.is_dir() and not any(marks[0].parent.iterdir()):
+        marks[0].parent.rmdir()
     (options.out / f"{task.name}.error.txt").unlink(missing_ok=True)
     return record
+
+
+def _scores(task: Task, probes: list, heads: list, fits: list, features, seed: int, device: torch.device) -> dict[str, Any]:
+    """The record's part on test: the metric, those besides it, and where there are several folds each one's share of the mean."""
+    metrics = (Metric(task.metric, task.unit, task.direction), *task.further)
+    folds, details = [], []
+    for probe, head in zip(probes, heads):
+        rows = probe.split["test"]
+        predictions = train.predict(head, probe, features, rows, device)
+        details.append(probe.details(predictions, rows))
+        folds.append([(probe.value(predictions, rows), probe.counts(predictions, rows)), *probe.further(predictions, rows)])
+    numbers = []
+    for metric, results in zip(metrics, zip(*folds), strict=True):
+        low, high = score.bootstrap([counts for _, counts in results], seed)
+        value = sum(value for value, _ in results) / len(results)
+        numbers.append({
+            "metric": metric.name, "value": value, "unit": metric.unit, "direction": metric.direction, "interval_95": [low, high],
+        })  # fmt: skip
+    out = {
+        **numbers[0],
+        "split": "test",
+        "items": sum(probe.items(probe.split["test"]) for probe in probes),
+        "interval_method": f"percentile bootstrap over {probes[0].resampled}, 1000 resamples",
+    }
+    if details[0]:
+        out["details"] = details[0]
+    if task.further:
+        out["further_metrics"] = numbers[1:]
+    if len(probes) > 1:
+        values = [fold[0][0] for fold in folds]
+        out["split"] = f"each of {len(probes)} folds in turn; the value is their mean"
+        out["interval_method"] = "percentile bootstrap over the utterances of each fold, of the mean over folds, 1000 resamples"
+        out["std_over_folds"] = statistics.stdev(values)
+        out["folds"] = [
+            {
+                "fold": fold, "value": value, "items": len(probe.split["test"]), "layer_weights": head.layer_weights(),
+                "grid": fit.grid,
+            }
+            for fold, (value, probe, head, fit) in enumerate(zip(values, probes, heads, fits), start=1)
+        ]  # fmt: skip
+    return out
+
+
+def _mean_grid(fits: list) -> list[dict[str, Any]]:
+    """Each learning rate with the mean over folds of the best that it has shown on dev; the curves are with the folds."""
+    return [
+        {
+            "lr": lanes[0]["lr"],
+            "dev": sum(lane["dev"] for lane in lanes) / len(lanes),
+            "skipped_updates": sum(lane["skipped_updates"] for lane in lanes),
+        }
+        for lanes in zip(*(fit.grid for fit in fits))
+    ]
+
+
+def _means(lists: list[list[float]]) -> list[float]:
+    return [round(sum(column) / len(column), 6) for column in zip(*lists)]
 
 
 def _finished(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +274,7 @@ def _kind(task: Task, table: pd.DataFrame, kind: str, options: Options) -> str:
     if kind == "mini":
         return "mini"
     expected = corpora.BY_TASK[task.name].COUNTS[task.name]
-    found = table["split"].value_counts()
+    found = corpora.sizes(table)
     whole = options.limit is None and all(n is None or found.get(split, 0) == n for split, n in expected.items())
     return "official" if whole else "official layout, other counts"
 
@@ -276,17 +341,22 @@ def _one_line(error: Exception) -> str:
     return text if isinstance(error, StarError) else f"{type(error).__name__}: {text}"
 
 
+def _numbers(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [record, *record.get("further_metrics", [])]
+
+
 def _summary(upstream, done: list[dict], failures: list[tuple[str, Exception]], out: Path) -> None:
     for record in done:
-        low, high = record["interval_95"]
         note = ", limited" if record["limited"] else ""
-        say(f"{record['task']:>5}  {record['metric']} {record['value']:.2f} [{low:.2f}, {high:.2f}]  ({record['corpus']}{note})")
+        for number in _numbers(record):
+            value, low, high = (f"{n:.{2 if number['unit'] == '%' else 4}f}" for n in (number["value"], *number["interval_95"]))
+            say(f"{record['task']:>5}  {number['metric']} {value} [{low}, {high}]  ({record['corpus']}{note})")
     for name, error in failures:
         log = "" if isinstance(error, StarError) else f" (see {out / f'{name}.error.txt'})"
         say(f"{name:>5}  FAILED: {_one_line(error)}{log}")
     print(json.dumps({
         "upstream": upstream.name,
         "out": str(out),
-        "metrics": {record["metric"]: record["value"] for record in done},
+        "metrics": {number["metric"]: number["value"] for record in done for number in _numbers(record)},
         "failed": {name: _one_line(error) for name, error in failures},
     }))  # fmt: skip

@@ -84,6 +84,7 @@ class Fitted:
     grid: list[dict[str, Any]]
     seconds: float
     """Training and looking at dev, over all runs that were needed."""
+    lanes: list[Lane]
 
 
 def fit(
@@ -127,23 +128,35 @@ def fit(
         if looked:
             _look(lanes, probe, features, step, device, say)
         now = time.perf_counter()
-        if progress is not None and (now - saved > max(SAVE_EVERY, _SHARE * cost)):
+        if progress is not None and (now - saved > max(SAVE_EVERY, _SHARE * cost) or step == schedule.steps):
             state = {"identity": identity, "step": step, "epoch": epoch, "position": position, "spent": spent + now - begun}
             with replacing(progress) as part:
                 torch.save({**state, "lanes": [lane.state() for lane in lanes]}, part)
             saved = time.perf_counter()
             cost = saved - now
-    better = max if probe.task.direction == "max" else min
+    better = max if selection(probe)[1] == "max" else min
     chosen = better(lanes, key=lambda lane: lane.best)
     chosen.head.load_state_dict(chosen.best_state)
     grid = [
         {"lr": lane.lr, "dev": lane.best, "step": lane.best_step, "skipped_updates": lane.skipped, "curve": lane.history}
         for lane in lanes
     ]
-    return Fitted(chosen.head.eval(), chosen.lr, chosen.best, grid, spent + time.perf_counter() - begun)
+    return Fitted(chosen.head.eval(), chosen.lr, chosen.best, grid, spent + time.perf_counter() - begun, lanes)
 
 
-def predict(head: Head, probe: Probe, features: Features, rows: Sequence[int], device: str | torch.device = "cpu") -> list[str]:
+def agree(fits: Sequence[Fitted], direction: str) -> tuple[float, float, list[Head]]:
+    """One learning rate for several fits (folds) over the same rates: it, its dev value, the mean over the fits and the best of all
+    rates, and each fit's head of that rate."""
+    means = [sum(lane.best for lane in lanes) / len(fits) for lanes in zip(*(fit.lanes for fit in fits), strict=True)]
+    best = (max if direction == "max" else min)(range(len(means)), key=means.__getitem__)
+    heads = []
+    for lane in (fit.lanes[best] for fit in fits):
+        lane.head.load_state_dict(lane.best_state)
+        heads.append(lane.head.eval())
+    return fits[0].lanes[best].lr, means[best], heads
+
+
+def predict(head: Head, probe: Probe, features: Features, rows: Sequence[int], device: str | torch.device = "cpu") -> list[Any]:
     """The head's answer for each of ``rows``, in their order; a row that comes twice is computed once."""
     device, answers = torch.device(device), {}
     head.eval()
@@ -199,16 +212,21 @@ def _update(lane: Lane, probe: Probe, micro: list, step: int) -> None:
         lane.skipped += 1
 
 
+def selection(probe: Probe) -> tuple[str, str]:
+    """Name and direction of what a head is chosen by."""
+    return probe.selection or (probe.task.metric, probe.task.direction)
+
+
 def _look(lanes: list[Lane], probe: Probe, features: Features, step: int, device: torch.device, say) -> None:
-    rows = probe.dev_rows()
+    rows, (name, direction) = probe.dev_rows(), selection(probe)
     for lane in lanes:
-        value = probe.value(predict(lane.head, probe, features, rows, device), rows)
+        value = probe.dev_value(predict(lane.head, probe, features, rows, device), rows)
         lane.history.append([step, round(value, 4)])
-        if lane.best is None or (value > lane.best if probe.task.direction == "max" else value < lane.best):
+        if lane.best is None or (value > lane.best if direction == "max" else value < lane.best):
             lane.best, lane.best_step = value, step
             lane.best_state = copy.deepcopy({k: v.cpu() for k, v in lane.head.state_dict().items()})
     shown = ", ".join(f"lr {lane.lr:g}: {lane.history[-1][1]:.2f}" for lane in lanes)
-    say(f"{probe.task.name}: step {step}/{probe.schedule.steps}, dev {probe.task.metric} {shown}")
+    say(f"{probe.task.name}: step {step}/{probe.schedule.steps}, dev {name} {shown}")
 
 
 def _restore(progress: Path | None, identity: str, lanes: list[Lane], device, say) -> tuple[int, int, int, float]:

@@ -291,7 +291,8 @@ def test_unusable_tables_are_named():
 
 
 def test_tasks_are_found_by_name():
-    assert tasks.names()[:3] == ["asr", "ks", "sid"] and [t.name for t in tasks.parse("sid, ks,sid")] == ["sid", "ks"]
+    assert [name for name in tasks.names() if name in ("sid", "pr", "asr")] == ["pr", "asr", "sid"]
+    assert [t.name for t in tasks.parse("sid, ks,sid")] == ["sid", "ks"]
     assert {t.name for t in tasks.parse("all")} == set(tasks.names())
     for text, message in (("kss", "did you mean 'ks'"), (",", "no task given")):
         with pytest.raises(StarError, match=message):

@@ -1,0 +1,84 @@
+"""What the tasks that spell have in common: CTC over tokens, greedy decoding, no language model.
+
+Shapes: B utterances, T frames, D channels, V tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from .probe import Probe
+
+LONG = 300_000
+"""Samples; a batch of slices that begins with a longer utterance is halved."""
+
+
+class Spelling(Probe):
+    """s3prl's Speech2TextCTCTask. A subclass sets ``tokenizer`` and, for every row, ``tokens`` (ends with eos)."""
+
+    tokens: list[list[int]]
+
+    def slices(self, number: int) -> list[list[int]]:
+        """Epoch ``number`` as the published runs made it: train sorted from most to fewest tokens; each utterance once begins a
+        slice of the batch size (the last ones share the last whole slice), in random order."""
+        order = sorted(self.split["train"], key=lambda row: -len(self.tokens[row]))
+        generator = torch.Generator().manual_seed(self.seed + number)
+        size, samples = self.schedule.batch, self.table["samples"].to_numpy()
+        batches = []
+        for start in torch.randperm(len(order), generator=generator).tolist():
+            start = max(0, min(start, len(order) - size))
+            long = samples[order[start]] > LONG and size > 1
+            batches.append(order[start : start + (size // 2 if long else size)])
+        return batches
+
+    def loss(self, head, x_BTD, lengths_B, rows):
+        tokens = [torch.tensor(self.tokens[r]) for r in rows]
+        class_ids = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self.tokenizer.pad_idx).to(x_BTD.device)
+        labels = np.array([self.targets[r] for r in rows])
+        return head("train", x_BTD, lengths_B, labels, class_ids, np.array(rows))[0]
+
+    def predict(self, head, x_BTD, lengths_B, rows):
+        """Greedy decoding within each length: what s3prl's task does at batch size one."""
+        logits_BTV, lengths_B = head.model(x_BTD, lengths_B)
+        special = (self.tokenizer.pad_idx, self.tokenizer.eos_idx)
+        best = [
+            logits_TV[:length].argmax(-1).unique_consecutive().tolist() for logits_TV, length in zip(logits_BTV.cpu(), lengths_B)
+        ]
+        return [self.tokenizer.decode([token for token in tokens if token not in special]) for tokens in best]
+
+
+class WordErrors(Spelling):
+    """Scored by edits over what stands between spaces: words, or phones."""
+
+    def value(self, predictions, rows):
+        from s3prl.metric import wer
+
+        return 100.0 * wer(list(predictions), [self.targets[r] for r in rows])
+
+    def counts(self, predictions, rows):
+        import editdistance
+
+        words = [(p.split(" "), self.targets[r].split(" ")) for p, r in zip(predictions, rows)]
+        return np.array([[editdistance.eval(p, t), len(t)] for p, t in words], dtype=float)
+
+
+def lstm_head(projection: int, hidden: Sequence[int], dropout: float, specaug: dict) -> dict:
+    """Arguments of ``SuperbASR.build_downstream`` and ``SuperbSF.build_downstream``: SpecAugment, linear, bidirectional LSTMs."""
+    layers = len(hidden)
+    return {
+        "model_conf": {
+            "module": "LSTM", "bidirectional": True, "proj_size": projection, "hidden_size": list(hidden),
+            "dropout": [dropout] * layers, "layer_norm": [False] * layers, "proj": [False] * layers, "sample_rate": [1] * layers,
+            "sample_style": "concat",
+        },
+        "specaug_conf": specaug,
+    }  # fmt: skip
+
+
+SPECAUG = {"freq_mask_width_range": (0, 50), "num_freq_mask": 4, "time_mask_width_range": (0, 40), "num_time_mask": 2}
+"""The published tasks' SpecAugment."""
+SMALL_SPECAUG = {"freq_mask_width_range": (0, 10), "num_freq_mask": 2, "time_mask_width_range": (0, 10), "num_time_mask": 1}

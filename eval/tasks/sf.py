@@ -1,0 +1,121 @@
+"""Slot filling: SuperbSF on audio SNIPS, characters and slot tags, CTC, greedy decoding without a language model."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from star_upstream.errors import StarError
+
+from ..ctc import SMALL_SPECAUG, SPECAUG, Spelling, lstm_head
+from ..probe import Metric, Schedule, Task
+from ..rnn import unpack
+
+_HARMLESS = str.maketrans(":;", "\ue000\ue001")
+"""s3prl's slot metrics join and split slots at these two; other characters in their place leave the scores as they are."""
+
+
+class SlotFilling(Spelling):
+    """A text with its slots is ``PLAY B-artist ANNA BELL E-artist``; equal neighbours are one slot, as s3prl has it."""
+
+    def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
+        super().__init__(task, table, schedule, seed)
+        from s3prl.dataio.encoder.tokenizer import CharacterSlotTokenizer
+        from s3prl.dataio.encoder.vocabulary import generate_vocab
+
+        texts = [" ".join(text.split()) for text in table["text"]]
+        slots = [[_name(slot) for slot in row.split()] for row in table["slots"]]
+        for row, (text, names) in enumerate(zip(texts, slots)):
+            if len(text.split()) != len(names) or not names:
+                words = len(text.split())
+                raise StarError(f"{task.name}: utterance {table['id'].iloc[row]!r} has {words} words and {len(names)} slots")
+        if not any(name != "O" for row in self.split["test"] for name in slots[row]):
+            raise StarError(f"{task.name}: no test utterance has a slot, so there is no slot value to score")
+        names = sorted({name for row in self.split["train"] for name in slots[row]} - {"O"})
+        characters = generate_vocab("character", text_list=[texts[r] for r in self.split["train"]])
+        self.tokenizer = CharacterSlotTokenizer(characters, [f"{edge}-{name}" for name in names for edge in "BE"])
+        self.tokens = [self.tokenizer.encode(text, " ".join(row)) for text, row in zip(texts, slots)]
+        self.targets = [self.tokenizer.decode(tokens) for tokens in self.tokens]
+
+    @classmethod
+    def labels(cls, task, table):
+        return [{("slot", repr(_name(slot))) for slot in row.split() if slot != "O"} for row in table["slots"]]
+
+    def head(self, width: int, stride: int) -> nn.Module:
+        from s3prl.problem import SuperbSF
+
+        problem = SuperbSF()
+        model = problem.build_downstream(self.schedule.head, width, len(self.tokenizer), stride)
+        unpack(model.model)
+        return problem.build_task({"log_metrics": ["slot_type_f1", "slot_value_cer"]}, model, self.tokenizer)
+
+    def epoch(self, number):
+        return self.slices(number)
+
+    def value(self, predictions, rows):
+        from s3prl.metric.slot_filling import slot_type_f1
+
+        return 100.0 * slot_type_f1(*self._pairs(predictions, rows))
+
+    def counts(self, predictions, rows):
+        """F1 is a mean over utterances."""
+        from s3prl.metric.slot_filling import slot_type_f1
+
+        return np.array([[slot_type_f1([p], [t]), 1] for p, t in zip(*self._pairs(predictions, rows))], dtype=float)
+
+    def further(self, predictions, rows):
+        """The character error rate of slot values, over all slots."""
+        from s3prl.metric.slot_filling import get_slot_dict, slot_value_cer
+
+        predictions, targets = self._pairs(predictions, rows)
+        counts = np.zeros((len(targets), 2))
+        for row, (prediction, target) in enumerate(zip(predictions, targets)):
+            values = get_slot_dict(prediction, target)[0].values()
+            counts[row, 1] = sum(len(value) for slot in values for value in slot)
+            if counts[row, 1]:
+                counts[row, 0] = slot_value_cer([prediction], [target]) * counts[row, 1]
+        return [(100.0 * slot_value_cer(predictions, targets), counts)]
+
+    def _pairs(self, predictions, rows) -> tuple[list[str], list[str]]:
+        return [p.translate(_HARMLESS) for p in predictions], [self.targets[r].translate(_HARMLESS) for r in rows]
+
+
+def _name(slot: str) -> str:
+    """A slot's name without the B- or I- of the table."""
+    return re.sub(r"^[BI]-", "", slot)
+
+
+TASK = Task(
+    name="sf",
+    title="Slot filling",
+    version=1,
+    corpus="Audio SNIPS",
+    splits="train, valid and test of eight, four and four voices",
+    metric="sf_f1",
+    unit="%",
+    direction="max",
+    further=(Metric("sf_cer", "%", "min"),),
+    features="frames",
+    target=("text", "slots"),
+    probe=SlotFilling,
+    schedules={
+        "superb": Schedule(
+            steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=2_000,
+            head=lstm_head(1024, [1024, 1024], 0.2, {**SPECAUG, "adaptive": True}),
+        ),
+        "mini": Schedule(
+            steps=300, batch=16, accumulate=1, lr=3e-3, eval_every=100, scheduler="linear", warmup=30,
+            head=lstm_head(192, [192], 0.1, SMALL_SPECAUG),
+        ),
+    },
+    differences=(
+        "characters and slots are those of the training text (s3prl's problem); the published runs had fixed lists of both",
+        "the number of SpecAugment's time masks grows with the utterance, as in the published runs; s3prl's problem has two",
+        "batches are slices of train sorted by number of tokens, as in the published runs; s3prl's problem sorts by audio length"
+        " and lets the last slices be short",
+        "features are kept in fp16",
+    ),
+)  # fmt: skip
