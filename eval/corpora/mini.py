@@ -23,7 +23,7 @@ from star_upstream.files import replacing, write_json
 from . import espeak
 from .mini_parts import commands, emotions, keywords, mixtures, queries, sentences, slots, speakers
 
-VERSION = 2
+VERSION = 3
 """Of the recipe below; another one makes the folder anew."""
 MARKER = "mini.json"
 PARTS = (keywords, speakers, sentences, mixtures, commands, slots, emotions, queries)

@@ -123,5 +123,3 @@ def write(path: Path, wave: np.ndarray) -> None:
     """A 16 kHz waveform in [-1, 1] as 16-bit wav or flac, by the name's ending; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(str(path), np.round(wave * 32767).astype(np.int16), RATE, subtype="PCM_16")
-
-

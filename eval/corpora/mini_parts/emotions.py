@@ -28,10 +28,10 @@ class Style(NamedTuple):
 
 STYLES = {
     "neu": Style(1.0, 0, 0.7, 0.0),
-    "hap": Style(1.1, 14, 1.5, 3.0),
-    "exc": Style(1.2, 16, 1.5, 4.0),
-    "sad": Style(0.75, -10, 0.4, -6.0),
-    "ang": Style(1.2, 5, 1.1, 6.0),
+    "hap": Style(1.1, 20, 1.8, 3.0),
+    "exc": Style(1.2, 24, 1.8, 4.0),
+    "sad": Style(0.7, -14, 0.3, -7.0),
+    "ang": Style(1.25, 6, 1.1, 7.0),
     "fru": Style(1.05, 0, 1.0, 3.0),
 }
 PLAN = {"impro01": (3, ("neu", "hap", "sad", "ang"), ("fru",)), "script01_1": (2, ("neu", "exc", "sad", "ang"), ())}
