@@ -13,7 +13,6 @@ from small_corpora import small
 from eval import corpora
 from eval.corpora import audio_snips, manifest, speech_commands, voxceleb1
 from star_upstream import audio, compat
-from star_upstream.errors import StarError
 
 TASKS = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from star_upstream.errors import StarError
 
-from . import BY_TASK, CORPORA, find, from_manifest, load, manifest, segments, sizes, trials, truth
+from . import BY_TASK, CORPORA, find, from_manifest, load, manifest, segments, sizes, trials, truth, voxceleb1
 
-LINKS = {"asv": ("trials", trials), "sd": ("segments", segments), "qbe": ("pairs", truth)}
-"""What a task needs besides its table."""
+LINKS = {"asv": ("trials", trials, voxceleb1.TRIALS), "sd": ("segments", segments, None), "qbe": ("pairs", truth, None)}
+"""What a task needs besides its table: what it is called, its reader, and how many the published corpus has (None: not known)."""
 
 
 def main(root: str | Path, tasks: tuple[str, ...] = tuple(BY_TASK), as_json: bool = False) -> int:
@@ -26,18 +26,21 @@ def main(root: str | Path, tasks: tuple[str, ...] = tuple(BY_TASK), as_json: boo
     for corpus in CORPORA:
         if root.name in corpus.FOLDERS:
             print(f"{root} looks like {corpus.NAME} itself; give the folder that holds it, {root.parent}", file=sys.stderr)
-    found = {task: look(task, root) for task in tasks}
+    found = {}
+    for task in tasks:
+        found[task] = look(task, root)
+        if not as_json:
+            print("\n".join(_lines(task, found[task])), flush=True)  # a large corpus takes minutes
+    ready = [task for task, entry in found.items() if entry["error"] is None]
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        print("\n".join(line for task, entry in found.items() for line in _lines(task, entry)))
-        ready = [task for task, entry in found.items() if entry["error"] is None]
         print(f"{len(ready)} of {len(found)} tasks can run on {root}" + (f": {', '.join(ready)}" if ready else ""))
-    return 0 if all(entry["error"] is None for entry in found.values()) else 1
+    return 0 if len(ready) == len(found) else 1
 
 
 def look(task: str, root: Path) -> dict[str, Any]:
-    """One task's entry: corpus, licence, folder (None: not found), from_manifest, rows and expected of each split, links, error.
+    """One task's entry: corpus, licence, folder (None: not found), from_manifest, rows and expected of each split, error.
 
     ``error`` is None when the task can run, else the line that says why not.
     """
@@ -51,7 +54,6 @@ def look(task: str, root: Path) -> dict[str, Any]:
         "from_manifest": tables,
         "rows": None,
         "expected": {str(split): number for split, number in corpus.COUNTS[task].items()},
-        "links": None,
         "error": None,
     }
     if folder is None:
@@ -61,8 +63,9 @@ def look(task: str, root: Path) -> dict[str, Any]:
     try:
         entry["rows"] = {str(split): int(n) for split, n in sizes(load(task, root)).items()}
         if task in LINKS:
-            name, read = LINKS[task]
-            entry["links"] = {name: len(read(root))}
+            name, read, published = LINKS[task]
+            entry["rows"][name] = len(read(root))
+            entry["expected"][name] = published
     except StarError as error:
         entry["error"] = str(error)
     return entry
@@ -78,8 +81,6 @@ def _lines(task: str, entry: dict[str, Any]) -> list[str]:
     lines.append(f"     found: {entry['folder']}")
     if entry["rows"] is not None:
         lines.append(f"     {'folds' if task == 'er' else 'rows'}: {_counts(entry)}")
-    if entry["links"] is not None:
-        lines.append("     " + ", ".join(f"{name}: {number}" for name, number in entry["links"].items()))
     if entry["error"] is not None:
         lines.append(f"     cannot be used: {entry['error']}")
     return [*lines, ""]
