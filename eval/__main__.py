@@ -1,4 +1,4 @@
-"""``python -m eval run`` and ``python -m eval report``."""
+"""``python -m eval run``, ``report`` and ``data``."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ def _report(arguments: argparse.Namespace) -> int:
     return report.main(arguments.folders, arguments.out)
 
 
+def _data(arguments: argparse.Namespace) -> int:
+    from .corpora import inventory
+
+    return inventory.main(arguments.root, as_json=arguments.json)
+
+
 def _rates(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -44,7 +50,7 @@ def _rates(text: str) -> tuple[float, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval", description="Measure an upstream on SUPERB tasks.")
-    verbs = parser.add_subparsers(required=True, metavar="run | report")
+    verbs = parser.add_subparsers(required=True, metavar="run | report | data")
 
     run = verbs.add_parser("run", help="evaluate one upstream", description="Evaluate one upstream; one json a task in --out.")
     run.add_argument(
@@ -78,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folders that `run` wrote")
     report.add_argument("--out", type=Path, help="also write the table to this file, and as csv beside it")
     report.set_defaults(verb=_report)
+
+    data = verbs.add_parser(
+        "data", help="which corpora are there", description="Which corpora a folder holds, and what is missing; nothing is downloaded."
+    )
+    data.add_argument("--root", type=Path, required=True, help="folder of corpora in their published layouts, or with manifests")
+    data.add_argument("--json", action="store_true", help="as json")
+    data.set_defaults(verb=_data)
     return parser
 
 
