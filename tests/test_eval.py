@@ -94,8 +94,8 @@ def test_limit_marks_the_record(corpus, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--tasks", "sdi"], "unknown task 'sdi'; did you mean 'sid'"),
-        (["--tasks", "qbe"], "unknown task 'qbe'"),
+        (["--tasks", "kss"], "unknown task 'kss'; did you mean 'ks'"),
+        (["--tasks", "qbx"], "unknown task 'qbx'"),
         (["--upstream", "fbnak"], "s3prl has 'fbank'"),
         (["--data", "/no/such/folder"], "/no/such/folder: no such folder"),
         (["--schedule", "slow"], "unknown schedule 'slow'"),

@@ -22,8 +22,7 @@ def names() -> list[str]:
 def get(name: str) -> Task:
     """The task of that name. Raises :class:`StarError` with the nearest name when there is none."""
     if name not in names():
-        planned = " (a SUPERB task that this version does not have)" if name in ORDER else nearest(name, names())
-        raise StarError(f"unknown task {name!r}{planned}; tasks: {', '.join(names())} or all")
+        raise StarError(f"unknown task {name!r}{nearest(name, names())}; tasks: {', '.join(names())} or all")
     return importlib.import_module(f"{__name__}.{name}").TASK
 
 

@@ -1,0 +1,335 @@
+"""qbe, sd and asv: s3prl's heads, losses, labels and scores, and whole runs on tones."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_relations
+import torch
+from tiny_corpus import TinyUpstream
+from torch import nn
+
+from eval import corpora, encode, score, tasks, train
+from eval.__main__ import main
+from eval.tasks import sd as sd_module
+from eval.upstreams import Upstream
+from star_upstream import compat
+from star_upstream.errors import StarError
+
+compat.apply()
+QBE, SD, ASV = (tasks.get(name) for name in ("qbe", "sd", "asv"))
+STRIDE = 160
+MINI_XVECTOR = {"hidden_size": 8, "tdnn_size": 8, "aggregation_size": 12, "output_size": 6}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_relations.make(tmp_path_factory.mktemp("tones") / "data")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAR_CACHE", str(tmp_path / "cache"))
+
+
+def make(task, data, limit=None, seed=3, **schedule):
+    table = task.probe.prepare(task, corpora.load(task.name, data), data, STRIDE, limit)
+    return task.probe(task, table, dataclasses.replace(task.schedules["mini"], **schedule), seed)
+
+
+def frames(task, probe, folder, crop=None):
+    upstream = Upstream("tiny", TinyUpstream(), "d")
+    return encode.Frames(encode.windows(probe.table), upstream, encode.Store(folder), task.effects, crop)
+
+
+def evaluate(data, out, name, *arguments):
+    return main(["run", "--upstream", "tiny_corpus:upstream", "--schedule", "mini", "--data", str(data), "--out", str(out),
+                 "--tasks", name, *map(str, arguments)])  # fmt: skip
+
+
+def record_of(out, name):
+    record = json.loads((out / f"{name}.json").read_text())
+    low, high = record["interval_95"]
+    assert low <= record["value"] <= high and len(record["layer_weights"]) == 3
+    return record
+
+
+def test_query_by_example_end_to_end(data, tmp_path, capsys):
+    assert evaluate(data, tmp_path / "o", "qbe") == 0
+    record = record_of(tmp_path / "o", "qbe")
+    assert record["value"] > 0.7 and record["items"] == 3 and record["metric"] == "qbe_mtwv" and not record["limited"]
+    assert record["details"]["documents"] == 12 and record["details"]["pairs"] == 36
+    assert sorted(record["layer_weights"]) == [0, 0, 1] and record["lr"] is None and record["head_parameters"] == 0
+    assert record["dev_value"] == max(entry["dev"] for entry in record["grid"]) and len(record["grid"]) == 3
+    assert record["layer_weights"].index(1) == [entry["dev"] for entry in record["grid"]].index(record["dev_value"])
+    assert record["interval_method"] == "percentile bootstrap over queries, 1000 resamples"
+    assert json.loads(capsys.readouterr().out)["metrics"] == {"qbe_mtwv": record["value"]}
+    assert evaluate(data, tmp_path / "few", "qbe", "--limit", 2, "--steps", 5) == 0  # steps mean nothing here
+    few = record_of(tmp_path / "few", "qbe")
+    assert few["limited"] and few["items"] == 2 and few["steps"] == 0 and few["details"]["documents"] < 12
+
+
+def test_diarization_end_to_end(data, tmp_path):
+    assert evaluate(data, tmp_path / "o", "sd", "--steps", 40) == 0
+    record = record_of(tmp_path / "o", "sd")
+    assert record["value"] < 15 and record["items"] == 4 and record["unit"] == "%"
+    assert record["details"]["speakers"] == 2 and record["details"]["threshold"] in sd_module.THRESHOLDS
+    assert record["chosen_by"] == "sd_frame_accuracy" and record["dev_value"] > 85
+    curve = record["grid"][0]["curve"]
+    assert record["dev_value"] == pytest.approx(max(value for _, value in curve), abs=1e-3)
+    assert evaluate(data, tmp_path / "few", "sd", "--limit", 2, "--steps", 2) == 0
+    assert record_of(tmp_path / "few", "sd")["items"] == 2
+
+
+def test_verification_end_to_end(data, tmp_path):
+    assert evaluate(data, tmp_path / "o", "asv", "--steps", 60) == 0
+    record = record_of(tmp_path / "o", "asv")
+    assert record["value"] < 30 and record["items"] == 66 and record["metric"] == "asv_eer"
+    assert record["details"]["training_utterances"] == 24 and record["details"]["training_speakers"] == 12
+    assert 0 <= record["details"]["minimum_detection_cost_at_prior_0.01"] <= 1
+    assert evaluate(data, tmp_path / "few", "asv", "--limit", 3, "--steps", 2) == 0
+    few = record_of(tmp_path / "few", "asv")
+    assert few["items"] == 6 and few["details"]["training_utterances"] == 3
+
+
+def test_queries_are_scored_as_s3prl_does(data, tmp_path):
+    """Mean and variance over all frames of a set, costs, and each query's scores normalised over its documents."""
+    from eval.dtw import Documents
+
+    probe = make(QBE, data)
+    features, rows = frames(QBE, probe, tmp_path / "f"), probe.split["test"]
+    assert {probe.table["split"].iloc[row] for row in rows} == {"eval"} and len(rows) == 15
+    predictions = [features.states(row)[1].float().numpy() for row in rows]
+    relevant_QN, scores_QN = probe._search(predictions, rows)
+    frames_TD = torch.from_numpy(np.concatenate(predictions))
+    normed = [((torch.from_numpy(p) - frames_TD.mean(0)) / frames_TD.std(0).clamp(1e-9)).numpy() for p in predictions]
+    for q in range(3):
+        expected = np.array([-Documents([document]).costs(normed[q])[0] for document in normed[3:]])
+        expected = (expected - expected.mean()) / expected.std()
+        assert scores_QN[q] == pytest.approx(expected, abs=1e-3)
+    assert relevant_QN.sum() == 12 and (relevant_QN >= 0).all()
+
+
+def test_a_short_query_finds_nothing_rather_than_everything(data, tmp_path):
+    probe = make(QBE, data)
+    rows = probe.split["test"]
+    predictions = [np.random.default_rng(row).standard_normal((4 if i == 0 else 20, 5)) for i, row in enumerate(rows)]
+    assert (probe._search(predictions, rows)[1][0] == 0).all()
+
+
+def s3prl_chunks(data, folder, chunk):
+    """What s3prl's own data set makes of the segments: frames x speakers for each chunk."""
+    import soundfile
+    from s3prl.dataio.dataset import DiarizationDataset
+
+    table, segments = corpora.load("sd", data), corpora.segments(data)
+    folder.mkdir()
+    (folder / "wav.scp").write_text("".join(f"{i} {p}\n" for i, p in zip(table["id"], table["path"])))
+    (folder / "reco2dur").write_text("".join(f"{p} {n / 16_000}\n" for p, n in zip(table["id"], table["samples"])))
+    names = [f"u{n}" for n in range(len(segments))]
+    (folder / "utt2spk").write_text("".join(f"{n} {s}\n" for n, s in zip(names, segments["speaker"])))
+    (folder / "segments").write_text("".join(
+        f"{n} {row.id} {row.start} {row.end}\n" for n, row in zip(names, segments.itertuples())
+    ))  # fmt: skip
+    assert soundfile.info(table["path"][0]).samplerate == 16_000
+    dataset = DiarizationDataset("train", str(folder), chunk_size=chunk, frame_shift=STRIDE, num_speakers=2)
+    return [dataset[i] for i in range(len(dataset))]
+
+
+@pytest.mark.parametrize("chunk", [2000, 90])
+def test_chunks_and_labels_are_s3prls(chunk, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sd_module, "CHUNK", chunk)
+    probe = make(SD, data)
+    expected = s3prl_chunks(data, tmp_path / "kaldi", chunk)
+    assert len(probe.table) == len(expected) == (15 if chunk == 2000 else 45)
+    for row, item in enumerate(expected):
+        assert (probe.table["recording"].iloc[row], probe.table["samples"].iloc[row]) == (item["record_id"], len(item["x"]))
+        mine, covered = probe.labels_of(row), item["label"].any(0)
+        assert mine.shape == item["label"].shape
+        for speaker in range(2):  # s3prl leaves out a segment that begins before the chunk and ends after it
+            if covered[speaker] or not mine[:, speaker].all():
+                assert (mine[:, speaker] == item["label"][:, speaker]).all()
+
+
+def test_diarization_loss_and_accuracy_are_s3prls(data, tmp_path):
+    from s3prl.nn.rnn import SuperbDiarizationModel
+    from s3prl.task.diarization import DiarizationPIT
+
+    probe = make(SD, data, head={"hidden_size": 7, "rnn_layers": 1})
+    features, rows = frames(SD, probe, tmp_path / "f"), probe.split["train"][:5]
+    x_BLTD, lengths_B = features.batch(rows)
+    torch.manual_seed(0)
+    head = probe.head(24, STRIDE)
+    torch.manual_seed(0)
+    theirs = DiarizationPIT(SuperbDiarizationModel(24, 2, rnn_layers=1, hidden_size=7))
+    labels = [torch.from_numpy(probe.labels_of(row)) for row in rows]
+    label_len = torch.tensor([len(label) for label in labels])
+    padded = nn.utils.rnn.pad_sequence(labels, batch_first=True)
+    loss, cacheable = theirs("train", x_BLTD[:, 1], lengths_B, padded, label_len, ["r"] * 5, [0] * 5)
+    mine = probe.loss(head, x_BLTD[:, 1], lengths_B, rows)
+    assert torch.allclose(mine, loss)
+    mine.backward()
+    loss.backward()
+    assert all(torch.allclose(a.grad, b.grad) for a, b in zip(head.parameters(), theirs.parameters(), strict=True))
+    with torch.no_grad():
+        predictions = probe.predict(head, x_BLTD[:, 1], lengths_B, rows)
+    assert probe.dev_value(predictions, rows) == pytest.approx(100 * cacheable["accuracy"])
+
+
+def test_segments_are_those_of_s3prls_rttm(tmp_path):
+    from s3prl.problem.diarization.util import make_rttm
+
+    share_TS = np.random.default_rng(0).uniform(0, 1, (200, 2)).cumsum(0) % 1.0
+    (tmp_path / "p").mkdir()
+    torch.save(torch.from_numpy(share_TS), tmp_path / "p" / "rec.pt")
+    for median in sd_module.MEDIANS:
+        make_rttm(str(tmp_path / "p"), str(tmp_path / "out.rttm"), 0.4, median, 320, 1, 16_000)
+        fields = [line.split() for line in (tmp_path / "out.rttm").read_text().splitlines()]
+        theirs = [(float(f[3]), float(f[3]) + float(f[4]), f[7][-1]) for f in fields]
+        mine = sd_module.talking(share_TS > 0.4, median, 0.02)
+        assert [m[2] for m in mine] == [t[2] for t in theirs] and len(mine) > 5
+        assert np.allclose([m[:2] for m in mine], [t[:2] for t in theirs], atol=1e-6)
+
+
+def test_diarization_joins_chunks_and_takes_the_best_setting(data, monkeypatch):
+    """Perfect logits in chunks of 90 frames, in any order of rows: no error at any threshold; the reference against itself."""
+    monkeypatch.setattr(sd_module, "CHUNK", 90)
+    probe = make(SD, data)
+    rows = probe.split["test"][::-1]
+    perfect = [20.0 * probe.labels_of(row) - 10.0 for row in rows]
+    assert probe.value(perfect, rows) < 1.5 and probe.items(rows) == 4 and len(rows) == 12  # segments end between frames
+    assert probe.counts(perfect, rows).shape == (4, 2)
+    nothing = [np.full_like(logits, -10.0) for logits in perfect]
+    assert probe.value(nothing, rows) == 100.0
+    half = [logits * 0.0 + np.log(0.65 / 0.35) * np.sign(logits) for logits in perfect]
+    assert probe.value(half, rows) < 1.5 and probe.details(half, rows)["threshold"] in (0.4, 0.5, 0.6)
+
+
+def test_verification_loss_and_scores_are_s3prls(data, tmp_path):
+    from s3prl.nn import SuperbXvector
+    from s3prl.task.speaker_verification_task import SpeakerVerification
+
+    probe = make(ASV, data, head={})
+    features, rows = frames(ASV, probe, tmp_path / "f"), probe.split["train"][:6]
+    probe.ready(features)
+    x_BLTD, lengths_B = features.batch(rows)
+    torch.manual_seed(0)
+    head = probe.head(24, STRIDE)
+    torch.manual_seed(0)
+    uid = probe.table["id"]
+    trials = [(target, uid.iloc[a], uid.iloc[b]) for target, a, b in probe.trials]
+    theirs = SpeakerVerification(SuperbXvector(24), probe.encoder, trials, "amsoftmax", {"margin": 0.4, "scale": 30})
+    speakers = torch.tensor([probe.encoder.encode(probe.table["speaker"].iloc[row]) for row in rows])
+    loss = theirs.train_step(x_BLTD[:, 1], lengths_B, speakers, ["u"] * 6)[0]
+    mine = probe.loss(head, x_BLTD[:, 1], lengths_B, rows)
+    assert torch.allclose(mine, loss)
+    mine.backward()
+    loss.backward()
+    assert all(torch.allclose(a.grad, b.grad) for a, b in zip(head.parameters(), theirs.parameters(), strict=True))
+
+    tested = probe.split["test"]
+    predictions = train.predict(train.Head(3, head), probe, features, tested)
+    theirs.eval()
+    cached = []
+    with torch.no_grad():
+        for row in tested:  # at batch size one
+            x_BLTD, lengths_B = features.batch([row])
+            cached.append(theirs.test_step(x_BLTD.mean(1), lengths_B, np.array([uid.iloc[row]]), None)[1])
+    expected = theirs.test_reduction(cached, None)
+    assert probe.value(predictions, tested) == pytest.approx(100 * expected["EER"], abs=0.05)
+    found = probe.details(predictions, tested)["minimum_detection_cost_at_prior_0.01"]
+    assert found == pytest.approx(expected["minDCF"], abs=0.02)
+
+
+def test_small_xvector_is_s3prls_but_for_its_sizes(data):
+    head = make(ASV, data, head=MINI_XVECTOR).head(24, STRIDE)
+    inside = [(t.kernel.in_features // t.context_size, t.kernel.out_features, t.dilation) for t in head.model.tdnns.module]
+    assert inside == [(8, 8, 1), (8, 8, 2), (8, 8, 3), (8, 8, 1), (8, 12, 1)]
+    assert head.predict(torch.randn(2, 40, 24), torch.tensor([40, 30])).shape == (2, 6)
+
+
+def test_silence_is_cut_in_training_and_in_trials_alike(data, tmp_path):
+    """Half of every utterance is a pause of a second."""
+    probe = make(ASV, data)
+    features = frames(ASV, probe, tmp_path / "f")
+    for row in (probe.split["train"][0], probe.split["test"][0]):
+        assert probe.table["samples"].iloc[row] > 30_000
+        assert 85 <= features.length(row) <= 125
+
+
+def test_short_training_utterances_are_left_out(data, tmp_path):
+    probe = make(ASV, data, min_seconds=2.0)
+    with pytest.raises(StarError, match="no training utterance is longer than 2 s once"):
+        probe.ready(frames(ASV, probe, tmp_path / "f"))
+
+    class Known:
+        upstream = Upstream("tiny", TinyUpstream(), "d")
+
+        def length(self, row):
+            return {0: 200, 1: 201}.get(row, 300)
+
+    probe = make(ASV, data, min_seconds=2.0)
+    probe.ready(Known())
+    assert 0 not in probe.split["train"] and 1 in probe.split["train"] and len(probe.split["train"]) == 23
+    Known.length = lambda self, row: 15 if row == probe.split["test"][3] else 300
+    with pytest.raises(StarError, match="has 15 frames once silence is cut"):
+        probe.ready(Known())
+
+
+def test_training_crops_are_random_and_trials_whole(data, tmp_path):
+    probe = make(ASV, data)
+    features = frames(ASV, probe, tmp_path / "f", crop=20)
+    seen = {float(features.batch([0], torch.Generator().manual_seed(i))[0][0, 0, 0, 0]) for i in range(8)}
+    assert len(seen) > 3
+    assert features.batch([0], torch.Generator())[1].tolist() == [20]
+    assert features.batch([0])[1].tolist() == [features.length(0)] and features.length(0) > 20
+
+
+def test_official_schedules_and_heads_are_s3prls():
+    from s3prl.problem import SuperbASV, SuperbSD
+
+    for task, problem in ((SD, SuperbSD), (ASV, SuperbASV)):
+        config, schedule = problem().default_config(), task.schedules["superb"]
+        assert (schedule.optimizer, schedule.lr) == (config["build_optimizer"]["name"], config["build_optimizer"]["conf"]["lr"])
+        trained, batches = config["train"], config["build_batch_sampler"]["train"]
+        assert (schedule.steps, schedule.clip, schedule.accumulate, schedule.batch) == (
+            trained["total_steps"], trained["gradient_clipping"], trained["gradient_accumulate"], batches["batch_size"],
+        )  # fmt: skip
+        assert schedule.head == config.get("build_downstream", {})
+    sd, asv = SuperbSD().default_config(), SuperbASV().default_config()
+    assert (list(sd_module.THRESHOLDS), list(sd_module.MEDIANS)) == (sd["scoring"]["thresholds"], sd["scoring"]["median_filters"])
+    assert sd_module.CHUNK == sd["build_dataset"]["chunk_size"]
+    from s3prl.problem.asv.superb_asv import EFFECTS
+
+    limits = asv["build_dataset"]["train"]
+    assert (ASV.schedules["superb"].min_seconds, ASV.crop_seconds) == (limits["min_secs"], limits["max_secs"])
+    assert [list(effect) for effect in ASV.effects] == EFFECTS
+
+
+def test_interval_draws_items(data):
+    """Of functions as of counts, and of their mean over folds."""
+    assert score.bootstrap(lambda generator: generator.uniform(0, 100), seed=0)[0] == pytest.approx(2.5, abs=1.5)
+    assert score.bootstrap([np.array([[1.0, 1.0]] * 5), lambda generator: 50.0]) == (75.0, 75.0)
+    probe = make(ASV, data)
+    rows = probe.split["test"]
+    embeddings = list(nn.functional.normalize(torch.randn(len(rows), 4, generator=torch.Generator().manual_seed(0)), dim=1).numpy())
+    low, high = score.bootstrap(probe.counts(embeddings, rows), resamples=100)
+    assert low < probe.value(embeddings, rows) < high and high - low < 50
+
+
+def test_unusable_corpora_are_named(data):
+    table = pd.DataFrame(make(SD, data).table)
+    table["segments"] = [tuple((0.0, 1.0, name) for name in "abcde")] * len(table)
+    with pytest.raises(StarError, match="5 speakers in recording 'sd-train-0'; at most 4: remove it"):
+        SD.probe(SD, table, SD.schedules["mini"], 0)
+    short = corpora.load("sd", data).assign(samples=100)
+    with pytest.raises(StarError, match="'sd-train-0' is shorter than one frame of 160 samples"):
+        SD.probe.prepare(SD, short, data, STRIDE, None)
+    table = make(QBE, data).table
+    with pytest.raises(StarError, match="no query of eval is in any document"):
+        QBE.probe(QBE, table[table["split"] == "dev"].reset_index(drop=True), QBE.schedules["mini"], 0)
+    table = make(ASV, data).table
+    with pytest.raises(StarError, match="no trial of one speaker"):
+        ASV.probe(ASV, table.assign(trials=[()] * len(table)), ASV.schedules["mini"], 0)
