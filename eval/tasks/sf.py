@@ -107,8 +107,8 @@ TASK = Task(
             head=lstm_head(1024, [1024, 1024], 0.2, {**SPECAUG, "adaptive": True}),
         ),
         "mini": Schedule(
-            steps=300, batch=16, accumulate=1, lr=3e-3, eval_every=100, scheduler="linear", warmup=30,
-            head=lstm_head(192, [192], 0.1, SMALL_SPECAUG),
+            steps=400, batch=16, accumulate=1, lr=5e-3, eval_every=100, scheduler="linear", warmup=40,
+            head=lstm_head(128, [128], 0.1, SMALL_SPECAUG),
         ),
     },
     differences=(
