@@ -44,6 +44,8 @@ class Schedule:
     """Largest gradient norm."""
     crops: int = 1
     """Fixed crops of a training utterance that is longer than the task's ``crop_seconds``, where only its means are kept."""
+    crop_seconds: float | None = None
+    """In the place of the task's, for tasks that keep frames."""
     min_seconds: float = 0.0
     """ASV: training utterances that are not longer, after the effects, are left out."""
 

@@ -133,7 +133,8 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
     if means:
         features = encode.Means(windows, upstream, store, task.effects)
     else:
-        crop = None if task.crop_seconds is None else round(task.crop_seconds * RATE / upstream.stride)
+        longest = schedule.crop_seconds or task.crop_seconds
+        crop = None if longest is None else round(longest * RATE / upstream.stride)
         features = encode.Frames(windows, upstream, store, task.effects, crop)
     fits, marks = [], []
     for fold, probe in enumerate(probes, start=1):

@@ -157,7 +157,8 @@ TASK = Task(
             min_seconds=2.0,
         ),
         "mini": Schedule(
-            steps=150, batch=16, accumulate=1, lr=2e-3, eval_every=150, optimizer="AdamW", clip=1e3, scheduler="linear", warmup=15,
+            steps=300, batch=16, accumulate=1, lr=1e-3, eval_every=300, optimizer="AdamW", clip=1e3, scheduler="linear", warmup=15,
+            crop_seconds=2.0,
             head={"hidden_size": 128, "tdnn_size": 128, "aggregation_size": 256, "output_size": 128},
         ),
     },
