@@ -105,14 +105,13 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
     published = pick_schedule(task, name)
     schedule = pick_schedule(task, name, options.steps)
     lrs = tuple(dict.fromkeys(options.lr_grid or schedule.lr_grid or (schedule.lr,))) if schedule.steps else ()
-    table = corpora.load(task.name, root)
-    whole = len(table)
-    table = task.probe.prepare(task, table, root, upstream.stride, options.limit)
+    whole = corpora.load(task.name, root)
+    table = task.probe.prepare(task, whole, root, upstream.stride, options.limit)
     settings = {
         "task": task.name,
         "task_version": task.version,
         "upstream_digest": upstream.digest,
-        "corpus": f"manifest:{root}" if corpora.from_manifest(task.name, root) else _kind(task, table, kind, options),
+        "corpus": f"manifest:{root}" if corpora.from_manifest(task.name, root) else _kind(task, whole, kind, options),
         "table_digest": _table_digest(table, root),
         "schedule": name,
         "steps": schedule.steps,
@@ -156,7 +155,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         "title": task.title,
         **_scores(task, probes, heads, fits, features, options.seed, device),
         "limited": options.limit is not None or schedule.steps < published.steps,
-        "rows": {"used": len(table), "corpus": whole},
+        "rows": {"used": len(table), "corpus": len(whole)},
         "official_corpus": task.corpus,
         "official_splits": task.splits,
         "differences": list(task.differences),
