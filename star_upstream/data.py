@@ -52,7 +52,7 @@ def scan(
     sources: Sequence[str | Path],
     min_seconds: float = 0.5,
     max_seconds: float = 40.0,
-    max_bad_share: float = 0.01,
+    max_bad_share: float = 0.05,
     threads: int = 8,
     progress: bool = True,
 ) -> Corpus:
@@ -91,7 +91,7 @@ def scan(
     if bad > max_bad_share * len(found):
         path, reason = next((p, r) for p, r in skipped if isinstance(found[p], str))
         count = f"{bad} of {len(found)} files"
-        raise StarError(f"{count} cannot be read, above the limit of {max_bad_share:.1%}; the first: {path}: {reason}")
+        raise StarError(f"{count} cannot be read, above the limit of {max_bad_share:.1%} (data.max_bad_share); the first: {path}: {reason}")
     if not clips:
         raise StarError(f"none of {len(found)} files is usable; the first: {skipped[0][0]}: {skipped[0][1]}")
     return Corpus(sorted(clips, key=lambda c: (c.samples, c.path)), sorted(skipped))

@@ -41,7 +41,7 @@ class DataConfig:
     """``shortest``: cut a batch's utterances to its shortest instead of padding them."""
     workers: int = 2
     """Processes that decode audio; 0 decodes between the updates."""
-    max_bad_share: float = 0.01
+    max_bad_share: float = 0.05
     """Unreadable files are listed and left out; a larger share of them stops the run."""
 
     def __post_init__(self):
