@@ -142,7 +142,7 @@ def test_unusable_files_are_left_out_with_their_reason(tmp_path):
     reasons = {os.path.basename(path): reason for path, reason in corpus.skipped}
     assert reasons["short.wav"] == "0.20 s, shorter than 0.5 s" and reasons["long.wav"] == "5.00 s, longer than 4.0 s"
     assert reasons["none.wav"] == "empty" and "cannot be read as audio" in reasons["broken.flac"] and "zero.mp3" in reasons
-    with pytest.raises(StarError, match=r"2 of 8 files cannot be read, above the limit of 10.0%; the first: .*(broken|zero)"):
+    with pytest.raises(StarError, match=r"2 of 8 files cannot be read, above the limit of 10.0% \(data.max_bad_share\); the first: .*(broken|zero)"):
         scan([folder], max_bad_share=0.1, progress=False)
 
 
