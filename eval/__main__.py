@@ -49,6 +49,8 @@ def _rates(text: str) -> tuple[float, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from . import tasks
+
     parser = argparse.ArgumentParser(prog="python -m eval", description="Measure an upstream on SUPERB tasks.")
     verbs = parser.add_subparsers(required=True, metavar="run | report | data")
 
@@ -56,12 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--upstream", required=True, help="fbank or another s3prl name, a star_upstream name, a checkpoint, or module:function"
     )
-    run.add_argument("--tasks", default="all", help="ks,sid,asr or all (default)")
+    run.add_argument("--tasks", default="all", help=f"commas between, of {', '.join(tasks.names())}; or all (default)")
     run.add_argument(
         "--data", default="mini", help="mini (made by speech synthesis when not there) or a folder of corpora or manifests"
     )
     run.add_argument("--out", type=Path, required=True, help="folder for the results; a rerun goes on where the last one stopped")
-    run.add_argument("--schedule", help="superb or mini (default: mini for mini data, else superb)")
+    run.add_argument(
+        "--schedule", help="superb, superb-sched (its steps with warm-up and decay) or mini (default: mini for mini data, else superb)"
+    )
     run.add_argument(
         "--lr-grid", type=_rates, default=(), help="learning rates tried together, chosen on dev (default: the schedule's)"
     )

@@ -5,8 +5,7 @@ Shapes: B utterances, L layers, T frames, D channels, V output classes.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Literal, Sequence
 
@@ -22,7 +21,7 @@ from .score import Counts
 
 @dataclass(frozen=True)
 class Schedule:
-    """How heads are trained. ``superb`` is each task's published one."""
+    """How heads are trained. ``superb`` is each task's published one; :func:`protocols` states the others."""
 
     steps: int
     """Optimizer updates."""
@@ -48,6 +47,14 @@ class Schedule:
     """In the place of the task's, for tasks that keep frames."""
     min_seconds: float = 0.0
     """ASV: training utterances that are not longer, after the effects, are left out."""
+
+
+def protocols(superb: Schedule, mini: Schedule, warmup: int | None, sched_lr: float | None = None) -> dict[str, Schedule]:
+    """A task's schedules by name. ``superb-sched`` is what the STaR and ARMHuBERT authors ran: ``superb`` with s3prl's published
+    ``warmup`` updates and a linear decay after them (None: none was published, and the two are the same), at ``sched_lr`` if given.
+    """
+    scheduled = superb if warmup is None else replace(superb, scheduler="linear", warmup=warmup, lr=sched_lr or superb.lr)
+    return {"superb": superb, "superb-sched": scheduled, "mini": mini}
 
 
 @dataclass(frozen=True)
@@ -264,4 +271,4 @@ def schedule(task: Task, name: str, steps: int | None = None) -> Schedule:
         return found
     if steps < 1:
         raise StarError(f"--steps {steps}: must be at least 1")
-    return dataclasses.replace(found, steps=steps, eval_every=min(found.eval_every, steps), warmup=min(found.warmup, steps // 10))
+    return replace(found, steps=steps, eval_every=min(found.eval_every, steps), warmup=min(found.warmup, steps // 10))

@@ -257,6 +257,27 @@ def test_learning_rate_schedule():
     assert train.rate(KS.schedules["superb"], 1e-4, 77) == 1e-4
 
 
+@pytest.mark.parametrize("name, warmup, lr, steps", [
+    ("pr", 1400, 1e-2, 100_000), ("asr", 1400, 1e-4, 200_000), ("ks", 1400, 1e-4, 200_000), ("sf", 1400, 1e-4, 200_000),
+    ("er", 1400, 1e-4, 30_000), ("ic", 1000, 1e-4, 200_000), ("sid", 5000, 1e-3, 200_000), ("asv", 6000, 1e-4, 200_000),
+])  # fmt: skip
+def test_superb_sched_is_superb_with_the_published_warmup(name, warmup, lr, steps):
+    task = tasks.get(name)
+    schedule = probes.schedule(task, "superb-sched")
+    assert [train.rate(schedule, schedule.lr, s) for s in (1, warmup, warmup + 1, steps, (warmup + steps) // 2 + 1)] == pytest.approx(
+        [lr / warmup, lr, lr, lr / (steps - warmup), lr / 2]
+    )
+    changed = {"lr", "scheduler", "warmup"}
+    superb, scheduled = (dataclasses.asdict(s) for s in (task.schedules["superb"], schedule))
+    assert {key for key in superb if superb[key] != scheduled[key]} == (changed if name == "sid" else changed - {"lr"})
+
+
+def test_superb_sched_where_no_warmup_was_published():
+    for name in ("sd", "qbe"):
+        assert tasks.get(name).schedules["superb-sched"] == tasks.get(name).schedules["superb"]
+    assert any("superb-sched" in line for line in tasks.get("sd").differences)
+
+
 def test_official_schedules_and_heads_are_s3prls():
     from s3prl.problem import SuperbASR, SuperbKS, SuperbSID
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
 from star_upstream.errors import StarError, nearest
 
-from ..probe import Task
+if TYPE_CHECKING:  # the help lists the names, and should not wait for torch
+    from ..probe import Task
 
 ORDER = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er")
 """As SUPERB's tables have them."""

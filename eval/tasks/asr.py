@@ -8,7 +8,7 @@ from torch import nn
 from star_upstream.errors import StarError
 
 from ..ctc import SMALL_SPECAUG, SPECAUG, WordErrors, lstm_head
-from ..probe import Schedule, Task
+from ..probe import Schedule, Task, protocols
 from ..rnn import unpack
 
 
@@ -54,16 +54,17 @@ TASK = Task(
     features="frames",
     target="text",
     probe=SpeechRecognition,
-    schedules={
-        "superb": Schedule(
+    schedules=protocols(
+        superb=Schedule(
             steps=200_000, batch=16, accumulate=1, lr=1e-4, eval_every=2_000,
             head=lstm_head(1024, [1024, 1024], 0.2, SPECAUG),
         ),
-        "mini": Schedule(
+        mini=Schedule(
             steps=400, batch=16, accumulate=1, lr=3e-3, eval_every=50, scheduler="linear", warmup=40,
             head=lstm_head(256, [256], 0.1, SMALL_SPECAUG),
         ),
-    },
+        warmup=1_400,
+    ),
     differences=(
         "the vocabulary is made of the training text (s3prl's problem), where the published runs used a fixed list of 32 symbols",
         "features are kept in fp16",

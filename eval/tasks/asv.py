@@ -14,7 +14,7 @@ from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 
 from .. import corpora, metrics
-from ..probe import Probe, Schedule, Task
+from ..probe import Probe, Schedule, Task, protocols
 from .sd import shuffled
 
 LOSS = {"margin": 0.4, "scale": 30}
@@ -151,17 +151,18 @@ TASK = Task(
     effects=(
         ("channels", "1"), ("rate", "16000"), ("gain", "-3.0"), ("silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"),
     ),
-    schedules={
-        "superb": Schedule(
+    schedules=protocols(
+        superb=Schedule(
             steps=200_000, batch=10, accumulate=5, lr=1e-4, eval_every=20_000, optimizer="AdamW", clip=1e3,
             min_seconds=2.0,
         ),
-        "mini": Schedule(
+        mini=Schedule(
             steps=300, batch=16, accumulate=1, lr=1e-3, eval_every=300, optimizer="AdamW", clip=1e3, scheduler="linear", warmup=15,
             crop_seconds=2.0,
             head={"hidden_size": 128, "tdnn_size": 128, "aggregation_size": 256, "output_size": 128},
         ),
-    },
+        warmup=6_000,
+    ),
     differences=(
         "there is no dev split: the checkpoint, and of several learning rates the best, is chosen by the error rate on the "
         "trials, as the published runs did; schedule mini looks once, at the end",

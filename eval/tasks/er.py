@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..probe import Schedule, Task, UtteranceClassification
+from ..probe import Schedule, Task, UtteranceClassification, protocols
 
 DEV_SHARE = 0.2
 
@@ -40,9 +40,9 @@ TASK = Task(
     features="means",
     target="label",
     probe=EmotionRecognition,
-    schedules={
-        "superb": Schedule(steps=30_000, batch=4, accumulate=8, lr=1e-4, eval_every=1_000, head={"hidden_size": 256}),
-        "mini": Schedule(
+    schedules=protocols(
+        superb=Schedule(steps=30_000, batch=4, accumulate=8, lr=1e-4, eval_every=1_000, head={"hidden_size": 256}),
+        mini=Schedule(
             steps=200,
             batch=32,
             accumulate=1,
@@ -53,7 +53,8 @@ TASK = Task(
             scheduler="linear",
             warmup=10,
         ),
-    },
+        warmup=1_400,
+    ),
     differences=(
         "the random fifth is drawn as s3prl draws it, but from the utterances in order of their names; s3prl's order is that of a"
         " list that it downloads",

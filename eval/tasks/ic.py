@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..probe import Schedule, Task, UtteranceClassification
+from ..probe import Schedule, Task, UtteranceClassification, protocols
 
 
 class IntentClassification(UtteranceClassification):
@@ -21,9 +21,9 @@ TASK = Task(
     features="means",
     target=("action", "object", "location"),
     probe=IntentClassification,
-    schedules={
-        "superb": Schedule(steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}),
-        "mini": Schedule(
+    schedules=protocols(
+        superb=Schedule(steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}),
+        mini=Schedule(
             steps=600,
             batch=32,
             accumulate=1,
@@ -34,7 +34,8 @@ TASK = Task(
             scheduler="linear",
             warmup=30,
         ),
-    },
+        warmup=1_000,
+    ),
     differences=(
         "classes are those of train, as in the published runs, and one that only dev or test has is refused; s3prl's problem takes"
         " those of all splits",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..probe import Schedule, Task, UtteranceClassification
+from ..probe import Schedule, Task, UtteranceClassification, protocols
 
 
 class KeywordSpotting(UtteranceClassification):
@@ -36,9 +36,9 @@ TASK = Task(
     target="label",
     probe=KeywordSpotting,
     effects=(("channels", "1"), ("rate", "16000"), ("gain", "-3.0")),
-    schedules={
-        "superb": Schedule(steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}),
-        "mini": Schedule(
+    schedules=protocols(
+        superb=Schedule(steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}),
+        mini=Schedule(
             steps=600,
             batch=32,
             accumulate=1,
@@ -49,7 +49,8 @@ TASK = Task(
             scheduler="linear",
             warmup=30,
         ),
-    },
+        warmup=1_400,
+    ),
     differences=(
         "silence is cut into fixed seconds (s3prl's problem); the published runs drew a random second of a file at every visit",
     ),

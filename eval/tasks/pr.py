@@ -6,7 +6,7 @@ import pandas as pd
 from torch import nn
 
 from ..ctc import WordErrors
-from ..probe import Schedule, Task
+from ..probe import Schedule, Task, protocols
 
 
 class PhoneRecognition(WordErrors):
@@ -50,9 +50,9 @@ TASK = Task(
     features="frames",
     target="phones",
     probe=PhoneRecognition,
-    schedules={
-        "superb": Schedule(steps=100_000, batch=16, accumulate=2, lr=1e-2, eval_every=1_000, head={"hidden_size": 256}),
-        "mini": Schedule(
+    schedules=protocols(
+        superb=Schedule(steps=100_000, batch=16, accumulate=2, lr=1e-2, eval_every=1_000, head={"hidden_size": 256}),
+        mini=Schedule(
             steps=400,
             batch=16,
             accumulate=1,
@@ -62,7 +62,8 @@ TASK = Task(
             scheduler="linear",
             warmup=20,
         ),
-    },
+        warmup=1_400,
+    ),
     differences=(
         "batches are slices of train sorted by number of phones, as in the published runs; s3prl's problem sorts by audio length"
         " and lets the last slices be short",

@@ -15,7 +15,7 @@ from star_upstream.errors import StarError
 
 from .. import corpora, metrics
 from ..dtw import SHORTEST_QUERY, Documents
-from ..probe import Probe, Schedule, Task
+from ..probe import Probe, Schedule, Task, protocols
 from ..train import Fitted, Lane, predict
 
 BLOCK = 100
@@ -159,7 +159,7 @@ TASK = Task(
     target="kind",
     probe=QueryByExample,
     effects=(("channels", "1"), ("rate", "16000"), ("gain", "-3.0")),
-    schedules={"superb": _SCHEDULE, "mini": _SCHEDULE},
+    schedules=protocols(superb=_SCHEDULE, mini=_SCHEDULE, warmup=None),
     differences=(
         "every layer is searched and the best on dev is taken, as the published runs did one run a layer",
         "scored by an own implementation of term-weighted value with QUESST 2014's costs (100 for a miss, 1 for a false alarm, "

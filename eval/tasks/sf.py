@@ -11,7 +11,7 @@ from torch import nn
 from star_upstream.errors import StarError
 
 from ..ctc import SMALL_SPECAUG, SPECAUG, Spelling, lstm_head
-from ..probe import Metric, Schedule, Task
+from ..probe import Metric, Schedule, Task, protocols
 from ..rnn import unpack
 
 _HARMLESS = str.maketrans(":;", "\ue000\ue001")
@@ -101,16 +101,17 @@ TASK = Task(
     features="frames",
     target=("text", "slots"),
     probe=SlotFilling,
-    schedules={
-        "superb": Schedule(
+    schedules=protocols(
+        superb=Schedule(
             steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=2_000,
             head=lstm_head(1024, [1024, 1024], 0.2, {**SPECAUG, "adaptive": True}),
         ),
-        "mini": Schedule(
+        mini=Schedule(
             steps=400, batch=16, accumulate=1, lr=5e-3, eval_every=100, scheduler="linear", warmup=40,
             head=lstm_head(128, [128], 0.1, SMALL_SPECAUG),
         ),
-    },
+        warmup=1_400,
+    ),
     differences=(
         "characters and slots are those of the training text (s3prl's problem); the published runs had fixed lists of both",
         "the number of SpecAugment's time masks grows with the utterance, as in the published runs; s3prl's problem has two",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..probe import Schedule, Task, UtteranceClassification
+from ..probe import Schedule, Task, UtteranceClassification, protocols
 
 
 class SpeakerIdentification(UtteranceClassification):
@@ -22,9 +22,9 @@ TASK = Task(
     target="speaker",
     probe=SpeakerIdentification,
     crop_seconds=8.0,
-    schedules={
-        "superb": Schedule(steps=200_000, batch=8, accumulate=4, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}, crops=4),
-        "mini": Schedule(
+    schedules=protocols(
+        superb=Schedule(steps=200_000, batch=8, accumulate=4, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}, crops=4),
+        mini=Schedule(
             steps=600,
             batch=32,
             accumulate=1,
@@ -36,6 +36,8 @@ TASK = Task(
             warmup=30,
             crops=2,
         ),
-    },
+        warmup=5_000,
+        sched_lr=1e-3,
+    ),
     differences=("a training utterance over 8 s is drawn from fixed, evenly spaced 8 s crops, not from random ones",),
 )
