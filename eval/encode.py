@@ -35,6 +35,9 @@ from .upstreams import Upstream
 VERSION = 1
 """Part of every cache key: raise it when features change."""
 
+_CPU_MEMORY = "DefaultCPUAllocator"
+"""What torch's RuntimeError says where the memory that runs out is the machine's."""
+
 Effects = tuple[tuple[str, ...], ...]
 
 
@@ -242,12 +245,12 @@ class Frames:
         return x_BLTD, lengths_B
 
 
-def _encode(items: list[Window], upstream: Upstream, effects: Effects, batch_seconds: float = 40.0) -> Iterator[tuple[int, Tensor]]:
-    """The items' indices and hidden states (L x T x D), longest first, in batches of up to ``batch_seconds`` of padded audio."""
+def _encode(items: list[Window], upstream: Upstream, effects: Effects) -> Iterator[tuple[int, Tensor]]:
+    """The items' indices and hidden states (L x T x D), longest first, in batches of up to ``upstream.batch_seconds``."""
     batch: list[tuple[int, np.ndarray]] = []
 
     def flush():
-        for (i, _), states in zip(batch, upstream.encode([w for _, w in batch])):
+        for (i, _), states in zip(batch, _states(batch, items, upstream)):
             if not bool(torch.isfinite(states).all()):
                 raise StarError(f"{items[i].path}: upstream {upstream.name} gives NaN or infinite features for it")
             yield i, states
@@ -257,7 +260,7 @@ def _encode(items: list[Window], upstream: Upstream, effects: Effects, batch_sec
         wave = waveform(items[i], effects)
         if batch:
             longest = max(len(batch[0][1]), len(wave))
-            full = (len(batch) + 1) * longest > batch_seconds * audio.RATE
+            full = (len(batch) + 1) * longest > upstream.batch_seconds * audio.RATE
             if full or (not upstream.padded and len(wave) != len(batch[0][1])):
                 yield from flush()
         batch.append((i, wave))
@@ -265,8 +268,38 @@ def _encode(items: list[Window], upstream: Upstream, effects: Effects, batch_sec
         yield from flush()
 
 
+def _states(batch: list[tuple[int, np.ndarray]], items: list[Window], upstream: Upstream) -> list[Tensor]:
+    """Hidden states of ``batch`` (index and samples), in halves where memory runs out: all batches after it are smaller too.
+
+    Raises :class:`StarError` for an utterance that does not fit alone.
+    """
+    try:
+        return upstream.encode([wave for _, wave in batch])
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and _CPU_MEMORY not in str(error):
+            raise
+    if upstream.device.type == "cuda":  # here, where the exception no longer holds what it was computing
+        torch.cuda.empty_cache()
+    seconds = max(len(wave) for _, wave in batch) / audio.RATE
+    if len(batch) == 1:
+        raise StarError(
+            f"{items[batch[0][0]].path}: out of memory on {upstream.device}: its {seconds:.1f} s do not fit even alone; "
+            "leave it out of the corpus, or use a device with more memory (--device cpu)"
+        )
+    half = len(batch) // 2
+    upstream.batch_seconds = min(upstream.batch_seconds, seconds * len(batch)) / 2
+    print(
+        f"{upstream.name}: out of memory on {upstream.device} with {len(batch)} utterances of up to {seconds:.1f} s; "
+        f"encoding them in halves, and at most {upstream.batch_seconds:.1f} s at once from here on",
+        file=sys.stderr,
+    )
+    return _states(batch[:half], items, upstream) + _states(batch[half:], items, upstream)
+
+
 def _key(kind: str, upstream: Upstream, effects: Effects, items: list[Window]) -> str:
     content = [VERSION, kind, upstream.digest, upstream.padded, effects, [w.identity() for w in items]]
+    if upstream.autocast is not None:
+        content.append(upstream.precision)
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=20).hexdigest()
 
 

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from star_upstream import compat
 from star_upstream.audio import RATE
+from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError, nearest
+from star_upstream.profile import profile
 
 SHORTEST = 800
 """Shorter waveforms are zero-padded to this many samples first, as s3prl's S3PRLUpstream does."""
@@ -39,6 +41,10 @@ class Upstream:
         self.name, self.digest, self.padded, self.device = name, digest, padded, torch.device(device)
         self.expert = expert.to(self.device).eval().requires_grad_(False)
         self.parameters = sum(p.numel() for p in expert.parameters())
+        self.batch_seconds = 40.0
+        """Most padded audio of a batch; halved where the device's memory is too small for it."""
+        half = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.autocast = torch.bfloat16 if half and self.parameters else None  # FBANK has nothing to gain
         try:
             stride = expert.get_downsample_rates("hidden_states")
         except AttributeError:
@@ -54,6 +60,16 @@ class Upstream:
     def batching(self) -> str:
         return "zero-padded, length-bucketed (padding does not change its states)" if self.padded else "batches of one length"
 
+    @property
+    def precision(self) -> str:
+        return "fp32" if self.autocast is None else f"{str(self.autocast).removeprefix('torch.')} autocast"
+
+    @property
+    def macs_g(self) -> float | None:
+        """1e9 multiply-accumulates over the papers' 32 utterances; None for a model that is not one of star_upstream's encoders."""
+        encoder = getattr(self.expert, "encoder", None)
+        return profile(encoder.config)["macs_g"] if isinstance(encoder, Encoder) else None
+
     @torch.no_grad()
     def encode(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         """Each waveform's hidden states, L x T x D in fp32 on the CPU, T = ceil(N / stride).
@@ -64,7 +80,8 @@ class Upstream:
         inputs = [torch.from_numpy(np.pad(w, (0, max(0, SHORTEST - len(w))))).float().to(self.device) for w in waves]
         if not self.padded and len({len(w) for w in inputs}) > 1:
             raise ValueError("this upstream takes batches of one length only")
-        states = self._states(inputs)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            states = self._states(inputs)
         return [
             torch.stack([self._fit(state_BTD[i, : self._frames(len(wave))], frames).float().cpu() for state_BTD in states])
             for i, (wave, frames) in enumerate(zip(inputs, wanted))

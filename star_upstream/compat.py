@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import importlib.util
+import logging
 import sys
 import types
 from pathlib import Path
@@ -42,7 +43,7 @@ def apply() -> list[str]:
     """Make s3prl importable and usable; a second call does nothing. Returns the names of what was patched, for records."""
     if not _APPLIED:
         _APPLIED.append("star_upstream.compat")
-        for patch in (_torchaudio_backend, _torchaudio_files, _sox_effects, _pandas, _tensorboard, _chunk, _problems):
+        for patch in (_torchaudio_backend, _torchaudio_files, _sox_effects, _pandas, _tensorboard, _chunk, _problems, _quiet):
             patch()
     return _APPLIED[1:]
 
@@ -338,3 +339,9 @@ def _problems() -> None:
     sys.modules["s3prl.problem"].__getattr__ = __getattr__
     importlib.import_module("s3prl").problem = sys.modules["s3prl.problem"]
     _APPLIED.append("s3prl.problem without the HEAR recipes")
+
+
+def _quiet() -> None:
+    """s3prl says at import that ESPnet is not installed: news only for who asks for that upstream, and they get an error."""
+    logger = logging.getLogger("s3prl.upstream.espnet_hubert.expert")
+    logger.addFilter(lambda record: not record.getMessage().startswith("ESPnet is not installed"))

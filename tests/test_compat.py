@@ -1,5 +1,6 @@
 """compat: s3prl imports and reads audio; the sox effects give what SoX gives."""
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -120,3 +121,11 @@ def test_silence_against_the_sox_program(tmp_path):
         subprocess.run(["sox", "-D", tmp_path / "a.wav", "-b", "32", tmp_path / "b.wav", *TRIM[0]], check=True)
         wave, expected = (soundfile.read(tmp_path / name, dtype="float32")[0] for name in ("a.wav", "b.wav"))
         assert np.allclose(effects(wave[None], TRIM)[0][0].numpy(), expected, atol=1e-6)
+
+
+def test_only_the_espnet_message_is_silenced(caplog):
+    compat.apply()
+    logger = logging.getLogger("s3prl.upstream.espnet_hubert.expert")
+    logger.warning("ESPnet is not installed, cannot use espnet_hubert upstream")
+    logger.warning("another")
+    assert caplog.messages == ["another"]

@@ -231,3 +231,70 @@ def test_wrong_stride_is_an_error():
 
     with pytest.raises(StarError, match="its stride 320 means 50"):
         upstreams.Upstream("wrong", Wrong(), "d")
+
+
+class Small(TinyUpstream):
+    """Has memory for so many padded samples."""
+
+    def __init__(self, room, error):
+        super().__init__()
+        self.room, self.error, self.batches = room, error, []
+
+    def forward(self, wavs):
+        if len(wavs) * max(map(len, wavs)) > self.room:
+            raise self.error
+        self.batches.append(len(wavs))
+        return super().forward(wavs)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_halves_the_batch_and_skips_nothing(error, waves, tiny, tmp_path, capsys):
+    many = [Window(waves[i % 2].path, 0, 16_000 - i) for i in range(9)]
+    small = upstreams.Upstream("small", Small(33_000, error), "small")
+    small.padded = tiny.padded = True
+    small.expert.frames = tiny.expert.frames = lambda samples: (samples - 400) // 160 + 1
+    found = Means([[w] for w in many], small, Store(tmp_path / "a"))
+    lines = capsys.readouterr().err.splitlines()
+    assert "out of memory on cpu with 9 utterances of up to 1.0 s" in lines[0] and "in halves" in lines[0]
+    assert max(small.expert.batches[1:]) == 2 and sum(small.expert.batches[1:]) == 9
+    assert torch.equal(found.means_WLD, Means([[w] for w in many], tiny, Store(tmp_path / "b")).means_WLD)
+    Means([[w] for w in many], small, Store(tmp_path / "c"))
+    assert capsys.readouterr().err == ""  # the smaller batches stay
+
+
+def test_an_utterance_too_long_for_the_memory_is_named(waves, tmp_path):
+    small = upstreams.Upstream("small", Small(16_000, MemoryError()), "small")
+    small.expert.room = 9_500
+    with pytest.raises(StarError, match=r"0\.wav: out of memory on cpu: its 1\.0 s do not fit even alone"):
+        Means([[w] for w in waves], small, Store(tmp_path / "a"))
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(waves, tmp_path):
+    small = upstreams.Upstream("small", Small(16_000, RuntimeError("sizes do not match")), "small")
+    small.expert.room = 0
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        Means([[w] for w in waves], small, Store(tmp_path / "a"))
+
+
+def test_autocast_is_part_of_the_key_and_gives_fp32_states(waves):
+    expert = UpstreamExpert(small_encoder())
+    ours = upstreams.Upstream("ours", expert, expert.digest, padded=True)
+    assert ours.precision == "fp32" and ours.autocast is None
+    wave, key = encode.waveform(waves[0]), encode._key("means", ours, (), waves)
+    plain_LTD = ours.encode([wave])[0]
+    ours.autocast = torch.bfloat16
+    half_LTD = ours.encode([wave])[0]
+    assert ours.precision == "bfloat16 autocast" and encode._key("means", ours, (), waves) != key
+    assert half_LTD.dtype == torch.float32 and not torch.equal(half_LTD, plain_LTD)
+    assert torch.allclose(half_LTD, plain_LTD, atol=0.1)
+
+
+def test_macs_are_those_of_our_encoders(tiny):
+    from star_upstream.profile import profile
+
+    expert = UpstreamExpert(small_encoder())
+    ours = upstreams.Upstream("ours", expert, expert.digest, padded=True)
+    assert ours.macs_g == profile(expert.encoder.config)["macs_g"] > 0
+    assert tiny.macs_g is None

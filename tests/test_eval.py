@@ -60,6 +60,7 @@ def test_three_tasks_end_to_end(corpus, tmp_path, capsys):
         assert len(record["layer_weights"]) == 3 and sum(record["layer_weights"]) == pytest.approx(1, abs=1e-4)
         assert record["versions"]["s3prl"] and record["peak_memory_mb"] > 10 and len(record["upstream_digest"]) == 64
         assert record["seconds_encoding"] > 0 and record["task_version"] == 1
+        assert record["macs_g"] is None and record["encoding_precision"] == "fp32"
 
     stamp = (out / "ks.json").stat().st_mtime_ns
     assert evaluate(*arguments) == 0 and (out / "ks.json").stat().st_mtime_ns == stamp
