@@ -32,7 +32,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from . import report
 
-    return report.main(arguments.folders, arguments.out)
+    return report.main(arguments.folders, arguments.out, arguments.beside)
 
 
 def _data(arguments: argparse.Namespace) -> int:
@@ -83,10 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(verb=_run)
 
     report = verbs.add_parser(
-        "report", help="one table of several runs", description="Markdown table of result folders, to stdout."
+        "report", help="tables and a page of several runs", description="Markdown tables of result folders, to stdout."
     )
     report.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folders that `run` wrote")
-    report.add_argument("--out", type=Path, help="also write the table to this file, and as csv beside it")
+    report.add_argument(
+        "--with", dest="beside", metavar="NAMES", help="published models to set beside them, as in DistilHuBERT,STaRHuBERT"
+    )
+    report.add_argument("--out", type=Path, metavar="FILE", help="also write FILE.md, FILE.csv and FILE.html (with pictures)")
     report.set_defaults(verb=_report)
 
     data = verbs.add_parser(

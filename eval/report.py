@@ -1,4 +1,4 @@
-"""Result folders to one table: models as rows, tasks as columns. Numbers that cannot be compared never share a table."""
+"""Result folders to Markdown, csv and one page. Numbers that cannot be compared never share a table."""
 
 from __future__ import annotations
 
@@ -6,35 +6,45 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
 
-from . import score
+from . import report_published, report_table
+from .report_table import OURS, Record, Row, Run, comparable, group
 
-COLUMNS = {
-    "pr_per": "PR PER", "asr_wer": "ASR WER", "ks_acc": "KS Acc", "qbe_mtwv": "QbE MTWV", "sid_acc": "SID Acc",
-    "asv_eer": "ASV EER", "sd_der": "SD DER", "ic_acc": "IC Acc", "sf_f1": "SF F1", "sf_cer": "SF CER", "er_acc": "ER Acc",
-}  # fmt: skip
+FIELDS = (
+    "model", "kind", "upstream", "upstream_digest", "parameters", "macs_g", "task", "metric", "value", "unit", "direction",
+    "low_95", "high_95", "std_over_folds", "split", "items", "corpus", "schedule", "steps", "limited", "comparable_with_published",
+    "lr", "seed", "task_version", "source",
+)  # fmt: skip
 
-Record = dict[str, Any]
 
+def main(folders: list[Path], out: Path | None = None, beside: str | None = None) -> int:
+    """Print the Markdown tables of ``folders``; with ``out`` write out.md, out.csv and out.html.
 
-def main(folders: list[Path], out: Path | None = None) -> int:
-    """Print the Markdown tables of ``folders``; with ``out`` write them there and the rows as csv beside it."""
-    runs = [read(folder) for folder in folders]
-    text = markdown(runs)
+    beside: names of published rows, with commas between. Raises :class:`StarError` for bad folders, an unknown name, no file name.
+    """
+    if out is not None and (not out.name or out.name == ".."):
+        raise StarError(f"--out {out}: expected a file name, such as results/table")
+    runs = named([(folder, read(folder)) for folder in dict.fromkeys(folder.resolve() for folder in folders)])
+    rows = report_table.published(report_published.select(beside)) if beside is not None else []
+    tables = report_table.tables(runs, rows)
+    text = report_table.markdown(tables)
     print(text)
     if out is not None:
-        for path, content in ((out.with_suffix(".md"), text + "\n"), (out.with_suffix(".csv"), as_csv(runs))):
-            with replacing(path) as part:
+        from . import report_page  # drawing is loaded only where it is wanted
+
+        stem = out.with_suffix("") if out.suffix in (".md", ".csv", ".html") else out
+        contents = {".md": text + "\n", ".csv": as_csv(runs, rows), ".html": report_page.html(tables, runs, rows)}
+        for suffix, content in contents.items():
+            with replacing(stem.with_name(stem.name + suffix)) as part:
                 part.write_text(content, encoding="utf-8")
     return 0
 
 
-def read(folder: Path) -> tuple[str, list[Record]]:
-    """Its name and its records, one a metric.
+def read(folder: Path) -> list[Record]:
+    """The records of a folder, one a metric.
 
     Raises :class:`StarError` for a folder without records, a damaged one, or two upstreams.
     """
@@ -48,107 +58,43 @@ def read(folder: Path) -> tuple[str, list[Record]]:
             raise StarError(f"{path}: not json; remove it and run its task again") from None
         if not isinstance(record, dict) or "metric" not in record:
             continue
-        absent = [
-            key
-            for key in ("task", "value", "interval_95", "corpus", "schedule", "upstream", "upstream_digest")
-            if key not in record
-        ]
+        wanted = ("task", "value", "interval_95", "corpus", "schedule", "upstream", "upstream_digest", "parameters")
+        absent = [key for key in wanted if key not in record]
         if absent:
             raise StarError(f"{path}: not a task's record ({', '.join(absent)} missing)")
-        records += [record, *({**record, **further} for further in record.get("further_metrics", []))]
+        plain = {key: value for key, value in record.items() if key != "std_over_folds"}  # the spread is that of the first metric
+        records += [record, *({**plain, **further} for further in record.get("further_metrics", []))]
     if not records:
         raise StarError(f"{folder}: no results in it")
     if len({record["upstream_digest"] for record in records}) > 1:
         raise StarError(f"{folder}: holds results of several upstreams; use one folder for each")
-    return folder.resolve().name, records
+    return records
 
 
-def group(record: Record) -> tuple[str, str, bool]:
-    """Records of one group may be compared with one another: same kind of data, schedule and completeness."""
-    return record["corpus"], record["schedule"], bool(record.get("limited"))
+def named(runs: list[tuple[Path, list[Record]]]) -> list[Run]:
+    """Each run under its folder's name, with the folder above where two have the same."""
+    names = [folder.name for folder, _ in runs]
+    return [
+        (folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}", records)
+        for folder, records in runs
+    ]
 
 
-def comparable(key: tuple[str, str, bool]) -> bool:
-    """Whether a group's numbers may stand beside published ones."""
-    corpus, schedule, limited = key
-    return corpus == "official" and schedule.startswith("superb") and not limited
-
-
-def markdown(runs: list[tuple[str, list[Record]]]) -> str:
-    """One table a group, each with what its numbers may be compared with and what is missing for an overall score."""
-    groups = dict.fromkeys(group(record) for _, records in runs for record in records)
-    return "\n\n".join(_table(key, runs) for key in groups)
-
-
-def _table(key: tuple[str, str, bool], runs: list[tuple[str, list[Record]]]) -> str:
-    corpus, schedule, limited = key
-    rows = [(name, [r for r in records if group(r) == key]) for name, records in runs]
-    rows = [(name, records) for name, records in rows if records]
-    shown = [metric for metric in COLUMNS if any(r["metric"] == metric for _, records in rows for r in records)]
-    best = {metric: _best(metric, rows) for metric in shown}
-    scored = any(not score.missing(_metrics(records)) for _, records in rows)
-
-    header = ["Model", "Upstream", "Params (M)", *(COLUMNS[m] + (" ↓" if m in score.ERRORS else " ↑") for m in shown)]
-    lines = [header + ["Overall ↑", "Generalizability ↑"] * scored, ["---"] * 2 + ["---:"] * (len(shown) + 1 + 2 * scored)]
-    notes = []
-    for name, records in rows:
-        metrics = _metrics(records)
-        cells = [name, records[0]["upstream"], f"{records[0]['parameters'] / 1e6:.2f}"]
-        cells += [_cell(metric, records, best[metric]) for metric in shown]
-        absent = score.missing(metrics)
-        if scored:
-            cells += ["–", "–"] if absent else [f"{score.overall(metrics):.1f}", f"{score.generalizability(metrics):.0f}"]
-        lines.append(cells)
-        if absent:
-            notes.append((name, ", ".join(absent)))
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-    title = f"## Data: {corpus}; schedule: {schedule}{'; LIMITED RUN' if limited else ''}"
-    if comparable(key):
-        warning = "Official corpora and schedule. Values with 95 % bootstrap intervals over utterances."
-    else:
-        why = "a limited run" if limited else "a corpus or schedule that is not SUPERB's"
-        warning = (
-            f"**These scores are of {why}: compare them with one another, never with published ones.** Intervals: 95 % bootstrap."
-        )
-    missing = {}
-    for name, absent in notes:
-        missing.setdefault(absent, []).append(name)
-    closing = [f"No overall score for {', '.join(names)}: {absent} missing." for absent, names in missing.items()]
-    return "\n\n".join([title, warning, table, *closing])
-
-
-def _metrics(records: list[Record]) -> dict[str, float]:
-    return {record["metric"]: record["value"] for record in records}
-
-
-def _best(metric: str, rows: list[tuple[str, list[Record]]]) -> float:
-    values = [r["value"] for _, records in rows for r in records if r["metric"] == metric]
-    return min(values) if metric in score.ERRORS else max(values)
-
-
-def _cell(metric: str, records: list[Record], best: float) -> str:
-    for record in records:
-        if record["metric"] == metric:
-            digits = 4 if metric == "qbe_mtwv" else 2
-            value = f"{record['value']:.{digits}f}"
-            low, high = record["interval_95"]
-            return f"{f'**{value}**' if record['value'] == best else value} [{low:.{digits}f}, {high:.{digits}f}]"
-    return "–"
-
-
-def as_csv(runs: list[tuple[str, list[Record]]]) -> str:
-    """One line a number, with what decides whether it may be compared."""
-    fields = (
-        "model", "upstream", "upstream_digest", "parameters", "task", "metric", "value", "unit", "direction", "low_95", "high_95",
-        "split", "items", "corpus", "schedule", "steps", "limited", "comparable_with_published", "lr", "seed", "task_version",
-    )  # fmt: skip
+def as_csv(runs: list[Run], beside: list[Row]) -> str:
+    """One line a number, with what decides whether it may be compared; published ones only if all of ours may be."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, FIELDS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for name, records in runs:
         for record in records:
             low, high = record["interval_95"]
-            extra = {"model": name, "low_95": low, "high_95": high, "comparable_with_published": comparable(group(record))}
-            writer.writerow({**record, **extra})
+            extra = {"model": name, "kind": OURS, "low_95": low, "high_95": high}
+            writer.writerow({**record, **extra, "comparable_with_published": comparable(group(record))})
+    if all(comparable(group(record)) for _, records in runs for record in records):
+        for row in beside:
+            size = "" if row.parameters_m is None else round(row.parameters_m * 1e6)
+            shared = {"model": row.name, "kind": row.kind, "upstream": row.detail, "parameters": size, "macs_g": row.macs_g}
+            for metric, value in row.values.items():
+                line = {"task": metric.split("_")[0], "metric": metric, "value": value, "comparable_with_published": True}
+                writer.writerow({**shared, **line, "corpus": "official", "source": row.source})
     return text.getvalue()

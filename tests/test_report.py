@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from eval import report, score
+from eval import report, report_published, report_table, score
 from star_upstream.errors import StarError
 
 
@@ -26,6 +26,16 @@ def write(folder, *records):
     return folder
 
 
+def markdown(*folders, beside=""):
+    runs = report.named([(folder, report.read(folder)) for folder in folders])
+    rows = report_table.published(report_published.select(beside)) if beside else []
+    return report_table.markdown(report_table.tables(runs, rows))
+
+
+def section(text, title):
+    return next(part for part in text.split("## ") if part.startswith(title))
+
+
 def test_table_of_mini_runs_says_so_and_gives_no_score(tmp_path, capsys):
     a = write(
         tmp_path / "a",
@@ -33,11 +43,11 @@ def test_table_of_mini_runs_says_so_and_gives_no_score(tmp_path, capsys):
         record("asr_wer", 70.0, corpus="mini", schedule="mini"),
     )
     b = write(tmp_path / "b", record("ks_acc", 60.0, corpus="mini", schedule="mini", upstream_digest="e"))
-    assert report.main([a, b], tmp_path / "out.md") == 0
+    assert report.main([a, b, a], tmp_path / "out.md") == 0
     text = capsys.readouterr().out
     assert "never with published ones" in text and "Overall" not in text.split("No overall")[0]
-    assert "| a | fbank | 1.50 | **70.00** [69.00, 71.00] | 50.00 [49.00, 51.00] |" in text
-    assert "| b | fbank | 1.50 | – | **60.00** [59.00, 61.00] |" in text
+    assert "| a | fbank | 1.50 | – | **70.00** [69.00, 71.00] | 50.00 [49.00, 51.00] |" in text
+    assert "| b | fbank | 1.50 | – | – | **60.00** [59.00, 61.00] |" in text
     assert "No overall score for b: pr_per, asr_wer, qbe_mtwv, sid_acc" in text
     assert (tmp_path / "out.md").read_text().strip() == text.strip()
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
@@ -47,9 +57,9 @@ def test_table_of_mini_runs_says_so_and_gives_no_score(tmp_path, capsys):
 def test_complete_official_run_is_scored(tmp_path):
     full = write(tmp_path / "full", *(record(m, score.SOTA[m]) for m in score.METRICS))
     part = write(tmp_path / "part", record("ks_acc", 96.0))
-    text = report.markdown([report.read(full), report.read(part)])
+    text = markdown(full, part)
     overall = score.overall(score.SOTA)
-    assert f"| {overall:.1f} | 1000 |" in text and "| – | – |" in text
+    assert f"| **{overall:.1f}** | **1000** |" in text and "| – | – |" in text
     assert "No overall score for part: pr_per" in text and "for full" not in text and "never" not in text
 
 
@@ -57,7 +67,7 @@ def test_complete_official_run_is_scored(tmp_path):
 def test_other_conditions_are_a_table_of_their_own(tmp_path, change):
     official = write(tmp_path / "official", record("ks_acc", 96.0))
     other = write(tmp_path / "other", record("ks_acc", 97.0, **change))
-    text = report.markdown([report.read(official), report.read(other)])
+    text = markdown(official, other)
     assert text.count("## Data:") == 2 and text.count("never with published ones") == 1
     assert "**96.00**" in text and "**97.00**" in text
 
@@ -77,3 +87,74 @@ def test_bad_folders_are_named(tmp_path):
     (mixed / "ks_acc.json").write_text('{"metric": "ks_acc"}')
     with pytest.raises(StarError, match="not a task's record .task, value"):
         report.read(mixed)
+
+
+def test_published_rows_stand_beside_official_runs_with_differences(tmp_path, capsys):
+    full = write(tmp_path / "full", *(record(m, v, macs_g=463.5) for m, v in {**score.SOTA, "ks_acc": 96.0, "pr_per": 9.0}.items()))
+    assert report.main([full], tmp_path / "out", "starhubert, DistilHuBERT,SOTA (best per task, SUPERB paper)") == 0
+    text = capsys.readouterr().out
+    table, gaps = section(text, "Data: official"), section(text, "Differences")
+    assert table.count("| STaRHuBERT | LibriSpeech") == 2 and "LibriSpeech 100h | 22.31 | 463.5 | 77.8 | 831 | 9.17 |" in table
+    assert "| DistilHuBERT | LibriSpeech 960h |" in table and "| DistilHuBERT | LibriSpeech 100h |" in table
+    assert "| full | fbank | 1.50 | 463.5 |" in table and "**8.16**" in table  # the best of STaRHuBERT, DistilHuBERT and ours
+    assert "**96.46**" in table and "**96.66**" not in table and "**1000**" not in table  # each task's best is no model
+    line = next(line for line in gaps.splitlines() if "STaRHuBERT, LibriSpeech 960h" in line)
+    assert "+0.84 worse" in line and "-0.27 worse" in line and "+12.75 better" in line  # 9 - 8.16, 96 - 96.27, ...
+    short = next(line for line in gaps.splitlines() if "DistilHuBERT, LibriSpeech 100h" in line)
+    assert short.count("| – ") == 10 and "-11.15 better" in short  # only ASR, SID and IC are printed
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    printed = [row for row in rows if row["kind"] == "printed" and row["metric"] == "asr_wer"]
+    assert [row["value"] for row in printed] == ["9.35", "10.92", "13.37", "14.77", "3.62"]
+
+
+def test_published_scores_never_share_a_table_with_others(tmp_path, capsys):
+    mini = write(tmp_path / "mini", record("ks_acc", 99.0, corpus="mini", schedule="mini"))
+    assert report.main([mini], tmp_path / "v1.2", "STaRHuBERT") == 0
+    text = capsys.readouterr().out
+    assert "STaRHuBERT" not in section(text, "Data: mini") and "Differences" not in text
+    assert "None of the runs above" in section(text, "Published") and "99.00" not in section(text, "Published")
+    assert "STaRHuBERT" not in (tmp_path / "v1.2.csv").read_text()
+    official = write(tmp_path / "official", record("ks_acc", 96.0))
+    text = markdown(official, mini, beside="STaRHuBERT")
+    assert "STaRHuBERT" in section(text, "Data: official") and "STaRHuBERT" not in section(text, "Data: mini")
+    assert "## Published" not in text and "99.00" not in section(text, "Data: official") + section(text, "Differences")
+
+
+def test_rows_that_are_not_printed_are_marked_and_never_best(tmp_path):
+    mine = write(tmp_path / "mine", record("asr_wer", 12.0))
+    table = section(markdown(mine, beside="STaRHuBERT-S,fithubert,skill"), "Data: official")
+    assert "| STaRHuBERT-S (digitised) |" in table and "| SKILL (unavailable) |" in table and "none is bold" in table
+    assert "| 10.28 |" in table and "**12.00**" in table and "**12.09**" not in table
+    assert "685†" in table and "not printed in the source" in table  # FitHuBERT's generalizability is computed
+
+
+def test_names_of_published_rows(tmp_path):
+    chosen = report_published.select("full l2l (non-stacked, 12l d384 ffn1536), fbank,FBANK")
+    assert [row["model"] for row in chosen] == ["Full L2L (non-stacked, 12L d384 ffn1536)", "FBANK"]
+    with pytest.raises(StarError, match="starhubrt: not in published.csv; did you mean 'STaRHuBERT'"):
+        report_published.select("FBANK,starhubrt")
+    with pytest.raises(StarError, match="no name given"):
+        report_published.select(" , ")
+    with pytest.raises(StarError, match="run inside a clone"):
+        report_published.select("FBANK", tmp_path / "gone.csv")
+
+
+def test_spread_over_folds_belongs_to_the_first_metric(tmp_path):
+    more = {"metric": "sf_cer", "value": 30.0, "interval_95": [29, 31]}
+    folds = write(tmp_path / "folds", record("er_acc", 60.0, std_over_folds=2.5, further_metrics=[more]))
+    text = markdown(folds)
+    assert "**60.00** ± 2.50 [59.00, 61.00]" in text and "**30.00** [29.00, 31.00]" in text
+    assert "standard deviation over the folds" in text
+
+
+def test_folders_of_one_name_and_odd_names(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y").mkdir()
+    a, b = (
+        write(tmp_path / "x" / "run", record("ks_acc", 1.0)),
+        write(tmp_path / "y" / "run", record("ks_acc", 2.0, upstream="a|*b\nc")),
+    )
+    text = markdown(a, b)
+    assert "| x/run |" in text and r"| y/run | a\|\*b c |" in text
+    with pytest.raises(StarError, match="expected a file name"):
+        report.main([a], tmp_path / "..")

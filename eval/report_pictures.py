@@ -1,0 +1,168 @@
+"""Pictures of a report as svg text: size against score, layer weights, learning-rate curves."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .report_table import COLUMNS, OURS, Group, Record, Row, Run, comparable, ours
+
+TASKS = tuple(dict.fromkeys(name.split("_")[0] for name in COLUMNS))
+MARKERS = "osD^v<>p"
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "report", "axes.titlesize": 10}
+
+
+def size_against_score(runs: list[Run], key: Group, beside: list[Row]) -> str | None:
+    """Scores over millions of parameters, one model a point: ``overall`` if any model of ours has it, else every metric.
+
+    Published models are hollow and only where ``key``'s numbers may be compared with them. What has no parameters is a line; None
+    where nothing of ours has any.
+    """
+    mine, published = ours(runs, key), beside if comparable(key) else []
+    if not any(row.parameters_m for row in mine):
+        return None
+    sizes = [row.parameters_m for row in [*mine, *published] if row.parameters_m]
+    if any(row.score("overall")[0] is not None for row in mine):
+        names = ["overall", "generalizability"] if comparable(key) else ["overall"]
+    else:
+        names = [metric for metric in COLUMNS if any(metric in row.values for row in mine)]
+    with rc_context(STYLE):
+        figure, panels = _grid(len(names), columns=min(3, len(names)), width=7.0 if len(names) == 1 else 4.2, height=3.6)
+        known: dict[str, Artist] = {}
+        for name, axes in zip(names, panels):
+            for i, row in enumerate([*mine, *published]):
+                value = row.values.get(name) if name in COLUMNS else row.score(name)[0]
+                if value is not None and row.parameters_m is not None:
+                    label = _text(row.full_label)
+                    known[label] = _point(axes, row, value, colormaps["tab10"](i % 10), MARKERS[i // 10 % len(MARKERS)], label)
+            if max(sizes) > 3 * min(sizes):
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+                axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
+            axes.margins(x=0.15, y=0.15)
+            axes.set(xlabel="parameters (M)", ylabel=_label(name))
+            axes.grid(alpha=0.3)
+        figure.legend(known.values(), known.keys(), loc="outside right upper", fontsize=8, frameon=False)
+        return _svg(figure)
+
+
+def _point(axes: Axes, row: Row, value: float, color, marker: str, label: str) -> Artist:
+    if not row.parameters_m:
+        return axes.axhline(value, color=color, linestyle="--" if row.kind == OURS else ":", linewidth=1.5, label=label)
+    style = {"color": color, "marker": marker, "linestyle": "", "markersize": 8}
+    return axes.plot(row.parameters_m, value, fillstyle="full" if row.kind == OURS else "none", label=label, **style)[0]
+
+
+def layer_weights(runs: list[Run]) -> str | None:
+    """One panel a run: tasks down, layers across, what a head takes of each layer. None where no run has several."""
+    shown = []
+    for name, records in runs:
+        weights = {r["task"]: r["layer_weights"] for r in records if len(r.get("layer_weights") or []) > 1}
+        if weights:
+            shown.append((name, weights))
+    if not shown:
+        return None
+    layers = max(len(w) for _, weights in shown for w in weights.values())
+    with rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
+        figure, panels = _grid(len(shown), columns=2 if layers <= 14 else 1, width=1.2 + 0.42 * layers, height=3.8)
+        for (name, weights), axes in zip(shown, panels):
+            tasks = [task for task in TASKS if task in weights] + [task for task in weights if task not in TASKS]
+            table = np.full((len(tasks), max(map(len, weights.values()))), np.nan)
+            for line, task in zip(table, tasks):
+                line[: len(weights[task])] = weights[task]
+            mixed = table[np.nanmax(table, axis=1) < 0.999]  # a task that picks one layer would bleach the others
+            top = np.nanmax(mixed) if len(mixed) else 1.0
+            axes.imshow(table, cmap="viridis", vmin=0, vmax=top, aspect="auto")
+            for (y, x), value in np.ndenumerate(table):
+                if not math.isnan(value):
+                    color = "white" if value < 0.6 * top else "black"
+                    axes.text(x, y, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=7, color=color)
+            axes.set_yticks(range(len(tasks)), [_text(task) for task in tasks])
+            axes.set_xticks(range(table.shape[1]))
+            axes.tick_params(length=0)
+            axes.set(title=_text(name), xlabel="layer")
+        return _svg(figure)
+
+
+def learning_rates(name: str, records: list[Record]) -> str | None:
+    """One panel a task: the dev value over steps, a line a learning rate (thin ones: folds); over layers where a layer is chosen.
+
+    The legend has each one's best dev value. None without any grid.
+    """
+    records = [r for r in {r["task"]: r for r in reversed(records)}.values() if _worth(r.get("grid"))]
+    records.sort(key=lambda r: TASKS.index(r["task"]) if r["task"] in TASKS else len(TASKS))
+    if not records:
+        return None
+    with rc_context(STYLE):
+        figure, panels = _grid(len(records), columns=min(3, len(records)), width=3.9, height=2.9)
+        for record, axes in zip(records, panels):
+            chosen_by = record.get("chosen_by", record["metric"])
+            if "layer" in record["grid"][0]:
+                axes.plot([e["layer"] for e in record["grid"]], [e["dev"] for e in record["grid"]], "o-", markersize=3)
+                axes.set_xlabel("layer")
+            else:
+                _curves(axes, record)
+            axes.set(title=_text(record["task"]), ylabel=f"dev {_label(chosen_by)}")
+            axes.grid(alpha=0.3)
+        return _svg(figure)
+
+
+def _worth(grid: list[dict] | None) -> bool:
+    """Whether there is more to see than the only layer of an upstream."""
+    return bool(grid) and ("layer" not in grid[0] or len(grid) > 1)
+
+
+def _curves(axes: Axes, record: Record) -> None:
+    folds = [fold["grid"] for fold in record.get("folds", []) if fold.get("grid")] or [record["grid"]]
+    for lane, color in zip(record["grid"], _colors(len(record["grid"]))):
+        lr = lane["lr"]
+        curves = [other["curve"] for grid in folds for other in grid if other["lr"] == lr and other.get("curve")]
+        chosen = " (chosen)" if lr == record.get("lr") else ""
+        label = f"{lr:g}: {lane['dev']:.2f}{chosen}"
+        for curve in curves if len(curves) > 1 else []:
+            axes.plot(*zip(*curve), color=color, linewidth=0.5, alpha=0.5)
+        axes.plot(*_mean(curves), color=color, marker="o", markersize=3 if chosen else 2, linewidth=2 if chosen else 1, label=label)
+    axes.set_xlabel("step")
+    axes.legend(title="learning rate: best on dev", fontsize=7, title_fontsize=7)
+
+
+def _mean(curves: list[list[list[float]]]) -> tuple[list[float], list[float]]:
+    """Over the folds, at the steps that all of them have."""
+    values = [dict(map(tuple, curve)) for curve in curves]
+    steps = sorted(set.intersection(*map(set, values))) if values else []
+    return steps, [sum(value[step] for value in values) / len(values) for step in steps]
+
+
+def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in panels[count:]:
+        unused.remove()
+    return figure, panels[:count]
+
+
+def _colors(count: int) -> list:
+    return [colormaps["tab10"](i % 10) for i in range(count)]
+
+
+def _label(name: str) -> str:
+    return COLUMNS.get(name, name)
+
+
+def _text(text: str) -> str:
+    """As it stands: matplotlib would read formulas between dollars. What xml cannot hold is left out."""
+    return "".join(c for c in text if c.isprintable()).replace("$", r"\$")
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
