@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 
 from star_upstream.errors import StarError
@@ -38,8 +39,12 @@ def main(folders: list[Path], out: Path | None = None, beside: str | None = None
         stem = out.with_suffix("") if out.suffix in (".md", ".csv", ".html") else out
         contents = {".md": text + "\n", ".csv": as_csv(runs, rows), ".html": report_page.html(tables, runs, rows)}
         for suffix, content in contents.items():
-            with replacing(stem.with_name(stem.name + suffix)) as part:
-                part.write_text(content, encoding="utf-8")
+            path = stem.with_name(stem.name + suffix)
+            try:
+                with replacing(path) as part:
+                    part.write_text(content, encoding="utf-8")
+            except OSError as error:
+                raise StarError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
     return 0
 
 
@@ -62,6 +67,8 @@ def read(folder: Path) -> list[Record]:
         absent = [key for key in wanted if key not in record]
         if absent:
             raise StarError(f"{path}: not a task's record ({', '.join(absent)} missing)")
+        if not all(_measured(number) for number in [record, *record.get("further_metrics", [])]):
+            raise StarError(f"{path}: value and interval_95 must be numbers; remove it and run its task again")
         plain = {key: value for key, value in record.items() if key != "std_over_folds"}  # the spread is that of the first metric
         records += [record, *({**plain, **further} for further in record.get("further_metrics", []))]
     if not records:
@@ -69,6 +76,11 @@ def read(folder: Path) -> list[Record]:
     if len({record["upstream_digest"] for record in records}) > 1:
         raise StarError(f"{folder}: holds results of several upstreams; use one folder for each")
     return records
+
+
+def _measured(number: dict) -> bool:
+    values = [number.get("value"), *(number.get("interval_95") or [None])]
+    return len(values) == 3 and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
 
 def named(runs: list[tuple[Path, list[Record]]]) -> list[Run]:

@@ -84,6 +84,10 @@ def test_bad_folders_are_named(tmp_path):
     (mixed / "ks_acc.json").write_text("{")
     with pytest.raises(StarError, match="ks_acc.json: not json"):
         report.read(mixed)
+    for change in ({"value": float("nan")}, {"value": None}, {"interval_95": None}, {"further_metrics": [{"metric": "sf_cer"}]}):
+        (mixed / "ks_acc.json").write_text(json.dumps(record("ks_acc", 1.0) | change))
+        with pytest.raises(StarError, match="must be numbers"):
+            report.read(mixed)
     (mixed / "ks_acc.json").write_text('{"metric": "ks_acc"}')
     with pytest.raises(StarError, match="not a task's record .task, value"):
         report.read(mixed)
@@ -158,3 +162,5 @@ def test_folders_of_one_name_and_odd_names(tmp_path):
     assert "| x/run |" in text and r"| y/run | a\|\*b c |" in text
     with pytest.raises(StarError, match="expected a file name"):
         report.main([a], tmp_path / "..")
+    with pytest.raises(StarError, match="cannot be written"):
+        report.main([a], a / "ks_acc.json" / "table")
