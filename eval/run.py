@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import resource
 import statistics
-import subprocess
 import sys
-import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,13 +22,15 @@ from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
 
-from . import corpora, encode, score, tasks, train, upstreams
+from . import corpora, encode, jobs, score, tasks, train, upstreams
+from .machine import environment, peak_memory, reset_peak_memory
 from .probe import Metric, Task
 from .probe import schedule as pick_schedule
 
 FORMAT = 1
 """Version of the records."""
-PACKAGES = ("star-upstream", "torch", "torchaudio", "s3prl", "numpy", "pandas", "soundfile", "safetensors", "editdistance")
+PROGRESS = ".progress"
+"""Folder in ``out`` for what a broken run goes on from."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,16 @@ class Options:
     cache: Path | None = None
     cache_gb: float = 20.0
     overwrite: bool = False
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task without a record."""
+
+    message: str
+    log: Path | None
+    """None where the input is to blame, and the message says it all."""
 
 
 def cache_folder() -> Path:
@@ -70,30 +79,62 @@ def run(options: Options) -> int:
         raise StarError(f"--limit {options.limit}: must be at least 1")
     if any(lr <= 0 for lr in options.lr_grid):
         raise StarError("--lr-grid: learning rates must be above 0")
+    if options.jobs < 1:
+        raise StarError(f"--jobs {options.jobs}: must be at least 1")
+    alone = options.jobs == 1 or len(wanted) == 1
     device = _device(options.device)
-    root, kind = _data(options.data)
-    compat.apply()
-    upstream = upstreams.load(options.upstream, device)
+    _data(options.data)
+    upstream = upstreams.load(options.upstream, device if alone else "cpu")
     say(
         f"{upstream.name}: {upstream.parameters / 1e6:.2f} M parameters, {upstream.layers} layers of {upstream.width}, "
         f"digest {upstream.digest[:12]}"
     )
-    store = encode.Store(options.cache or cache_folder() / "features", options.cache_gb)
-    failures, done = [], []
-    for task in wanted:
-        try:
-            done.append(_task(task, upstream, root, kind, store, options, device))
-        except Exception as error:  # the summary names it; the other tasks go on
-            if not isinstance(error, StarError):
-                log = options.out / f"{task.name}.error.txt"
-                log.parent.mkdir(parents=True, exist_ok=True)
-                log.write_text(traceback.format_exc(), encoding="utf-8")
-            failures.append((task.name, error))
-            say(f"{task.name}: failed: {_one_line(error)}")
-    _summary(upstream, done, failures, options.out)
+    if alone:
+        results = {task.name: _attempt(task, upstream, options, device) for task in wanted}
+    else:
+        results = _side_by_side([task.name for task in wanted], options)
+    with contextlib.suppress(OSError):  # not there, or not empty
+        (options.out / PROGRESS).rmdir()
+    done = [result for result in results.values() if not isinstance(result, Failure)]
+    failures = {name: result for name, result in results.items() if isinstance(result, Failure)}
+    _summary(options, done, failures)
     if not failures:
         return 0
-    return 2 if not done and all(isinstance(error, StarError) for _, error in failures) else 1
+    return 2 if not done and all(failure.log is None for failure in failures.values()) else 1
+
+
+def _attempt(task: Task, upstream, options: Options, device: torch.device) -> dict[str, Any] | Failure:
+    try:
+        root, kind = _data(options.data)
+        store = encode.Store(options.cache or cache_folder() / "features", options.cache_gb)
+        return _task(task, upstream, root, kind, store, options, device)
+    except Exception as error:  # the summary names it; the other tasks go on
+        log = None
+        if not isinstance(error, StarError):
+            log = options.out / f"{task.name}.error.txt"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+        say(f"{task.name}: failed: {_one_line(error)}")
+        return Failure(_one_line(error), log)
+
+
+def _by_itself(options: Options, name: str) -> dict[str, Any] | Failure:
+    """A task in a process of its own, which shares nothing but the cache with the others."""
+    device = _device(options.device)
+    return _attempt(tasks.get(name), upstreams.load(options.upstream, device), options, device)
+
+
+def _side_by_side(names: list[str], options: Options) -> dict[str, dict[str, Any] | Failure]:
+    """Records or failures in the order of ``names``; what each task says is in its own log."""
+    logs = {name: options.out / f"{name}.log" for name in names}
+    say(f"{options.jobs} tasks at once; what they say is in {options.out}/TASK.log")
+    results = {}
+    for name, result, code in jobs.side_by_side(functools.partial(_by_itself, options), names, options.jobs, logs.get):
+        if result is None:
+            result = Failure(f"its process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}", logs[name])
+        results[name] = result
+        say(f"{name}: {f'failed: {result.message}' if isinstance(result, Failure) else 'done'} ({len(results)} of {len(names)})")
+    return {name: results[name] for name in names}
 
 
 def say(line: str) -> None:
@@ -138,7 +179,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
     fits, marks = [], []
     for fold, probe in enumerate(probes, start=1):
         name = task.name if len(probes) == 1 else f"{task.name}-fold{fold}"
-        marks.append(options.out / ".progress" / f"{name}.pt")
+        marks.append(options.out / PROGRESS / f"{name}.pt")
         identity = hashlib.sha256(json.dumps([settings, asdict(schedule), fold], sort_keys=True).encode()).hexdigest()
         shape = (upstream.layers, upstream.width, upstream.stride)
         probe.ready(features)
@@ -185,8 +226,6 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
     write_json(target, record)
     for mark in marks:
         mark.unlink(missing_ok=True)
-    if marks[0].parent.is_dir() and not any(marks[0].parent.iterdir()):
-        marks[0].parent.rmdir()
     (options.out / f"{task.name}.error.txt").unlink(missing_ok=True)
     return record
 
@@ -299,45 +338,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> float:
-    """MB: of the device where it is a GPU, else of the process since its start."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    scale = 1.0 if sys.platform == "darwin" else 1024.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit, platform and time, for records."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "git_commit": _commit(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def _one_line(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [""])[0]
     return text if isinstance(error, StarError) else f"{type(error).__name__}: {text}"
@@ -347,18 +347,18 @@ def _numbers(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [record, *record.get("further_metrics", [])]
 
 
-def _summary(upstream, done: list[dict], failures: list[tuple[str, Exception]], out: Path) -> None:
+def _summary(options: Options, done: list[dict], failures: dict[str, Failure]) -> None:
     for record in done:
         note = ", limited" if record["limited"] else ""
         for number in _numbers(record):
             value, low, high = (f"{n:.{2 if number['unit'] == '%' else 4}f}" for n in (number["value"], *number["interval_95"]))
             say(f"{record['task']:>5}  {number['metric']} {value} [{low}, {high}]  ({record['corpus']}{note})")
-    for name, error in failures:
-        log = "" if isinstance(error, StarError) else f" (see {out / f'{name}.error.txt'})"
-        say(f"{name:>5}  FAILED: {_one_line(error)}{log}")
+    for name, failure in failures.items():
+        log = "" if failure.log is None else f" (see {failure.log})"
+        say(f"{name:>5}  FAILED: {failure.message}{log}")
     print(json.dumps({
-        "upstream": upstream.name,
-        "out": str(out),
+        "upstream": options.upstream,
+        "out": str(options.out),
         "metrics": {number["metric"]: number["value"] for record in done for number in _numbers(record)},
-        "failed": {name: _one_line(error) for name, error in failures},
+        "failed": {name: failure.message for name, failure in failures.items()},
     }))  # fmt: skip

@@ -35,7 +35,11 @@ def evaluate(*arguments):
 
 
 def error(capsys):
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:") or "FAILED" in line]
+    return error_line(capsys.readouterr().err)
+
+
+def error_line(text):
+    lines = [line for line in text.splitlines() if line.startswith("error:") or "FAILED" in line]
     assert len(lines) == 1
     return lines[0]
 
@@ -103,6 +107,7 @@ def test_limit_marks_the_record(corpus, tmp_path):
         (["--limit", "0"], "--limit 0"),
         (["--steps", "0"], "--steps 0"),
         (["--lr-grid", "0"], "above 0"),
+        (["--jobs", "0"], "--jobs 0"),
         (["--device", "abacus"], "--device abacus"),
     ],
 )
@@ -195,6 +200,22 @@ def test_kill_9_and_the_same_command_again(corpus, tmp_path, capsys):
     assert main([*arguments, str(tmp_path / "whole")]) == 0
     resumed, whole = (json.loads((tmp_path / n / "asr.json").read_text()) for n in ("o", "whole"))
     assert resumed["grid"] == whole["grid"] and resumed["value"] == whole["value"]
+
+
+def test_jobs_give_the_same_records_and_failures(corpus, tmp_path, capsys):
+    data = damaged(corpus, tmp_path / "data", _bad_wave)
+    arguments = [*FAST, "--data", data, "--steps", 4, "--tasks", "ks,sid", "--cache", tmp_path / "features"]
+    assert evaluate(*arguments, "--out", tmp_path / "one") == 1
+    one = json.loads(capsys.readouterr().out)
+    assert evaluate(*arguments, "--out", tmp_path / "two", "--jobs", 2) == 1
+    captured = capsys.readouterr()
+    assert {**json.loads(captured.out), "out": one["out"]} == one and list(one["failed"]) == ["ks"]
+    assert "bad.wav" in error_line(captured.err) and "sid: done" in captured.err and "step 4/4" not in captured.err
+    assert "sid: step 4/4" in (tmp_path / "two" / "sid.log").read_text()
+    first, second = (json.loads((tmp_path / folder / "sid.json").read_text()) for folder in ("one", "two"))
+    assert first.keys() == second.keys()
+    for key in ("value", "interval_95", "grid", "layer_weights", "table_digest", "upstream_digest"):
+        assert first[key] == second[key], key
 
 
 def test_only_the_whole_published_corpus_is_called_official():

@@ -1,0 +1,63 @@
+"""jobs: processes side by side, their logs, and those that die."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from eval.jobs import side_by_side
+
+
+def work(name):
+    print(f"here is {name}", flush=True)
+    if name == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "fails":
+        raise ValueError("no good")
+    return name.upper()
+
+
+def test_results_logs_and_deaths(tmp_path):
+    ended = {name: rest for name, *rest in side_by_side(work, ["dies", "a", "fails"], 2, lambda n: tmp_path / f"{n}.log")}
+    assert ended == {"a": ["A", 0], "dies": [None, -signal.SIGKILL], "fails": [None, 1]}
+    for name in ended:
+        assert (tmp_path / f"{name}.log").read_text().startswith(f"here is {name}\n")
+    assert "ValueError: no good" in (tmp_path / "fails.log").read_text()
+
+
+def sleeps(name):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+
+def test_none_outlives_a_killed_caller(tmp_path):
+    log = tmp_path / "x.log"
+    code = (
+        "import pathlib, sys, test_jobs; from eval.jobs import side_by_side; "
+        "list(side_by_side(test_jobs.sleeps, ['x'], 1, lambda name: pathlib.Path(sys.argv[1])))"
+    )
+    here = Path(__file__).resolve().parent
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
+    caller = subprocess.Popen([sys.executable, "-c", code, str(log)], env=environment)
+    child = int(_soon(lambda: log.is_file() and log.read_text().strip()))
+    caller.kill()
+    caller.wait()
+    assert _soon(lambda: not _alive(child))
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _soon(condition, seconds=30):
+    end = time.time() + seconds
+    while time.time() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    return False
