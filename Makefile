@@ -48,7 +48,7 @@ superb-shipped: distill
 	  $(PY) -m eval run --upstream $$model --tasks $(TASKS) --data $(CORPORA) --out results/mini/$$name > /dev/null || status=1; \
 	done; \
 	$(PY) -m eval report results/mini/fbank results/mini/star_mini_teacher results/mini/star_mini results/mini/distilled --out results/mini/table \
-	&& echo "the table is in results/mini/table.md; mini scores compare with one another, not with published ones" >&2 && exit $$status
+	&& echo "the table is in results/mini/table.md and table.html; mini scores compare with one another, not with published ones" >&2 && exit $$status
 
 superb-one: $(if $(filter mini,$(DATA)),$(MINI))
 	$(PY) -m eval run --upstream $(UPSTREAM) --tasks $(TASKS) --data $(CORPORA) --out $(RESULTS)

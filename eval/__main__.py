@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", type=Path, required=True, help="folder for the results; a rerun goes on where the last one stopped")
     run.add_argument(
-        "--schedule", help="superb, superb-sched (its steps with warm-up and decay) or mini (default: mini for mini data, else superb)"
+        "--schedule", help="superb, superb-sched (its steps with warm-up and decay) or mini (default: mini for mini data and manifests, else superb)"
     )
     run.add_argument(
         "--lr-grid", type=_rates, default=(), help="learning rates tried together, chosen on dev (default: the schedule's)"

@@ -142,7 +142,7 @@ def say(line: str) -> None:
 
 
 def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, device: torch.device) -> dict[str, Any]:
-    name = options.schedule or ("mini" if kind == "mini" else "superb")
+    name = options.schedule or _default_schedule(task, root, kind)
     published = pick_schedule(task, name)
     schedule = pick_schedule(task, name, options.steps)
     lrs = tuple(dict.fromkeys(options.lr_grid or schedule.lr_grid or (schedule.lr,))) if schedule.steps else ()
@@ -308,6 +308,14 @@ def _data(data: str) -> tuple[Path, str]:
         return root, "mini"
     root = Path(data).expanduser().absolute()
     return root, "mini" if (root / mini.MARKER).is_file() else "folder"
+
+
+def _default_schedule(task: Task, root: Path, kind: str) -> str:
+    """SUPERB's own on the corpora that it belongs to; the short one elsewhere, said aloud where the data is the user's."""
+    own = corpora.from_manifest(task.name, root)
+    if own:
+        say(f"{task.name}: own data, hence the short schedule; --schedule superb takes the published one")
+    return "mini" if own or kind == "mini" else "superb"
 
 
 def _kind(task: Task, table: pd.DataFrame, kind: str, options: Options) -> str:

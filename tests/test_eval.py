@@ -237,3 +237,11 @@ def test_windows_of_one_file(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.linspace(0, 0.5, 1000), 16_000, subtype="FLOAT")
     wave = waveform(Window(str(tmp_path / "a.wav"), 100, 50))
     assert len(wave) == 50 and wave[0] == pytest.approx(100 * 0.5 / 999, abs=1e-6)
+
+
+def test_own_data_takes_the_short_schedule_unless_told(corpus, tmp_path, capsys):
+    arguments = ["--upstream", "tiny_corpus:upstream", "--data", corpus, "--tasks", "ks", "--steps", 4, "--overwrite"]
+    for extra, wanted in ([], "mini"), (["--schedule", "superb"], "superb"):
+        assert evaluate(*arguments, *extra, "--out", tmp_path / "out") == 0
+        assert json.loads((tmp_path / "out" / "ks.json").read_text())["schedule"] == wanted
+        assert ("own data, hence the short schedule" in capsys.readouterr().err) == (wanted == "mini")
