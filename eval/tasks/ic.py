@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..probe import Schedule, Task, UtteranceClassification, protocols
+from ..probe import MINI_POOLED, Schedule, Task, UtteranceClassification, protocols
 
 
 class IntentClassification(UtteranceClassification):
@@ -23,17 +23,7 @@ TASK = Task(
     probe=IntentClassification,
     schedules=protocols(
         superb=Schedule(steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}),
-        mini=Schedule(
-            steps=600,
-            batch=32,
-            accumulate=1,
-            lr=1e-2,
-            lr_grid=(1e-3, 1e-2),
-            eval_every=50,
-            head={"hidden_size": 64},
-            scheduler="linear",
-            warmup=30,
-        ),
+        mini=MINI_POOLED,
         warmup=1_000,
     ),
     differences=(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..probe import Schedule, Task, UtteranceClassification, protocols
+import dataclasses
+
+from ..probe import MINI_POOLED, Schedule, Task, UtteranceClassification, protocols
 
 
 class SpeakerIdentification(UtteranceClassification):
@@ -24,18 +26,7 @@ TASK = Task(
     crop_seconds=8.0,
     schedules=protocols(
         superb=Schedule(steps=200_000, batch=8, accumulate=4, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}, crops=4),
-        mini=Schedule(
-            steps=600,
-            batch=32,
-            accumulate=1,
-            lr=1e-2,
-            lr_grid=(1e-3, 1e-2),
-            eval_every=50,
-            head={"hidden_size": 64},
-            scheduler="linear",
-            warmup=30,
-            crops=2,
-        ),
+        mini=dataclasses.replace(MINI_POOLED, crops=2),
         warmup=5_000,
         sched_lr=1e-3,
     ),
