@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from star_upstream.errors import StarError
+from star_upstream.metrics import Counts
 
-from .score import Counts
 
 
 @dataclass(frozen=True)

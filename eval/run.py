@@ -17,12 +17,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from star_upstream import compat
+from star_upstream import compat, corpora, metrics
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
 
-from . import corpora, encode, jobs, score, tasks, train, upstreams
+from . import encode, jobs, tasks, train, upstreams
 from .machine import environment, peak_memory, reset_peak_memory
 from .probe import Metric, Task
 from .probe import schedule as pick_schedule
@@ -232,7 +232,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
 
 def _scores(task: Task, probes: list, heads: list, fits: list, features, seed: int, device: torch.device) -> dict[str, Any]:
     """The record's part on test: the metric, those besides it, and where there are several folds each one's share of the mean."""
-    metrics = (Metric(task.metric, task.unit, task.direction), *task.further)
+    wanted = (Metric(task.metric, task.unit, task.direction), *task.further)
     folds, details = [], []
     for probe, head in zip(probes, heads):
         rows = probe.split["test"]
@@ -240,8 +240,8 @@ def _scores(task: Task, probes: list, heads: list, fits: list, features, seed: i
         details.append(probe.details(predictions, rows))
         folds.append([(probe.value(predictions, rows), probe.counts(predictions, rows)), *probe.further(predictions, rows)])
     numbers = []
-    for metric, results in zip(metrics, zip(*folds), strict=True):
-        low, high = score.bootstrap([counts for _, counts in results], seed)
+    for metric, results in zip(wanted, zip(*folds), strict=True):
+        low, high = metrics.bootstrap([counts for _, counts in results], seed)
         value = sum(value for value, _ in results) / len(results)
         numbers.append({
             "metric": metric.name, "value": value, "unit": metric.unit, "direction": metric.direction, "interval_95": [low, high],

@@ -10,9 +10,8 @@ import pytest
 import soundfile
 from small_corpora import small
 
-from eval import corpora
-from eval.corpora import audio_snips, manifest, speech_commands, voxceleb1
-from star_upstream import audio, compat
+from star_upstream import audio, compat, corpora
+from star_upstream.corpora import audio_snips, manifest, speech_commands, voxceleb1
 
 TASKS = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er")
 

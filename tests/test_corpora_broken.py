@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_corpora import small
 
-from eval import corpora
+from star_upstream import corpora
 from star_upstream.errors import StarError
 
 

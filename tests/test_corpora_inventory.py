@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from small_corpora import small
 
-from eval.corpora import BY_TASK, inventory
+from eval.corpora import inventory
+from star_upstream.corpora import BY_TASK
 from star_upstream.errors import StarError
 
 

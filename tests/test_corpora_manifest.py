@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from eval import corpora
-from star_upstream import audio
+from star_upstream import audio, corpora
 from star_upstream.errors import StarError
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from small_corpora import SCALE, small
 
-from eval import corpora
-from eval.corpora import iemocap, mini, synthesis
+from eval.corpora import mini, synthesis
 from eval.corpora.mini_parts import commands, emotions, grammar, mixtures, queries, sentences, slots
-from star_upstream import audio
+from star_upstream import audio, corpora
+from star_upstream.corpora import iemocap
 from star_upstream.errors import StarError
 
 

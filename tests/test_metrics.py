@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import SHARED
 
-from eval import metrics
 from eval.dtw import Documents
+from star_upstream import metrics
 
 
 def error_rate(reference, hypothesis):
@@ -179,3 +179,13 @@ def test_warping_finds_a_query_said_at_another_speed():
 def test_silence_has_no_direction():
     document, query = np.zeros((5, 3)), np.ones((5, 3))
     assert np.isfinite(Documents([document]).costs(query)).all()
+
+
+
+def test_bootstrap_interval():
+    assert metrics.bootstrap(np.ones((20, 2))) == (100.0, 100.0)
+    counts = np.stack([np.repeat([1.0, 0.0], 200), np.ones(400)], 1)
+    low, high = metrics.bootstrap(counts, seed=1)
+    half_width = 100 * 1.96 * np.sqrt(0.25 / 400)  # normal approximation of a proportion of one half
+    assert low == pytest.approx(50 - half_width, abs=1) and high == pytest.approx(50 + half_width, abs=1)
+    assert metrics.bootstrap(counts, seed=1) == (low, high)

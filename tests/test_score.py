@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -52,12 +51,3 @@ def test_nine_task_mean_leaves_out_query_by_example_only():
     assert score.nine_task_mean(metrics) == pytest.approx(60.0)
     with pytest.raises(StarError, match="nine-task mean: er_acc missing"):
         score.nine_task_mean({k: v for k, v in metrics.items() if k != "er_acc"})
-
-
-def test_bootstrap_interval():
-    assert score.bootstrap(np.ones((20, 2))) == (100.0, 100.0)
-    counts = np.stack([np.repeat([1.0, 0.0], 200), np.ones(400)], 1)
-    low, high = score.bootstrap(counts, seed=1)
-    half_width = 100 * 1.96 * np.sqrt(0.25 / 400)  # normal approximation of a proportion of one half
-    assert low == pytest.approx(50 - half_width, abs=1) and high == pytest.approx(50 + half_width, abs=1)
-    assert score.bootstrap(counts, seed=1) == (low, high)

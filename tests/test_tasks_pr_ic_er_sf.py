@@ -10,11 +10,11 @@ import tiny_slu
 import torch
 from torch import nn
 
-from eval import corpora, run, score, tasks, train
+from eval import run, score, tasks, train
 from eval.__main__ import main
 from eval.ctc import lstm_head
 from eval.probe import Schedule, limited
-from star_upstream import compat
+from star_upstream import compat, corpora, metrics
 from star_upstream.errors import StarError
 
 compat.apply()
@@ -244,10 +244,10 @@ def test_slices_are_of_neighbours_by_tokens(data):
 
 def test_interval_of_a_mean_over_folds():
     right, wrong = np.array([[1, 1]] * 3), np.array([[0, 1]] * 30)
-    assert score.bootstrap([right, wrong]) == pytest.approx((50, 50))
+    assert metrics.bootstrap([right, wrong]) == pytest.approx((50, 50))
     mixed = np.array([[i % 2, 1] for i in range(40)])
-    assert score.bootstrap([mixed]) == score.bootstrap(mixed)
-    low, high = score.bootstrap([mixed, right])
+    assert metrics.bootstrap([mixed]) == metrics.bootstrap(mixed)
+    low, high = metrics.bootstrap([mixed, right])
     assert 60 < low < 75 < high < 90
 
 

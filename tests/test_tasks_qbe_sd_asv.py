@@ -11,11 +11,11 @@ import torch
 from tiny_corpus import TinyUpstream
 from torch import nn
 
-from eval import corpora, encode, score, tasks, train
+from eval import encode, tasks, train
 from eval.__main__ import main
 from eval.tasks import sd as sd_module
 from eval.upstreams import Upstream
-from star_upstream import compat
+from star_upstream import compat, corpora, metrics
 from star_upstream.errors import StarError
 
 compat.apply()
@@ -310,12 +310,12 @@ def test_official_schedules_and_heads_are_s3prls():
 
 def test_interval_draws_items(data):
     """Of functions as of counts, and of their mean over folds."""
-    assert score.bootstrap(lambda generator: generator.uniform(0, 100), seed=0)[0] == pytest.approx(2.5, abs=1.5)
-    assert score.bootstrap([np.array([[1.0, 1.0]] * 5), lambda generator: 50.0]) == (75.0, 75.0)
+    assert metrics.bootstrap(lambda generator: generator.uniform(0, 100), seed=0)[0] == pytest.approx(2.5, abs=1.5)
+    assert metrics.bootstrap([np.array([[1.0, 1.0]] * 5), lambda generator: 50.0]) == (75.0, 75.0)
     probe = make(ASV, data)
     rows = probe.split["test"]
     embeddings = list(nn.functional.normalize(torch.randn(len(rows), 4, generator=torch.Generator().manual_seed(0)), dim=1).numpy())
-    low, high = score.bootstrap(probe.counts(embeddings, rows), resamples=100)
+    low, high = metrics.bootstrap(probe.counts(embeddings, rows), resamples=100)
     assert low < probe.value(embeddings, rows) < high and high - low < 50
 
 

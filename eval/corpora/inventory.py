@@ -9,7 +9,7 @@ from typing import Any
 
 from star_upstream.errors import StarError
 
-from . import BY_TASK, CORPORA, find, from_manifest, load, manifest, segments, sizes, trials, truth, voxceleb1
+from star_upstream.corpora import BY_TASK, CORPORA, find, from_manifest, load, manifest, segments, sizes, trials, truth, voxceleb1
 
 LINKS = {"asv": ("trials", trials, voxceleb1.TRIALS), "sd": ("segments", segments, None), "qbe": ("pairs", truth, None)}
 """What a task needs besides its table: what it is called, its reader, and how many the published corpus has (None: not known)."""

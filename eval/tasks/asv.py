@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import nn
 
+from star_upstream import corpora, metrics
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 
-from .. import corpora, metrics
 from ..probe import Probe, Schedule, Task, protocols
 from .sd import shuffled
 
@@ -76,8 +76,8 @@ class SpeakerVerification(Probe):
                 )
 
     def head(self, width: int, stride: int) -> nn.Module:
-        from s3prl.problem import SuperbASV
         from s3prl.nn.speaker_model import TDNN
+        from s3prl.problem import SuperbASV
         from s3prl.task.speaker_verification_task import SpeakerVerification as Verification
 
         sizes = dict(self.schedule.head)

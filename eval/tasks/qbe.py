@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
+from star_upstream import corpora, metrics
 from star_upstream.errors import StarError
 
-from .. import corpora, metrics
 from ..dtw import SHORTEST_QUERY, Documents
 from ..probe import Probe, Schedule, Task, protocols
 from ..train import Fitted, Lane, predict

@@ -14,10 +14,10 @@ import torch
 from scipy.ndimage import median_filter
 from torch import nn
 
+from star_upstream import corpora, metrics
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 
-from .. import corpora, metrics
 from ..probe import Probe, Schedule, Task, protocols
 
 CHUNK = 2000

@@ -8,9 +8,9 @@ from typing import Callable
 
 import numpy as np
 
+from star_upstream.corpora import fluent_commands
 from star_upstream.files import replacing
 
-from .. import fluent_commands
 from ..synthesis import Clip, random_channel, recordings, voices, write
 
 FOLDERS = (fluent_commands.FOLDERS[0],)

@@ -8,9 +8,9 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from star_upstream.audio import RATE
+from star_upstream.corpora import iemocap
 from star_upstream.files import replacing
 
-from .. import iemocap
 from ..synthesis import Clip, random_channel, recordings, voices, write
 from . import grammar
 

@@ -10,9 +10,9 @@ from typing import Callable
 import numpy as np
 
 from star_upstream.audio import RATE
+from star_upstream.corpora import speech_commands
 from star_upstream.files import replacing
 
-from .. import speech_commands
 from ..synthesis import Clip, level, noise, random_channel, recordings, voices, write
 
 FOLDERS = (speech_commands.FOLDERS[0], speech_commands.TEST_FOLDERS[0])

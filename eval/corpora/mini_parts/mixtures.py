@@ -8,9 +8,10 @@ from typing import Callable
 import numpy as np
 
 from star_upstream.audio import RATE
+from star_upstream.corpora import libri2mix
 from star_upstream.files import replacing
 
-from .. import espeak, libri2mix
+from .. import espeak
 from ..synthesis import level, noise, random_channel, spoken, voices, write
 from . import grammar
 

@@ -8,9 +8,9 @@ from typing import Callable
 import numpy as np
 
 from star_upstream.audio import RATE
+from star_upstream.corpora import quesst14
 from star_upstream.files import replacing
 
-from .. import quesst14
 from ..synthesis import Clip, random_channel, recordings, voices, write
 
 FOLDERS = (quesst14.FOLDERS[0],)

@@ -7,9 +7,9 @@ from typing import Callable
 
 import numpy as np
 
+from star_upstream.corpora import librispeech
 from star_upstream.files import replacing
 
-from .. import librispeech
 from ..synthesis import WOMEN, Clip, random_channel, recordings, voices, write
 from . import grammar
 

@@ -11,9 +11,9 @@ from typing import Callable
 
 import numpy as np
 
+from star_upstream.corpora import audio_snips
 from star_upstream.files import replacing
 
-from .. import audio_snips
 from ..synthesis import Clip, random_channel, recordings, voices, write
 
 FOLDERS = (audio_snips.FOLDERS[0],)

@@ -12,9 +12,9 @@ from typing import Callable
 
 import numpy as np
 
+from star_upstream.corpora import voxceleb1
 from star_upstream.files import replacing
 
-from .. import voxceleb1
 from ..synthesis import MEN, WOMEN, Clip, Speaker, random_channel, recordings, voices, write
 from . import grammar
 

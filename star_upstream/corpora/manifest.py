@@ -29,8 +29,8 @@ from typing import Callable, NoReturn, Sequence
 
 import pandas as pd
 
-from star_upstream import audio
-from star_upstream.errors import StarError, nearest
+from .. import audio
+from ..errors import StarError, nearest
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from star_upstream.errors import StarError
-
+from ..errors import StarError
 from .manifest import lengths, lines
 from .relations import check_segments
 

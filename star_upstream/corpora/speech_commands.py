@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from star_upstream.audio import RATE
-from star_upstream.errors import StarError
-
+from ..audio import RATE
+from ..errors import StarError
 from .manifest import lengths
 
 NAME = "Speech Commands v0.01 (with its separate test set)"

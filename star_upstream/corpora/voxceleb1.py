@@ -16,8 +16,7 @@ from typing import Iterator
 
 import pandas as pd
 
-from star_upstream.errors import StarError
-
+from ..errors import StarError
 from .manifest import lengths, lines
 from .relations import check_trials
 

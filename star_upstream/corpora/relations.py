@@ -12,8 +12,7 @@ from typing import Callable
 
 import pandas as pd
 
-from star_upstream.errors import StarError
-
+from ..errors import StarError
 from .manifest import BOTH, lines, rows
 
 Place = Callable[[int], str]

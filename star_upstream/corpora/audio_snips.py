@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from star_upstream.errors import StarError
-
+from ..errors import StarError
 from .manifest import lengths, lines
 
 NAME = "Audio SNIPS (SUPERB slot filling)"

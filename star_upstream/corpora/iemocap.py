@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from star_upstream.errors import StarError
-
+from ..errors import StarError
 from .manifest import lengths, lines
 
 NAME = "IEMOCAP"

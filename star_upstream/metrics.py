@@ -1,11 +1,12 @@
-"""The metrics that s3prl leaves to outside programs: diarization error rate, equal error rate, maximum term-weighted value.
+"""The metrics that s3prl leaves to outside programs (diarization error rate, equal error rate, maximum term-weighted value), and
+bootstrap intervals of any metric.
 
 Shapes: K trials, Q queries, N documents.
 """
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -108,3 +109,26 @@ def maximum_term_weighted_value(
     values = np.append(0.0, np.cumsum(gain_QN.ravel()[order])[last])
     best = int(values.argmax())
     return float(values[best]), float("inf") if best == 0 else float(ranked[last[best - 1]])
+
+
+Counts = np.ndarray | Callable[[np.random.Generator], float]
+
+
+def bootstrap(counts: Counts | Sequence[Counts], seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+    """95 % interval of ``100 x sum(counts[:, 0]) / sum(counts[:, 1])`` over items drawn with replacement (percentiles).
+
+    counts: n x 2, each item's numerator and denominator, or for other metrics a function that draws items by a generator and gives
+    their value; or one of these a fold, where items are drawn within each and the interval is that of the mean over folds.
+    """
+    generator, folds = np.random.default_rng(seed), [counts] if isinstance(counts, np.ndarray) or callable(counts) else counts
+    values = np.zeros(resamples)
+    for i in range(resamples):
+        for fold in folds:
+            values[i] += (fold(generator) if callable(fold) else _ratio(fold, generator)) / len(folds)
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _ratio(counts: np.ndarray, generator: np.random.Generator) -> float:
+    top, bottom = counts[generator.integers(0, len(counts), len(counts))].sum(0)
+    return 100.0 * top / max(bottom, 1e-12)

@@ -1,0 +1,125 @@
+"""Corpora as tables: :func:`load` gives one row an utterance, from a manifest or from a corpus in its published folder layout.
+
+Every table has the columns ``id``, ``path``, ``start``, ``samples`` and those of its task (:mod:`star_upstream.corpora.manifest` lists
+them). Three tasks need more than one row an utterance, each from a function of its own whose ids are those of the table:
+
+- ASV: :func:`trials` gives ``target`` (1: same speaker, 0: not), ``enroll``, ``test``. The table has splits train and test; train
+  and test have different speakers, and only the utterances of the trials are in test.
+- SD: :func:`segments` gives ``id``, ``start``, ``end`` (seconds from the start of the recording), ``speaker``, a row each time that
+  a speaker talks; those of one recording may overlap. A speaker's name is unique within the recording at least.
+- QbE: :func:`truth` gives ``query``, ``doc``, ``relevant`` (1: the query's words are said in the document, 0: not), a row for every
+  pair that is to be scored, and no other. The table has ``kind`` query or doc, and ``split`` dev or eval (QbE has no training), or
+  ``both`` for a document that the queries of both sets are searched in. A pair belongs to the split of its query.
+
+ER has no ``split``: ``fold`` (1 to 5) is the fold in which an utterance is tested; dev is the caller's share of the other four.
+
+A corpus is one module with
+
+- ``NAME``: what to search for; ``LICENCE``: its terms, in a phrase;
+- ``FOLDERS``: the folder names, below the data folder, that it is looked for under, first choice first;
+- ``COUNTS``: for each task that it serves, the rows of each split that the published corpus has (None: not known);
+- ``read(folder, task) -> DataFrame``: the table, with the columns that :mod:`star_upstream.corpora.manifest` describes;
+- for ASV, SD and QbE a function ``trials``, ``segments`` or ``truth`` of the folder.
+
+Another task's corpus is another such module in ``CORPORA``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from ..errors import StarError, nearest
+from . import (
+    audio_snips,
+    fluent_commands,
+    iemocap,
+    libri2mix,
+    librispeech,
+    manifest,
+    quesst14,
+    relations,
+    speech_commands,
+    voxceleb1,
+)
+
+CORPORA = (librispeech, speech_commands, quesst14, voxceleb1, libri2mix, fluent_commands, audio_snips, iemocap)
+BY_TASK = {task: corpus for corpus in CORPORA for task in corpus.COUNTS}
+
+
+def load(task: str, root: str | Path) -> pd.DataFrame:
+    """The utterances of ``task``: columns id, path, start, samples, split and the task's own (see :mod:`star_upstream.corpora.manifest`).
+
+    ``root`` holds ``manifests/<task>.tsv``, or the corpus in its published layout (``LibriSpeech/``, ``VoxCeleb1/``,
+    ``speech_commands_v0.01/`` ...). Where both are there the manifest is read, and a line on stderr says so.
+
+    Raises :class:`StarError` when neither is there, and for a table that cannot be used (see :func:`manifest.check`).
+    """
+    folder = _source(task, root)
+    if from_manifest(task, root):
+        if folder is not None:
+            names = " and ".join(f"manifests/{name}" for name in manifest.files(task))
+            print(f"{task}: reads {names}, not {folder} (to read that, rename the manifest)", file=sys.stderr)
+        return manifest.read(_manifests(root), task)
+    return manifest.check(BY_TASK[task].read(folder, task), task, str(folder))
+
+
+def trials(root: str | Path) -> pd.DataFrame:
+    """Speaker verification's pairs: columns target (int, 0 or 1), enroll and test (ids of ``load("asv", root)``, split test)."""
+    folder = _source("asv", root)
+    return relations.read_trials(_manifests(root)) if from_manifest("asv", root) else voxceleb1.trials(folder)
+
+
+def segments(root: str | Path) -> pd.DataFrame:
+    """Who speaks when: columns id (of ``load("sd", root)``), start, end (seconds, float) and speaker."""
+    folder = _source("sd", root)
+    return relations.read_segments(_manifests(root)) if from_manifest("sd", root) else libri2mix.segments(folder)
+
+
+def truth(root: str | Path) -> pd.DataFrame:
+    """Which query is in which document: columns query, doc (ids of ``load("qbe", root)``) and relevant (int, 0 or 1)."""
+    folder = _source("qbe", root)
+    return relations.read_truth(_manifests(root)) if from_manifest("qbe", root) else quesst14.truth(folder)
+
+
+def from_manifest(task: str, root: str | Path) -> bool:
+    """Whether ``load(task, root)`` reads tsv files, and not a corpus in its published layout."""
+    return any((_manifests(root) / name).is_file() for name in manifest.files(task))
+
+
+def sizes(table: pd.DataFrame) -> dict:
+    """Rows of each split (of ER: of each fold), to be compared with the corpus's ``COUNTS``."""
+    return table["split" if "split" in table else "fold"].value_counts().to_dict()
+
+
+def find(corpus, root: str | Path) -> Path | None:
+    """The folder of a corpus below ``root``, None where there is none."""
+    return next((folder for name in corpus.FOLDERS if (folder := Path(root).expanduser().absolute() / name).is_dir()), None)
+
+
+def _source(task: str, root: str | Path) -> Path | None:
+    """The corpus folder of the task; None is returned only where there are manifests."""
+    if task not in BY_TASK:
+        raise StarError(f"unknown task {task!r}{nearest(task, BY_TASK)} (tasks with a corpus: {', '.join(sorted(BY_TASK))})")
+    folder = find(BY_TASK[task], root)
+    if folder is None and not from_manifest(task, root):
+        raise StarError(_missing(task, BY_TASK[task], Path(root).expanduser().absolute()))
+    return folder
+
+
+def _manifests(root: str | Path) -> Path:
+    return Path(root).expanduser().absolute() / "manifests"
+
+
+def _missing(task: str, corpus, root: Path) -> str:
+    if not root.is_dir():
+        return f"{root}: no such folder; give the one that holds the corpora, or use `--data mini`"
+    if root.name in corpus.FOLDERS:
+        return f"{root}: this is the corpus itself; give the folder that holds it, {root.parent}"
+    tables = " and ".join(f"manifests/{name}" for name in manifest.files(task))
+    return (
+        f"{root}: no data for {task}: neither {tables} nor {' nor '.join(corpus.FOLDERS)} is there; "
+        f"put {corpus.NAME} there under that name (search for that title; licence: {corpus.LICENCE}), or use `--data mini`"
+    )
