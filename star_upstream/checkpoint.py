@@ -20,6 +20,8 @@ from .errors import StarError
 from .files import replacing, write_json
 
 CONFIG, WEIGHTS, FORMAT, VERSION = "config.json", "model.safetensors", "star_upstream", 1
+LATER = {"prediction_layers": []}
+"""Options that :class:`EncoderConfig` did not have from the start, with the value that changes nothing."""
 
 
 def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype: torch.dtype | None = None) -> None:
@@ -90,7 +92,9 @@ def load_weights(encoder: Encoder, weights: dict[str, torch.Tensor], where: str)
 
 def digest(encoder: Encoder) -> str:
     """sha256 over configuration and weights (names, shapes, values): the same for the same model wherever it came from."""
-    sha = hashlib.sha256(json.dumps(strict.plain(encoder.config), sort_keys=True).encode())
+    # options that came later leave the digests of models without them as they were
+    config = {k: v for k, v in strict.plain(encoder.config).items() if k not in LATER or v != LATER[k]}
+    sha = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())

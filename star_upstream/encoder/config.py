@@ -60,6 +60,9 @@ class EncoderConfig:
     """A reused map goes through softmax once more, as in the published ARMHuBERT models, which were trained so."""
     output_projection: int = 0
     """Width of a linear head on every layer's output (ARMHuBERT, MaskHuBERT); 0 has none."""
+    prediction_layers: tuple[int, ...] = ()
+    """Teacher layers (from 1) that heads on the last state predict: linear to one ``width`` each, GELU, one linear map each
+    (DistilHuBERT, Chang et al. 2022, section 3; Kerpicci et al. 2022 keep the heads after distillation)."""
     hidden_states: Literal["all", "features", "layers", "projections"] = "all"
     """What the model gives SUPERB: first-layer input and every layer's output; the projected CNN output and every layer's
     output (DPHuBERT); layer outputs alone; or the heads' outputs."""
@@ -95,6 +98,8 @@ class EncoderConfig:
             if len(per_layer) != self.layers or any(v < 0 for v in per_layer):
                 raise StarError(f"{name}: expected {self.layers} numbers of 0 or more (one a layer), got {list(per_layer)}")
             object.__setattr__(self, name, per_layer)
+        if any(n < 1 for n in self.prediction_layers) or len(set(self.prediction_layers)) != len(self.prediction_layers):
+            raise StarError(f"prediction_layers: expected different layers of the teacher, counted from 1, got {list(self.prediction_layers)}")
         self._check_reuse()
         self._check_relative_position()
         if (self.hidden_states == "projections") and not self.output_projection:

@@ -30,6 +30,8 @@ class EncoderOutput(NamedTuple):
     """Where asked for: each layer's map (B x H x T x T, ``[query, key]``), None where attention is left out."""
     projections: list[Tensor] | None
     """Where the configuration has output heads: one B x T x ``output_projection`` a layer."""
+    predictions: list[Tensor] | None = None
+    """Where the configuration has ``prediction_layers``: what the heads make of each of them, B x T x D."""
 
 
 class PositionalConvolution(nn.Module):
@@ -81,6 +83,18 @@ class Layer(nn.Module):
         return self.ffn_norm(x_BTD if self.ffn_in is None else x_BTD + self._ffn(x_BTD)), map_BHTT
 
 
+class PredictionHeads(nn.Module):
+    """What the last state says of several layers of the teacher (DistilHuBERT, section 3.1)."""
+
+    def __init__(self, width: int, count: int):
+        super().__init__()
+        self.shared = nn.Linear(width, count * width)
+        self.each = nn.ModuleList(nn.Linear(width, width) for _ in range(count))
+
+    def forward(self, x_BTD: Tensor) -> list[Tensor]:
+        return [linear(part_BTD) for linear, part_BTD in zip(self.each, F.gelu(self.shared(x_BTD)).chunk(len(self.each), -1))]
+
+
 class Encoder(nn.Module):
     """A speech encoder: waveforms at 16 kHz to the hidden states of every layer.
 
@@ -99,6 +113,8 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         head = config.output_projection
         self.output_projections = nn.ModuleList(nn.Linear(config.width, head) for _ in range(config.layers)) if head else None
+        count = len(config.prediction_layers)
+        self.predictions = PredictionHeads(config.width, count) if count else None
         self.dropout, self.feature_dropout = nn.Dropout(config.dropout), nn.Dropout(config.feature_dropout)
         reuse = (*(config.reuse_attention or (False,) * config.layers), False)
         self._map_needed = [reuse[i + 1] for i in range(config.layers)]
@@ -150,7 +166,8 @@ class Encoder(nn.Module):
             states[-1] = self.norm(states[-1])
         heads = self.output_projections
         projections = None if heads is None else [head(state) for head, state in zip(heads, states[1:])]
-        return EncoderOutput(states, frames_B, features_BTD, maps if attention_maps else None, projections)
+        predictions = None if self.predictions is None else self.predictions(states[-1])
+        return EncoderOutput(states, frames_B, features_BTD, maps if attention_maps else None, projections, predictions)
 
     def _as_reused(self, map_BHTT: Tensor) -> Tensor:
         """The map as later layers take it. ARMHuBERT's code reads heads x utterances as utterances x heads, so that the utterances

@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from .. import strict
 from ..encoder import EncoderConfig, EncoderOutput
 from ..errors import StarError, nearest
+from .prediction import PredictionConfig, PredictionLoss
 from .star import StarConfig, StarLoss
 
-TABLE: dict[str, tuple[type, type[nn.Module]]] = {"star": (StarConfig, StarLoss)}
+TABLE: dict[str, tuple[type, type[nn.Module]]] = {
+    "star": (StarConfig, StarLoss),
+    "prediction": (PredictionConfig, PredictionLoss),
+}
 
 
 class LossSum(nn.Module):

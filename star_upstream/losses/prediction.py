@@ -1,0 +1,74 @@
+"""DistilHuBERT's loss: heads on the student's last state predict layers of the teacher (Chang, Yang, Lee, ICASSP 2022, equation 1).
+
+For every target layer, teacher state f and prediction f' of D channels, over valid frames:
+
+    sum over frames of  (1 / D) || f - f' ||_1  -  w log sigmoid(cos(f, f'))
+
+summed over layers; the same in Kerpicci et al. (arXiv 2210.16611, section 2.1), with w = 1. The heads belong to the encoder
+(``student.prediction_layers``) and are kept in its checkpoint. Shapes: B utterances, T frames, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..encoder import EncoderConfig, EncoderOutput
+from ..encoder.frontend import valid_mask
+from ..errors import StarError
+
+
+@dataclass(frozen=True)
+class PredictionConfig:
+    """Weights of the two terms (1 and 1 in both papers), and how frames are summed."""
+
+    l1: float = 1.0
+    cosine: float = 1.0
+    reduction: Literal["mean", "sum"] = "mean"
+    """``mean``: over the batch's valid frames; ``sum``: over frames, as the equation is written, then mean over utterances. Which one
+    trained the paper's models is not known."""
+
+    def __post_init__(self):
+        if min(self.l1, self.cosine) < 0 or not max(self.l1, self.cosine) > 0:
+            raise StarError(f"l1, cosine: weights must be 0 or more, and one of them above 0, got {self.l1} and {self.cosine}")
+
+
+class PredictionLoss(nn.Module):
+    """The weighted sum of the two terms over the student's ``prediction_layers``. Raises :class:`StarError` where they do not fit the
+    teacher."""
+
+    needs_attention = False
+
+    def __init__(self, config: PredictionConfig, teacher: EncoderConfig, student: EncoderConfig):
+        super().__init__()
+        self.config, self.layers = config, student.prediction_layers
+        if not self.layers:
+            raise StarError("prediction: the student has no heads; name the teacher's layers in student.prediction_layers, e.g. [4, 8, 12]")
+        if max(self.layers) > teacher.layers:
+            raise StarError(f"prediction: student.prediction_layers names layer {max(self.layers)}, the teacher has {teacher.layers}")
+        if teacher.width != student.width:
+            raise StarError(f"prediction: the student's width must be the teacher's, {teacher.width}, got {student.width}")
+        if teacher.stride != student.stride:
+            raise StarError(f"prediction: teacher and student must have one frame rate, their strides are {teacher.stride} and {student.stride}")
+
+    def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss (a scalar, fp32 or wider) and its unweighted terms, each summed over layers."""
+        frames_B = torch.minimum(teacher.lengths_B, student.lengths_B)
+        size = min(teacher.states[0].shape[1], student.predictions[0].shape[1])
+        mask_BT = valid_mask(frames_B, size)
+        divisor = len(frames_B) if self.config.reduction == "sum" else mask_BT.sum()
+        l1 = cosine = 0.0
+        with torch.autocast(mask_BT.device.type, enabled=False):
+            for layer, guess_BTD in zip(self.layers, student.predictions):
+                target_ND, guess_ND = _wide(teacher.states[layer][:, :size])[mask_BT].detach(), _wide(guess_BTD[:, :size])[mask_BT]
+                l1 = l1 + (target_ND - guess_ND).abs().mean(-1).sum() / divisor
+                cosine = cosine - F.logsigmoid(F.cosine_similarity(target_ND, guess_ND, dim=-1)).sum() / divisor
+        return self.config.l1 * l1 + self.config.cosine * cosine, {"l1": l1, "cosine": cosine}
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
