@@ -6,19 +6,24 @@ A recipe's ``loss`` section maps a name of the table to that loss's options; ``b
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from .. import strict
-from ..encoder import EncoderConfig, EncoderOutput
+from ..data import Clip
+from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..errors import StarError, nearest
+from . import skill
+from .hint import HintConfig, HintLoss
 from .prediction import PredictionConfig, PredictionLoss
 from .star import StarConfig, StarLoss
 
 TABLE: dict[str, tuple[type, type[nn.Module]]] = {
     "star": (StarConfig, StarLoss),
     "prediction": (PredictionConfig, PredictionLoss),
+    "hint": (HintConfig, HintLoss),
+    "skill": (skill.SkillConfig, skill.SkillLoss),
 }
 
 
@@ -55,3 +60,15 @@ def build(sections: Mapping[str, Any], teacher: EncoderConfig, student: EncoderC
         config, loss = TABLE[name]
         losses[name] = loss(strict.build(config, options or {}, f"loss.{name}"), teacher, student)
     return LossSum(losses)
+
+
+def resolve(sections: Mapping[str, Any], teacher: Encoder, clips: Sequence[Clip], seed: int = 0) -> dict[str, Any]:
+    """The ``loss`` section with everything in it that has to be measured on audio first: skill's groups. Call it once, before training,
+    and keep what it gives with the run: :func:`build` takes it. Other losses are returned as they are.
+    """
+    resolved = dict(sections)
+    if "skill" in resolved:
+        options = dict(resolved["skill"] or {})
+        groups = skill.resolve(strict.build(skill.SkillConfig, options, "loss.skill"), teacher, clips, seed)
+        resolved["skill"] = {**options, "groups": strict.plain(groups)}
+    return resolved

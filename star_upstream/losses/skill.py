@@ -1,0 +1,107 @@
+"""Layer-group distillation: SKILL (Zampierin, Boukli Hacene, Nguyen, Ravanelli, 2024, arXiv 2402.16830).
+
+Hierarchical clustering of the teacher's layer-to-layer similarity on a small calibration set makes groups of layers; the target is the
+average of each group. For group g, W_g a linear map that starts as the identity, and the distance of :mod:`.hint`:
+
+    mean |mean_{l in g} T_l - (W_g s + b_g)|  -  mean cos(mean_{l in g} T_l, W_g s + b_g),     s = mean_{l in g} S_l
+
+What the paper's abstract says is: clustering, a calibration set, the average of a group. The similarity measure, the size of the
+calibration set, the linkage, the number of groups, the distance, the maps and the student's side are not known to us: these
+options and their defaults are our choices, led by DPHuBERT, which SKILL extends.
+Shapes: B utterances, T frames, D width, V valid frames of the batch, G groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Sequence
+
+from torch import Tensor, nn
+
+from .. import similarity
+from ..data import Clip
+from ..encoder import Encoder, EncoderConfig, EncoderOutput
+from ..errors import StarError
+from ..similarity import Groups, GroupingConfig
+from .hint import DistanceConfig, FrameDistance, check_rates, layer_state, valid_frames
+
+
+@dataclass(frozen=True)
+class SkillConfig(GroupingConfig, DistanceConfig):
+    """The distance (``l1``, ``cosine``, ``reduction``), the groups, and how they are found where they are not given. Our choices."""
+
+    groups: Groups | None = None
+    """Layers of each group, every layer in one group: those of the teacher, counted from 1, and 0 unless ``zeroth`` is ``none``.
+    None: found by :func:`resolve` before training starts."""
+    student_side: Literal["mean", "last"] = "mean"
+    """What meets a group's target: the mean of the same layers of the student, or the last of them."""
+    maps: Literal["separate", "shared", "none"] = "separate"
+    """One a group; one for all; or none, for models of equal width."""
+
+    def __post_init__(self):
+        DistanceConfig.__post_init__(self)
+        GroupingConfig.__post_init__(self)
+
+
+class SkillLoss(nn.Module):
+    """The weighted loss over the groups. Raises :class:`StarError` without groups, for groups that are no partition of the teacher's
+    layers, and for models of different depth or frame rate."""
+
+    needs_attention = False
+
+    def __init__(self, config: SkillConfig, teacher: EncoderConfig, student: EncoderConfig):
+        super().__init__()
+        self.config = config
+        check_rates("skill", teacher, student)
+        if teacher.layers != student.layers:
+            raise StarError(f"skill: teacher and student must have one depth, they have {teacher.layers} and {student.layers} layers")
+        if config.groups is None:
+            raise StarError(
+                "skill.groups: not known yet; give them (e.g. [[0], [1, 2, 3], [4, 5, 6]]) or let losses.resolve find them on audio "
+                "before the loss is built, as star distill does"
+            )
+        check_groups(config.groups, teacher.layers, config.zeroth)
+        self.groups = config.groups
+        numbers = {"separate": list(range(len(self.groups))), "shared": [0] * len(self.groups), "none": None}[config.maps]
+        self.distance = FrameDistance(config, numbers, teacher.width, student.width, "skill.maps")
+
+    def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss (a scalar, fp32 or wider) and its unweighted terms, ``l1`` and ``cosine`` (minus the similarity)."""
+        picked = valid_frames(teacher, student)
+        targets = [picked(self._mean(teacher, group)) for group in self.groups]
+        last = self.config.student_side == "last"
+        estimates = [picked(self._mean(student, group[-1:] if last else group)) for group in map(sorted, self.groups)]
+        return self.distance(targets, estimates)
+
+    def _mean(self, output: EncoderOutput, group: Sequence[int]) -> Tensor:
+        states = [layer_state(output, layer, self.config.zeroth) for layer in group]
+        return sum(states[1:], start=states[0]) / len(states)
+
+
+def check_groups(groups: Groups, layers: int, zeroth: str) -> None:
+    """Raises :class:`StarError` unless every layer (1 to ``layers``, and 0 unless ``zeroth`` is ``none``) is in exactly one group."""
+    named = [layer for group in groups for layer in group]
+    expected = range(1 if zeroth == "none" else 0, layers + 1)
+    faults = {
+        "a group is empty": not all(groups) or not groups,
+        f"named twice: {sorted({n for n in named if named.count(n) > 1})}": len(set(named)) < len(named),
+        f"missing: {[n for n in expected if n not in named]}": not set(expected) <= set(named),
+        f"not a layer: {sorted(set(named) - set(expected))}": not set(named) <= set(expected),
+    }
+    fault = next((text for text, wrong in faults.items() if wrong), None)
+    if fault:
+        zero = ", 0 left out by zeroth: none" if zeroth == "none" else ""
+        raise StarError(f"skill.groups: every layer from {expected[0]} to {layers} in exactly one group{zero}; {fault}")
+
+
+def resolve(config: SkillConfig, teacher: Encoder, clips: Sequence[Clip], seed: int = 0) -> Groups:
+    """The groups: those of ``config``, else those found on ``config.seconds`` of ``clips``, drawn by ``seed``.
+
+    The same arguments give the same groups; keep them with the run all the same, since another machine may round otherwise.
+    ``teacher`` runs where its parameters are. Raises :class:`StarError` for groups that do not fit the teacher, and for too few clips.
+    """
+    if config.groups is not None:
+        check_groups(config.groups, teacher.config.layers, config.zeroth)
+        return config.groups
+    measured = similarity.measure(teacher, clips, config, seed)
+    return similarity.cluster(measured, config).groups

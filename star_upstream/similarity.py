@@ -1,0 +1,298 @@
+"""How alike the layers of an encoder are, in one pass over some audio, and the groups that they fall into.
+
+| measure | between layers X and Y, over the valid frames of all clips | widths |
+| --- | --- | --- |
+| ``cka`` | linear centred kernel alignment (Kornblith et al. 2019): ``|X'Y|^2 / (|X'X| |Y'Y|)``, Frobenius, X and Y centred | any |
+| ``cosine`` | mean over frames of the cosine between the two vectors of a frame | equal |
+| ``l2`` | root of the mean over frames and channels of the squared difference: a distance | equal |
+
+``cka`` has two estimators. ``exact`` is the formula over all frames at once: the D x D cross-covariance of each pair is summed in
+fp64, so the result does not depend on batches (13 layers of 768 channels take 0.4 GB, 25 of 1024 take 2.7 GB); with few frames for
+the width it is too high. ``minibatch`` averages the unbiased HSIC_1 over random sets of 256 frames (Nguyen et al. 2021, equations 2
+and 3; Song et al. 2012): little memory at any width, no bias from few frames, but frames of a set come from one batch of clips, and
+a value may lie slightly outside 0 to 1.
+Shapes: B utterances, T frames, D width, V valid frames of a batch, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Iterator, Literal, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import audio
+from .data import AudioDataset, Batch, BucketSampler, Clip, collate
+from .encoder import Encoder, EncoderOutput
+from .encoder.frontend import valid_mask
+from .errors import StarError
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class GroupingConfig:
+    """How layers are compared and grouped. Neither is said in what we know of the SKILL paper: all defaults are our choices."""
+
+    number: int = 4
+    """Groups; DPHuBERT distils four layers."""
+    measure: Literal["cka", "cosine", "l2"] = "cka"
+    estimator: Literal["exact", "minibatch"] = "exact"
+    """Of ``cka``."""
+    linkage: Literal["average", "complete", "single", "ward"] = "average"
+    """``ward`` takes layers as points of the Euclidean space that the measure makes: of normalised centred Gram matrices for ``cka``,
+    of unit vectors for ``cosine``, of activations for ``l2``. ``minibatch`` makes none."""
+    contiguous: bool = False
+    """Only neighbouring groups are merged, so that each is a run of layers."""
+    zeroth: Literal["features", "layer_input", "none"] = "features"
+    """Layer 0: the projected CNN output, the first layer's input, or no part of it."""
+    seconds: float = 300.0
+    """Audio that is enough, in clips drawn at random; all of it where there is less."""
+
+    def __post_init__(self):
+        if self.number < 1:
+            raise StarError(f"number: must be 1 or more, got {self.number}")
+        if not self.seconds > 0:
+            raise StarError(f"seconds: must be above 0, got {self.seconds}")
+        if self.linkage == "ward" and self.measure == "cka" and self.estimator == "minibatch":
+            raise StarError("linkage: ward needs estimator exact, or a measure other than cka")
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A symmetric matrix over ``layers`` (for l2 of distances), and what it was measured on."""
+
+    layers: tuple[int, ...]
+    matrix_LL: np.ndarray
+    measure: str
+    seconds: float
+    clips: int
+    frames: int
+
+    @property
+    def distance_LL(self) -> np.ndarray:
+        """1 - similarity, or the l2 distance; 0 from a layer to itself."""
+        distance = self.matrix_LL if self.measure == "l2" else 1.0 - self.matrix_LL
+        return distance - np.diag(np.diag(distance))
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Groups of layers in order of their first layer, and the tree that they were cut from."""
+
+    groups: Groups
+    merges: tuple[tuple[int, int, float, int], ...]
+    """As scipy's linkage matrix: the two joined (layers by place, then earlier merges), their distance, and the layers joined."""
+
+
+class ExactCka:
+    """Linear CKA of pairs of matrices whose rows (frames) come in parts; the parts do not change the result."""
+
+    def __init__(self, pairs: Sequence[tuple[int, int]]):
+        self.pairs = list(dict.fromkeys(tuple(sorted(pair)) for pair in [*pairs, *((i, i) for pair in pairs for i in pair)]))
+        self.frames, self.cross = 0, {}
+
+    def add(self, states: Sequence[Tensor]) -> None:
+        """V x D matrices (D may differ between them), rows matching."""
+        used = sorted({i for pair in self.pairs for i in pair})
+        if not self.frames:
+            # a shift near the mean: sums of centred values lose no digits
+            self._shift = {i: states[i].double().mean(0) for i in used}
+            self._sums = {i: torch.zeros_like(shift) for i, shift in self._shift.items()}
+        shifted = {i: states[i].double() - self._shift[i] for i in used}
+        for i, x_VD in shifted.items():
+            self._sums[i] += x_VD.sum(0)
+        for i, j in self.pairs:
+            product_DE = shifted[i].T @ shifted[j]
+            self.cross[i, j] = self.cross[i, j].add_(product_DE) if (i, j) in self.cross else product_DE
+        self.frames += len(states[0])
+
+    def value(self, i: int, j: int) -> float:
+        """CKA of matrices ``i`` and ``j``. Raises :class:`StarError` for a matrix whose rows are all the same."""
+        i, j = sorted((i, j))
+        return self._norm(i, j) ** 2 / (self._nonzero(i) * self._nonzero(j))
+
+    def _norm(self, i: int, j: int) -> float:
+        return torch.linalg.norm(self.cross[i, j] - torch.outer(self._sums[i], self._sums[j]) / self.frames).item()
+
+    def _nonzero(self, i: int) -> float:
+        norm = self._norm(i, i)
+        if not norm > 0:
+            raise StarError(f"similarity: layer {i} is the same in every frame")
+        return norm
+
+
+class MinibatchCka:
+    """Linear CKA by averaging HSIC_1 over random sets of ``size`` rows of each part; sets of fewer than 4 rows are left out."""
+
+    def __init__(self, size: int = 256, seed: int = 0):
+        self.size, self.frames, self._total = size, 0, 0.0
+        self._random = np.random.default_rng(seed)
+
+    def add(self, states: Sequence[Tensor]) -> None:
+        """V x D matrices (D may differ between them), rows matching."""
+        order = torch.from_numpy(self._random.permutation(len(states[0]))).to(states[0].device)
+        for rows in order.split(self.size):
+            if len(rows) >= 4:
+                # each set's estimate is unbiased whatever its size; larger ones vary less and weigh more
+                self._total = self._total + len(rows) * hsic(torch.stack([gram(x_VD[rows]) for x_VD in states]))
+                self.frames += len(rows)
+
+    def value(self, i: int, j: int) -> float:
+        own = (self._total[i, i] * self._total[j, j]).item()
+        if not own > 0:
+            raise StarError(f"similarity: too few frames, or layer {i} or {j} is the same in every frame")
+        return self._total[i, j].item() / own**0.5
+
+
+def gram(x_VD: Tensor) -> Tensor:
+    """V x V products of rows, in fp64. HSIC_1 does not change when all rows are shifted; without their mean, digits are kept."""
+    x_VD = x_VD.double()
+    x_VD = x_VD - x_VD.mean(0)
+    return x_VD @ x_VD.T
+
+
+def hsic(k_LVV: Tensor) -> Tensor:
+    """L x L unbiased estimates HSIC_1 between kernel matrices of the same V samples, V at least 4 (Nguyen et al. 2021, equation 3)."""
+    n = k_LVV.shape[-1]
+    k_LVV = k_LVV - torch.diag_embed(k_LVV.diagonal(dim1=-2, dim2=-1))
+    flat, rows_LV = k_LVV.flatten(1), k_LVV.sum(-1)
+    sums_L = rows_LV.sum(-1)
+    total = flat @ flat.T + torch.outer(sums_L, sums_L) / ((n - 1) * (n - 2)) - rows_LV @ rows_LV.T * (2 / (n - 2))
+    return total / (n * (n - 3))
+
+
+class Framewise:
+    """The mean cosine, or the l2 distance, of all pairs of matrices of one width whose rows come in parts."""
+
+    def __init__(self, measure: Literal["cosine", "l2"]):
+        self.measure, self.frames, self._total = measure, 0, 0.0
+
+    def add(self, states: Sequence[Tensor]) -> None:
+        """V x D matrices, D equal, rows matching."""
+        x_LVD = torch.stack([x_VD.double() for x_VD in states])
+        if self.measure == "cosine":
+            x_LVD = torch.nn.functional.normalize(x_LVD, dim=-1)
+        flat = x_LVD.flatten(1)
+        self._total = self._total + flat @ flat.T
+        self.frames, self.width = self.frames + x_LVD.shape[1], x_LVD.shape[2]
+
+    def value(self, i: int, j: int) -> float:
+        total = self._total
+        if self.measure == "cosine":
+            return (total[i, j] / self.frames).item()
+        return max((total[i, i] + total[j, j] - 2 * total[i, j]).item() / (self.frames * self.width), 0.0) ** 0.5
+
+
+def measure(encoder: Encoder, clips: Sequence[Clip], config: GroupingConfig, seed: int = 0) -> Similarity:
+    """The layer-to-layer matrix on ``config.seconds`` of ``clips``, drawn by ``seed``. ``encoder`` runs where its parameters are.
+
+    Raises :class:`StarError` when there is no clip long enough for a frame.
+    """
+    layers = tuple(range(1 if config.zeroth == "none" else 0, encoder.config.layers + 1))
+    pairs = [(i, j) for i in range(len(layers)) for j in range(i, len(layers))]
+    if config.measure != "cka":
+        sums = Framewise(config.measure)
+    else:
+        sums = ExactCka(pairs) if config.estimator == "exact" else MinibatchCka(seed=seed)
+    samples = count = 0
+    for batch, states in run([encoder], clips, config.seconds, seed):
+        sums.add([valid_state(states[0], layer, config.zeroth) for layer in layers])
+        samples, count = samples + int(batch.lengths_B.sum()), count + len(batch.paths)
+    matrix_LL = np.zeros((len(layers), len(layers)))
+    for i, j in pairs:
+        matrix_LL[i, j] = matrix_LL[j, i] = sums.value(i, j)
+    return Similarity(layers, matrix_LL, config.measure, samples / audio.RATE, count, sums.frames)
+
+
+def run(encoders: Sequence[Encoder], clips: Sequence[Clip], seconds: float, seed: int) -> Iterator[tuple[Batch, list[EncoderOutput]]]:
+    """Batches of clips drawn by ``seed`` until they last ``seconds``, with the outputs of each encoder, which are put in eval mode."""
+    shortest = max(encoder.config.receptive_field for encoder in encoders)
+    clips = [clip for clip in clips if clip.samples >= shortest]
+    if not clips:
+        raise StarError(f"similarity: no clip of {shortest} samples (one frame) or more")
+    order = np.random.default_rng(seed).permutation(len(clips))
+    enough = int(np.searchsorted(np.cumsum([clips[i].samples for i in order]), seconds * audio.RATE)) + 1
+    chosen = sorted((clips[i] for i in order[:enough]), key=lambda clip: (clip.samples, clip.path))
+    dataset = AudioDataset(chosen, shortest)
+    device = next(encoders[0].parameters()).device
+    modes = [encoder.training for encoder in encoders]
+    try:
+        for indices in BucketSampler(chosen, max(40.0, chosen[-1].samples / audio.RATE), shuffle=False).plan(0):
+            batch = collate([dataset[i] for i in indices])
+            wave_BN, lengths_B = batch.waveforms_BN.to(device), batch.lengths_B.to(device)
+            with torch.no_grad():
+                outputs = [encoder.eval()(wave_BN, lengths_B) for encoder in encoders]
+            yield batch, outputs
+    finally:
+        for encoder, training in zip(encoders, modes):
+            encoder.train(training)
+
+
+def valid_state(output: EncoderOutput, layer: int, zeroth: str) -> Tensor:
+    """V x D valid frames of ``layer``; 0 is the first layer's input or, by ``zeroth``, the projected CNN output."""
+    x_BTD = output.features_BTD if layer == 0 and zeroth == "features" else output.states[layer]
+    return x_BTD[valid_mask(output.lengths_B, x_BTD.shape[1])]
+
+
+def cluster(measured: Similarity, config: GroupingConfig) -> Clustering:
+    """``config.number`` groups by agglomeration. Raises :class:`StarError` when there are fewer layers."""
+    distance_LL, count = measured.distance_LL, len(measured.layers)
+    if config.number > count:
+        raise StarError(f"number: {config.number} groups cannot be made of {count} layers")
+    merges = _agglomerate(measured, config) if config.linkage == "ward" or not config.contiguous else _chain(distance_LL, config.linkage)
+    nodes: list[tuple[int, ...]] = [(place,) for place in range(count)]
+    ordered = []
+    for first, second, distance in merges:
+        # the one with the lower layer comes first, so that a drawing keeps the order of layers where it can
+        first, second = sorted((first, second), key=lambda node: nodes[node][0])
+        nodes.append(tuple(sorted(nodes[first] + nodes[second])))
+        ordered.append((first, second, distance, len(nodes[-1])))
+    done = count - config.number
+    joined = {node for merge in ordered[:done] for node in merge[:2]}
+    groups = sorted(nodes[node] for node in range(count + done) if node not in joined)
+    return Clustering(tuple(tuple(measured.layers[place] for place in group) for group in groups), tuple(ordered))
+
+
+def _agglomerate(measured: Similarity, config: GroupingConfig) -> list[tuple[int, int, float]]:
+    from scipy import sparse
+    from sklearn.cluster import AgglomerativeClustering
+
+    count = len(measured.layers)
+    if count == 1:
+        return []
+    options = {"n_clusters": None, "distance_threshold": 0.0, "linkage": config.linkage}
+    if config.linkage == "ward":
+        if config.contiguous:
+            options["connectivity"] = sparse.diags([1.0, 1.0], [-1, 1], shape=(count, count)).tocsr()
+        tree = AgglomerativeClustering(**options).fit(_points(measured))
+    else:
+        tree = AgglomerativeClustering(metric="precomputed", **options).fit(measured.distance_LL)
+    return [(int(a), int(b), float(d)) for (a, b), d in zip(tree.children_, tree.distances_)]
+
+
+def _chain(distance_LL: np.ndarray, linkage: str) -> list[tuple[int, int, float]]:
+    """Merges of neighbouring groups alone. scikit-learn's ``connectivity`` would not do: it forgets the distances of layers that are no
+    neighbours, so that along a chain average, complete and single linkage are the same."""
+    join = {"average": np.mean, "complete": np.max, "single": np.min}[linkage]
+    runs, merges, count = [(i, [i]) for i in range(len(distance_LL))], [], len(distance_LL)
+    while len(runs) > 1:
+        costs = [join(distance_LL[np.ix_(one, other)]) for (_, one), (_, other) in pairwise(runs)]
+        at = int(np.argmin(costs))
+        (first, one), (second, other) = runs[at : at + 2]
+        runs[at : at + 2] = [(count + len(merges), one + other)]
+        merges.append((first, second, float(costs[at])))
+    return merges
+
+
+def _points(measured: Similarity) -> np.ndarray:
+    """Points whose Euclidean distances are those that the measure makes (classical scaling); rows are layers."""
+    products = measured.matrix_LL
+    if measured.measure == "l2":
+        centre = np.eye(len(products)) - 1 / len(products)
+        products = -0.5 * centre @ products**2 @ centre
+    values, vectors = np.linalg.eigh(products)
+    return vectors * np.sqrt(np.clip(values, 0.0, None))
