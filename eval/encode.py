@@ -8,32 +8,37 @@ Shapes: B utterances, L layers, N samples, T frames, D channels, W windows (an u
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import itertools
 import json
+import math
 import os
 import sys
+import tempfile
 import time
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from star_upstream import audio, compat
 from star_upstream.errors import StarError
-from star_upstream.files import replacing
 
+from .store import Store
 from .upstreams import Upstream
 
 VERSION = 1
 """Part of every cache key: raise it when features change."""
+
+IN_MEMORY = 1 << 30
+"""Bytes of time means that are kept in memory."""
+SHARD = 128
+"""Windows whose time means share a file of the cache."""
+ROOM = 0.9
+"""Share of the cache that a task's features may take."""
 
 _CPU_MEMORY = "DefaultCPUAllocator"
 """What torch's RuntimeError says where the memory that runs out is the machine's."""
@@ -85,96 +90,52 @@ def waveform(window: Window, effects: Effects = ()) -> np.ndarray:
     return wave
 
 
-class Store:
-    """A folder of safetensors files, each whole or absent, each with a checksum; at most ``budget_gb``, oldest use leaves first."""
-
-    def __init__(self, folder: str | Path, budget_gb: float = 20.0):
-        self.folder, self.budget = Path(folder).expanduser(), int(budget_gb * 1e9)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._written, self._checked = 0, set()
-
-    def path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.safetensors"
-
-    def __contains__(self, key: str) -> bool:
-        """Whether there is a file; only :meth:`get` finds out that it is damaged."""
-        return self.path(key).is_file()
-
-    def get(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors under ``key``; None where there are none or where they are damaged, which is said on stderr."""
-        path = self.path(key)
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                stated = (file.metadata() or {}).get("crc32")
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, OSError):
-            stated, tensors = None, {}
-        if key not in self._checked:
-            if stated is None or stated != _crc32(tensors):
-                print(f"cache: {path} is damaged; encoding it again", file=sys.stderr)
-                return None
-            self._checked.add(key)
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(path)
-        return tensors
-
-    def shape(self, key: str, name: str) -> list[int] | None:
-        """A tensor's shape from the file's header; None where it cannot be read."""
-        try:
-            with safe_open(self.path(key), "pt") as file:
-                return list(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError):
-            return None
-
-    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        tensors = {name: t.contiguous() for name, t in tensors.items()}
-        path = self.path(key)
-        with replacing(path) as part:
-            save_file(tensors, part, metadata={"crc32": _crc32(tensors)})
-        self._checked.add(key)
-        if self._written == 0 or self._written > self.budget // 20:
-            self._trim(keep=path)
-            self._written = 0
-        self._written += path.stat().st_size
-
-    def _trim(self, keep: Path) -> None:
-        entries = []
-        for left_behind in self.folder.glob("*/.*.part"):  # by a killed run; a living one writes each within seconds
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - left_behind.stat().st_mtime > 3600:
-                    left_behind.unlink()
-        for path in self.folder.glob("*/*.safetensors"):
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                entries.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in sorted(entries):
-            if total <= self.budget:
-                break
-            if path != keep:
-                path.unlink(missing_ok=True)
-                self._checked.discard(path.stem)
-                total -= size
-
-
 class Means:
-    """Each layer's mean over time for every window, in memory: what a head that is linear up to mean pooling needs."""
+    """Each layer's mean over time for every window, in fp32: what a head that is linear up to mean pooling needs. In memory up to
+    ``IN_MEMORY`` bytes; more are written to an unnamed file beside the cache, which ends with the process, and read row by row."""
 
     def __init__(self, per_row: list[list[Window]], upstream: Upstream, store: Store, effects: Effects = ()):
         flat = [w for row in per_row for w in row]
         self.first = np.cumsum([0] + [len(row) for row in per_row])
         self.seconds = 0.0
-        parts = [_mean_shard(flat[i : i + 128], upstream, store, effects, self) for i in range(0, len(flat), 128)]
-        self.means_WLD = torch.cat(parts)
+        self.shape = (upstream.layers, upstream.width)
+        self._bytes = 4 * upstream.layers * upstream.width
+        _say_if_short(f"time means of {len(flat)} windows", len(flat) * self._bytes, store)
+        spilled = len(flat) * self._bytes > IN_MEMORY
+        self._file = tempfile.TemporaryFile(dir=store.folder, buffering=0) if spilled else None
+        self._held_WLD = torch.empty(0 if spilled else len(flat), *self.shape)
+        for begin in range(0, len(flat), SHARD):
+            means_WLD = _mean_shard(flat[begin : begin + SHARD], upstream, store, effects, self)
+            if spilled:
+                self._spill(means_WLD, store)
+            else:
+                self._held_WLD[begin : begin + SHARD] = means_WLD
+
+    def _spill(self, means_WLD: Tensor, store: Store) -> None:
+        content = memoryview(means_WLD.float().contiguous().numpy()).cast("B")
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+        except OSError as error:
+            gigabytes = self.first[-1] * self._bytes / 1e9
+            raise StarError(
+                f"{store.folder}: cannot hold {gigabytes:.1f} GB of time means besides the cache ({error.strerror}); "
+                "--cache takes a folder on another disk"
+            ) from None
+
+    def of(self, picked: Sequence[int]) -> Tensor:
+        """W x L x D: the means of the windows at these positions."""
+        if self._file is None:
+            return self._held_WLD[list(picked)]
+        rows = b"".join(os.pread(self._file.fileno(), self._bytes, w * self._bytes) for w in picked)
+        return torch.frombuffer(bytearray(rows), dtype=torch.float32).view(-1, *self.shape)
 
     def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """B x L x 1 x D features and B lengths (all 1). Of several crops one is drawn by ``generator``; without it, the first."""
         counts = [int(self.first[r + 1] - self.first[r]) for r in rows]
         draws = [int(torch.randint(c, (1,), generator=generator)) if generator is not None and c > 1 else 0 for c in counts]
-        picked = torch.tensor([int(self.first[r]) + d for r, d in zip(rows, draws)])
-        return self.means_WLD[picked][:, :, None], torch.ones(len(rows), dtype=torch.long)
+        picked = [int(self.first[r]) + d for r, d in zip(rows, draws)]
+        return self.of(picked)[:, :, None], torch.ones(len(rows), dtype=torch.long)
 
 
 def _mean_shard(shard: list[Window], upstream: Upstream, store: Store, effects: Effects, clock) -> Tensor:
@@ -194,6 +155,9 @@ def _mean_shard(shard: list[Window], upstream: Upstream, store: Store, effects: 
 class Frames:
     """The frames of every utterance, on disk in fp16 (fp32 where a value would overflow), read when asked for.
 
+    Where the cache is smaller than all of them, the first utterances are kept and the others are encoded with every batch that they
+    are in: an endless exchange of the one for the other would keep nothing that is asked for again.
+
     crop: frames of which a training batch has at most so many an utterance, from a random first one.
     """
 
@@ -204,34 +168,46 @@ class Frames:
         self.windows = [row[0] for row in per_row]
         self.upstream, self.store, self.effects, self.seconds = upstream, store, effects, 0.0
         self.keys = [_key("frames", upstream, effects, [w]) for w in self.windows]
+        sizes = [2 * upstream.layers * upstream.width * -(-w.samples // upstream.stride) for w in self.windows]
+        room = _say_if_short(f"features of {len(sizes)} utterances", sum(sizes), store)
+        self.kept = [total <= room for total in itertools.accumulate(sizes)]
         begun = time.perf_counter()
-        missing = [i for i, key in enumerate(self.keys) if key not in store]
+        missing = []
+        for i, key in enumerate(self.keys):
+            if key in store:
+                store.touch(key)
+            elif self.kept[i]:
+                missing.append(i)
         for i, states_LTD in _encode([self.windows[i] for i in missing], upstream, effects):
             self._put(missing[i], states_LTD)
         self.seconds = time.perf_counter() - begun
 
     def _put(self, row: int, states_LTD: Tensor) -> Tensor:
         half = states_LTD.half()
-        kept = half if bool(torch.isfinite(half).all()) else states_LTD
-        self.store.put(self.keys[row], {"states": kept})
-        return kept
+        states = half if bool(torch.isfinite(half).all()) else states_LTD
+        if self.kept[row]:
+            self.store.put(self.keys[row], {"states": states})
+        return states
 
-    def states(self, row: int) -> Tensor:
-        """L x T x D; encoded again when the cache has lost or damaged it."""
-        found = self.store.get(self.keys[row])
-        if found is not None:
-            return found["states"]
-        ((_, states_LTD),) = _encode([self.windows[row]], self.upstream, self.effects)
-        return self._put(row, states_LTD)
+    def states(self, rows: Sequence[int]) -> list[Tensor]:
+        """L x T x D of each row; those that the cache does not hold, has lost or has damaged are encoded together."""
+        found: dict[int, Tensor] = {}
+        for row in dict.fromkeys(rows):
+            if (entry := self.store.get(self.keys[row])) is not None:
+                found[row] = entry["states"]
+        missing = [row for row in dict.fromkeys(rows) if row not in found]
+        for i, states_LTD in _encode([self.windows[row] for row in missing], self.upstream, self.effects):
+            found[missing[i]] = self._put(missing[i], states_LTD)
+        return [found[row] for row in rows]
 
     def length(self, row: int) -> int:
         """T of the whole utterance."""
         shape = self.store.shape(self.keys[row], "states")
-        return shape[1] if shape else self.states(row).shape[1]
+        return shape[1] if shape else frames(self.windows[row], self.upstream, self.effects)
 
     def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """B x L x T x D features in fp32, zero-padded, and B lengths; cropped where ``generator`` draws the first frames."""
-        states = [self.states(r) for r in rows]
+        states = self.states(rows)
         if self.crop is not None and generator is not None:
             for i, s in enumerate(states):
                 spare = max(0, s.shape[1] - self.crop)
@@ -243,6 +219,25 @@ class Frames:
         for i, s in enumerate(states):
             x_BLTD[i, :, : s.shape[1]] = s
         return x_BLTD, lengths_B
+
+
+def frames(window: Window, upstream: Upstream, effects: Effects) -> int:
+    """Frames of a window, counted without encoding it; effects that cut silence must be heard for that."""
+    samples = len(waveform(window, effects)) if effects else window.samples
+    return -(-samples // upstream.stride)
+
+
+def _say_if_short(what: str, needed: int, store: Store) -> float:
+    """Bytes of features that fit into the cache. Says on stderr what follows where those are fewer than ``needed``."""
+    room = ROOM * store.budget
+    if needed > room:
+        print(
+            f"cache: {what} need about {needed / 1e9:.2g} GB and --cache-gb {store.budget / 1e9:g} holds {room / needed:.0%} of them;"
+            f" the others are encoded again, in every epoch for frames, at each run for time means: same numbers, slower."
+            f" --cache-gb {math.ceil(needed / ROOM / 1e9 * 100) / 100:g} holds all",
+            file=sys.stderr,
+        )
+    return room
 
 
 def _encode(items: list[Window], upstream: Upstream, effects: Effects) -> Iterator[tuple[int, Tensor]]:
@@ -302,9 +297,3 @@ def _key(kind: str, upstream: Upstream, effects: Effects, items: list[Window]) -
         content.append(upstream.precision)
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=20).hexdigest()
 
-
-def _crc32(tensors: dict[str, Tensor]) -> str:
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy(), crc)
-    return f"{crc:08x}"

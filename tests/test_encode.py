@@ -1,5 +1,10 @@
 """encode: features equal s3prl's, are encoded once, and survive a damaged cache."""
 
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +20,7 @@ from star_upstream.errors import StarError
 from star_upstream.upstream import UpstreamExpert
 
 compat.apply()
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -156,6 +162,98 @@ def test_frames_lost_in_the_middle_of_a_run_come_back(tiny, waves, tmp_path):
     assert torch.equal(frames.batch([0])[0], first)
 
 
+def test_means_beyond_memory_are_read_from_an_unnamed_file(tiny, waves, tmp_path, monkeypatch):
+    """The table on disk is the table in memory, and nothing the size of the table is ever held."""
+    many = [[Window(waves[0].path, i, 4000 + i)] for i in range(50)]
+    monkeypatch.setattr(encode, "SHARD", 8)
+    held = Means(many, tiny, Store(tmp_path / "c"))
+    monkeypatch.setattr(encode, "IN_MEMORY", 1000)
+    largest, empty = [0], torch.empty
+
+    def watched(*shape, **kwargs):
+        out = empty(*shape, **kwargs)
+        largest[0] = max(largest[0], out.numel())
+        return out
+
+    monkeypatch.setattr(torch, "empty", watched)
+    spilled = Means(many, tiny, Store(tmp_path / "c"))
+    assert largest[0] == 0 and spilled._held_WLD.numel() == 0
+    rows = [49, 3, 3, 17]
+    assert torch.equal(spilled.batch(rows)[0], held.batch(rows)[0]) and spilled.of(range(50)).std(0).min() > 0
+    assert sorted(p.suffix for p in (tmp_path / "c").rglob("*") if p.is_file()) == [".safetensors"] * 7
+    for path in (tmp_path / "c").rglob("*.safetensors"):
+        path.unlink()
+    assert torch.equal(spilled.batch(rows)[0], held.batch(rows)[0])
+
+
+def test_memory_of_means_does_not_grow_with_the_corpus(tmp_path):
+    """A table of 512 MB that the cache holds is taken over by a process whose memory stays below a fifth of that."""
+    code = """
+import resource, sys, types
+import torch
+from eval import encode
+encode.IN_MEMORY = 1 << 20
+shard = torch.rand(128, 13, 768)
+encode._mean_shard = lambda shard_, *rest: shard[: len(shard_)]
+upstream = types.SimpleNamespace(layers=13, width=768)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+means = encode.Means([[encode.Window("x", 0, 1)]] * 12_800, upstream, encode.Store(sys.argv[1]))
+for i in range(200):
+    x_BLTD, _ = means.batch([(i * 7919 + j * 131) % 12_800 for j in range(32)])
+assert torch.equal(x_BLTD[5, :, 0], shard[((199 * 7919 + 5 * 131) % 12_800) % 128])
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "c"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 100
+
+
+def test_what_the_cache_has_lost_is_encoded_together(tiny, waves, tmp_path):
+    same = [Window(waves[0].path, 10 * i, 8_000) for i in range(6)]
+    frames = Frames([[w] for w in same], tiny, Store(tmp_path / "c"))
+    first = frames.batch(range(6))[0]
+    for key in frames.keys[1:5]:
+        frames.store.path(key).unlink()
+    calls = tiny.expert.calls
+    assert torch.equal(frames.batch([0, 1, 2, 3, 4, 5])[0], first) and tiny.expert.calls == calls + 1
+    assert torch.equal(frames.batch(range(6))[0], first) and tiny.expert.calls == calls + 1
+
+
+def test_a_cache_that_is_too_small_says_so_and_keeps_what_fits(tiny, waves, tmp_path, capsys):
+    many = [[Window(waves[0].path, 10 * i, 8_000)] for i in range(10)]  # 3 x 50 x 24 in fp16: 7200 bytes each
+    whole = Frames(many, tiny, Store(tmp_path / "whole"))
+    assert capsys.readouterr().err == ""
+    small = Frames(many, tiny, Store(tmp_path / "small", budget_gb=40_000e-9))
+    line = capsys.readouterr().err
+    assert "need about 7.2e-05 GB and --cache-gb 4e-05 holds 50% of them" in line and line.count("\n") == 1
+    assert small.kept == [True] * 5 + [False] * 5
+    calls = tiny.expert.calls
+    assert torch.equal(small.batch(range(10))[0], whole.batch(range(10))[0])
+    assert tiny.expert.calls == calls + 1  # the five that are not kept, at once
+    assert small.length(0) == small.length(9) == 50 and tiny.expert.calls == calls + 1
+    assert sum(p.stat().st_size for p in (tmp_path / "small").rglob("*.safetensors")) <= 40_000
+
+
+def test_a_full_disk_keeps_nothing_and_stops_nothing(tiny, waves, tmp_path, monkeypatch, capsys):
+    first = Frames([[w] for w in waves], tiny, Store(tmp_path / "c")).batch([0, 1])[0]
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("eval.store.save_file", full)
+    frames = Frames([[w] for w in waves], tiny, Store(tmp_path / "other"))
+    assert torch.equal(frames.batch([0, 1])[0], first) and capsys.readouterr().err.count("is full") == 1
+
+
+def test_an_entry_that_is_damaged_while_in_use_is_encoded_again(tiny, waves, tmp_path, capsys):
+    frames = Frames([[w] for w in waves], tiny, Store(tmp_path / "c"))
+    first = frames.batch([0])[0]
+    frames.store.path(frames.keys[0]).write_bytes(b"short")
+    assert torch.equal(frames.batch([0])[0], first) and "damaged" in capsys.readouterr().err
+
+
 def test_store_stays_within_its_budget(tmp_path):
     store = Store(tmp_path, budget_gb=3e-6)
     for i in range(8):
@@ -177,9 +275,7 @@ def test_crops_are_drawn_by_the_generator_alone(tiny, waves, tmp_path):
     means = Means([[waves[0], waves[2], waves[3]], [waves[1]]], tiny, Store(tmp_path / "c"))
     drawn = {float(means.batch([0], torch.Generator().manual_seed(s))[0].sum()) for s in range(20)}
     assert len(drawn) == 3
-    assert torch.equal(means.batch([0])[0][0, :, 0], means.means_WLD[0]) and torch.equal(
-        means.batch([1])[0][0, :, 0], means.means_WLD[3]
-    )
+    assert torch.equal(means.batch([0, 1])[0][:, :, 0], means.of([0, 3]))
 
 
 def test_bad_audio_is_named(tiny, tmp_path):
@@ -259,7 +355,7 @@ def test_out_of_memory_halves_the_batch_and_skips_nothing(error, waves, tiny, tm
     lines = capsys.readouterr().err.splitlines()
     assert "out of memory on cpu with 9 utterances of up to 1.0 s" in lines[0] and "in halves" in lines[0]
     assert max(small.expert.batches[1:]) == 2 and sum(small.expert.batches[1:]) == 9
-    assert torch.equal(found.means_WLD, Means([[w] for w in many], tiny, Store(tmp_path / "b")).means_WLD)
+    assert torch.equal(found.of(range(9)), Means([[w] for w in many], tiny, Store(tmp_path / "b")).of(range(9)))
     Means([[w] for w in many], small, Store(tmp_path / "c"))
     assert capsys.readouterr().err == ""  # the smaller batches stay
 
