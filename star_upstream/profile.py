@@ -6,7 +6,7 @@ linear layers, and the query-key and attention-value products. Norms, activation
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 from .encoder import Encoder, EncoderConfig
 
@@ -21,24 +21,28 @@ LENGTHS = (
 
 def macs(config: EncoderConfig, samples: int) -> int:
     """Multiply-accumulates for one utterance of ``samples`` samples."""
+    return count_macs(config, samples, [channels for channels, _, _ in config.conv_layers], config.heads, config.ffn)
+
+
+def count_macs(config: EncoderConfig, samples: int, convs: Sequence, heads: Sequence, units: Sequence) -> Any:
+    """The same with other numbers of channels a convolution and of heads and FFN units a layer; pruning gives expected ones (tensors)."""
     total, frames, previous = 0, samples, 1
-    for channels, kernel, stride in config.conv_layers:
+    for channels, (_, kernel, stride) in zip(convs, config.conv_layers):
         frames = (frames - kernel) // stride + 1
-        total += frames * channels * previous * kernel
+        total = total + frames * kernel * channels * previous
         previous = channels
     if config.projection:
-        total += frames * previous * config.width
+        total = total + frames * config.width * previous
     # an even kernel padded by half of itself computes one frame more than is kept
     position_frames = frames + 1 - config.position_kernel % 2
-    total += position_frames * config.width * (config.width // config.position_groups) * config.position_kernel
-    for layer, (heads, units) in enumerate(zip(config.heads, config.ffn)):
-        inner = heads * config.head_width
+    total = total + position_frames * config.width * (config.width // config.position_groups) * config.position_kernel
+    for layer in range(config.layers):
+        inner = heads[layer] * config.head_width
         reuse = bool(config.reuse_attention and config.reuse_attention[layer])
-        total += frames * config.width * inner * (2 if reuse else 4)
-        total += frames * frames * inner * (1 if reuse else 2)
-        total += frames * config.width * units * 2
-        if config.relative_position and heads and not reuse:
-            total += frames * config.width * 8
+        each = config.width * (2 if reuse else 4) + frames * (1 if reuse else 2)
+        if config.relative_position and not reuse:
+            each += 8  # the gate on the position bias
+        total = total + frames * (inner * each + units[layer] * config.width * 2)
     return total + config.layers * frames * config.width * config.output_projection
 
 

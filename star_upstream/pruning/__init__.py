@@ -1,0 +1,32 @@
+"""Structured pruning during distillation, as DPHuBERT has it (Peng et al., Interspeech 2023, arXiv 2305.17651).
+
+:class:`GatedEncoder` puts gates on an encoder's channels, heads and FFN units, :class:`Size` gives its expected size in closed form,
+:class:`SparsityConstraint` steers that to a target, :meth:`GatedEncoder.settle` fixes the gates at exactly the target, and :func:`cut`
+makes the encoder that is really smaller.
+
+How gates are settled is our choice: of each group as many stay open as are expected to be, the most probable first, after all
+locations moved by one common number that brings the whole model to its target (heads, channels and units then move a little more, to
+make up for the coarser steps of whole parts and heads). Rounding (``round_channels``, ``round_units``) counts the next most probable
+ones as open too, with their gates' values, before that number is found: a rounded model is as small as the target asks, and the gated
+model in eval mode still equals the cut one.
+"""
+
+from .config import GateConfig, PruningConfig, SecondStage
+from .constraint import SparsityConstraint, target_at
+from .cut import cut, cut_config
+from .gates import GatedEncoder, HardConcrete
+from .size import Kept, Size
+
+__all__ = [
+    "GateConfig",
+    "GatedEncoder",
+    "HardConcrete",
+    "Kept",
+    "PruningConfig",
+    "SecondStage",
+    "Size",
+    "SparsityConstraint",
+    "cut",
+    "cut_config",
+    "target_at",
+]

@@ -1,0 +1,90 @@
+"""What can be chosen about pruning: which gates, how they are drawn, how small the model must become, and the second stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import StarError
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Which parts have gates, and their distribution (Louizos, Welling, Kingma 2018, section 2.2; its stretch and temperature)."""
+
+    conv_channels: bool = True
+    """Channels of each convolution; the last one's only where a projection follows."""
+    heads: bool = True
+    ffn_units: bool = True
+    attention_layers: bool = False
+    """Whole attention parts of layers, on top of their heads."""
+    ffn_layers: bool = False
+    stretch: tuple[float, float] = (-0.1, 1.1)
+    temperature: float = 2.0 / 3.0
+    initial_keep: float = 0.99
+    """Probability that a gate is open at the start (our choice: DPHuBERT's is a location of log(99), 0.998 in these terms)."""
+    round_channels: int = 1
+    """Convolutions keep a multiple of so many channels (or all of them): 8 suits most hardware."""
+    round_units: int = 1
+    """The same for FFN units."""
+
+    def __post_init__(self):
+        if not any((self.conv_channels, self.heads, self.ffn_units, self.attention_layers, self.ffn_layers)):
+            raise StarError("conv_channels, heads, ffn_units, attention_layers, ffn_layers: at least one must be true")
+        low, high = self.stretch
+        if not (low < 0.0 and high > 1.0):
+            raise StarError(f"stretch: must reach below 0 and above 1, got {list(self.stretch)}")
+        if not 0.0 < self.temperature < 1.0:
+            raise StarError(f"temperature: must be above 0 and below 1, got {self.temperature}")
+        if not 0.0 < self.initial_keep < 1.0:
+            raise StarError(f"initial_keep: must be above 0 and below 1, got {self.initial_keep}")
+        if self.round_channels < 1 or self.round_units < 1:
+            raise StarError("round_channels and round_units: must be 1 or more")
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """The training after the cut. Exactly one of ``epochs``, ``updates`` and ``minutes``; all else is as in the first stage."""
+
+    epochs: float | None = None
+    updates: int | None = None
+    minutes: float | None = None
+    learning_rate: float = 1e-4
+    warmup: float = 0.2
+
+    def __post_init__(self):
+        lengths = {n: getattr(self, n) for n in ("epochs", "updates", "minutes") if getattr(self, n) is not None}
+        if len(lengths) != 1:
+            raise StarError(f"epochs, updates, minutes: set exactly one and the others to null, got {lengths or 'none'}")
+        for name in (*lengths, "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise StarError(f"{name}: must be above 0, got {getattr(self, name)}")
+        if not 0.0 <= self.warmup < 1.0:
+            raise StarError(f"warmup: must be at least 0 and below 1, got {self.warmup}")
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """Stage 1 distils with gates until the target is met; the model is cut; stage 2 distils what is left (DPHuBERT, section 2.3)."""
+
+    second: SecondStage
+    target: float = 0.75
+    """Share of the student that goes, 0 to 1, in terms of ``measure``."""
+    measure: Literal["parameters", "macs"] = "parameters"
+    seconds: float = 10.0
+    """Length of the utterance whose multiply-accumulates are counted; only for ``macs``."""
+    target_warmup: float = 0.1
+    """Share of stage 1 in which the target rises from 0 (DPHuBERT: 5 k of 50 k updates)."""
+    gate_learning_rate: float = 0.02
+    """Like the next one at its highest: both follow the run's warm-up and decay (our choice)."""
+    multiplier_learning_rate: float = 0.02
+    gates: GateConfig = field(default_factory=GateConfig)
+
+    def __post_init__(self):
+        if not 0.0 < self.target < 1.0:
+            raise StarError(f"target: must be above 0 and below 1, got {self.target}")
+        if not 0.0 <= self.target_warmup <= 1.0:
+            raise StarError(f"target_warmup: must be 0 to 1, got {self.target_warmup}")
+        for name in ("seconds", "gate_learning_rate", "multiplier_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise StarError(f"{name}: must be above 0, got {getattr(self, name)}")
