@@ -209,12 +209,21 @@ class AudioDataset(Dataset):
         raise StarError(f"{len(bad)} files in a row cannot be used; the first: {bad[0][0]}: {bad[0][1]}")
 
 
-def collate(items: Sequence[tuple[Tensor, str, int, list]], crop: bool = False) -> Batch:
-    """Pad with zeros to the longest utterance, or ``crop`` all to the length of the shortest (from the start)."""
+def collate(items: Sequence[tuple[Tensor, str, int, list]], crop: bool = False, seed: int | None = None) -> Batch:
+    """Pad with zeros to the longest utterance, or ``crop`` all to the length of the shortest: from the start or, with a ``seed``, from
+    a random place, one each.
+
+    The places are a function of ``seed`` and the batch (its utterances and their order) alone: a resumed run sees the same crops, and
+    since the sampler mixes utterances anew each epoch, every epoch sees others.
+    """
     waves = [item[0] for item in items]
     if crop:
         shortest = min(len(w) for w in waves)
-        waves = [w[:shortest] for w in waves]
+        starts = [0] * len(waves)
+        if seed is not None:
+            random = np.random.default_rng((seed, *(item[2] for item in items)))
+            starts = [int(random.integers(len(w) - shortest + 1)) for w in waves]
+        waves = [w[start : start + shortest] for w, start in zip(waves, starts)]
     return Batch(
         torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),
         torch.tensor([len(w) for w in waves]),

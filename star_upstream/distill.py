@@ -76,7 +76,7 @@ class Distillation(Learner):
         if batch.bad:
             self._list_bad(batch.bad)
         # without lengths nothing is masked, and attention takes its fast path
-        whole = self.recipe.data.crop == "shortest" or len(batch.paths) == 1
+        whole = self.recipe.data.crop != "none" or len(batch.paths) == 1
         lengths_B, maps = None if whole else batch.lengths_B, self.loss.needs_attention
         with torch.no_grad():
             target = self.teacher(batch.waveforms_BN, lengths_B, maps)
@@ -104,10 +104,11 @@ class Distillation(Learner):
     def _loader(self, part: str, batches) -> DataLoader:
         data = self.recipe.data
         workers = data.workers if part == "train" else min(data.workers, 1)
+        seed = self.config.seed if part == "train" and data.crop == "shortest-random" else None
         return DataLoader(
             AudioDataset(self.clips[part], self.min_samples),
             batch_sampler=batches,
-            collate_fn=partial(collate, crop=data.crop == "shortest"),
+            collate_fn=partial(collate, crop=data.crop != "none", seed=seed),
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,

@@ -37,8 +37,9 @@ class DataConfig:
     """Audio in a batch of one process, padding included."""
     batch_items: int | None = None
     """Utterances in a batch of one process, at most."""
-    crop: Literal["none", "shortest"] = "none"
-    """``shortest``: cut a batch's utterances to its shortest instead of padding them."""
+    crop: Literal["none", "shortest", "shortest-random"] = "none"
+    """``shortest``: cut a batch's utterances to its shortest instead of padding them; ``shortest-random``: in training from a random
+    place of each (as DPHuBERT's recipe has it), not from its start."""
     workers: int = 2
     """Processes that decode audio; 0 decodes between the updates."""
     max_bad_share: float = 0.05

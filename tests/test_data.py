@@ -92,6 +92,47 @@ def test_collate_pads_or_crops():
     assert cropped.waveforms_BN.tolist() == [[1, 2, 3], [1, 2, 3]] and cropped.lengths_B.tolist() == [3, 3]
 
 
+def waves(indices):
+    return [(torch.arange(float(CLIPS[i].samples)) + 1, CLIPS[i].path, i, []) for i in indices]
+
+
+def test_random_crops_lie_anywhere_in_their_utterance_and_nothing_is_padded():
+    batch = [5, 60, 120, 200]
+    shortest = CLIPS[5].samples
+    starts = []
+    for seed in range(40):
+        crops = collate(waves(batch), crop=True, seed=seed)
+        assert crops.waveforms_BN.shape == (4, shortest) and crops.lengths_B.tolist() == [shortest] * 4
+        assert (crops.waveforms_BN > 0).all(), "a zero would be padding"
+        assert (crops.waveforms_BN.diff(dim=1) == 1).all(), "a crop is one piece"
+        starts.append(crops.waveforms_BN[:, 0].long() - 1)
+    starts_SB = torch.stack(starts)
+    room_B = torch.tensor([CLIPS[i].samples - shortest for i in batch])
+    assert (starts_SB[:, 0] == 0).all() and (starts_SB <= room_B).all()
+    assert (starts_SB[:, 1:].float().mean(0) / room_B[1:] - 0.5).abs().max() < 0.15
+    assert (starts_SB[:, 1:].amin(0) < 0.2 * room_B[1:]).all() and (starts_SB[:, 1:].amax(0) > 0.8 * room_B[1:]).all()
+
+
+@pytest.mark.parametrize("done", [0, 5, 9, 14])
+def test_a_resumed_run_sees_the_same_random_crops_and_every_epoch_others(done):
+    clips = CLIPS[:12]  # two batches an epoch
+
+    def crops(stream):
+        return [(batch, collate(waves(batch), crop=True, seed=3).waveforms_BN) for batch in stream]
+
+    def stream(limit):
+        return BatchStream(BucketSampler(clips, 5.0, seed=5), lambda: limit)
+
+    whole = crops(stream(18))
+    resumed = stream(18 - done)
+    for _ in range(done):
+        resumed.advance()
+    for (batch, wave), (other, again) in zip(whole[done:], crops(resumed), strict=True):
+        assert batch == other and torch.equal(wave, again)
+    starts = {i: {wave[row, 0].item() for batch, wave in whole for row, k in enumerate(batch) if k == i} for i in range(12)}
+    assert sum(len(values) > 2 for values in starts.values()) >= 9, "of 12 clips in 6 epochs, the shortest of a batch starts at 0"
+
+
 # files
 
 
