@@ -7,7 +7,7 @@ value replaces the base's, and ``null`` takes a loss away.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Mapping, Sequence
 
@@ -16,6 +16,7 @@ import yaml
 from . import strict
 from .encoder import EncoderConfig
 from .errors import StarError, nearest
+from .pruning.config import PruningConfig
 
 FOLDER = Path(__file__).with_name("recipes")
 
@@ -70,6 +71,17 @@ class Initialisation:
 
 
 @dataclass(frozen=True)
+class StudentChanges:
+    """In what a student that is a copy of its teacher differs from it; None: in nothing. No weight depends on these."""
+
+    hidden_states: Literal["all", "features", "layers"] | None = None
+    dropout: float | None = None
+    attention_dropout: float | None = None
+    activation_dropout: float | None = None
+    feature_dropout: float | None = None
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How long and how. Exactly one of ``epochs``, ``updates`` and ``minutes`` ends the run and stretches the schedule."""
 
@@ -80,7 +92,8 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     warmup: float = 0.05
     """Share of the run in which the learning rate rises from 0."""
-    schedule: Literal["cosine", "linear"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the rise: to 0, or not at all."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.01
@@ -122,17 +135,38 @@ class Recipe:
 
     teacher: str
     """Any source that :func:`star_upstream.teachers.load` takes."""
-    student: EncoderConfig
+    student: EncoderConfig | Literal["teacher"]
+    """``teacher``: a copy of the teacher, weights included."""
     loss: dict[str, Any]
     """Name of a loss -> its options (:mod:`star_upstream.losses`)."""
     training: TrainingConfig
+    """With ``pruning``: of stage 1."""
     data: DataConfig = field(default_factory=DataConfig)
+    student_changes: StudentChanges = field(default_factory=StudentChanges)
+    pruning: PruningConfig | None = None
+    """The student is pruned while it learns, cut, and trained on; None: it keeps its size."""
     about: str = ""
 
+    def __post_init__(self):
+        if self.student == "teacher":
+            if self.training.initialise_from_teacher != Initialisation():
+                raise StarError("training.initialise_from_teacher: a student that is a copy of the teacher has all of its weights; leave it out")
+        elif self.student_changes != StudentChanges():
+            raise StarError("student_changes: only for student: teacher; write them into the student's configuration")
 
-def names() -> list[str]:
+    def student_config(self, teacher: EncoderConfig | None = None) -> EncoderConfig:
+        """The student as it starts. Raises :class:`StarError` when it is a copy of the teacher and that is not given."""
+        if self.student != "teacher":
+            return self.student
+        if teacher is None:
+            raise StarError(f"the recipe's student is a copy of its teacher ({self.teacher}); name a checkpoint")
+        changes = {name: value for name, value in vars(self.student_changes).items() if value is not None}
+        return replace(teacher, **changes)
+
+
+def names(folder: Path = FOLDER) -> list[str]:
     """The shipped recipes."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -140,12 +174,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises :class:`StarError` for an unknown recipe, key or value.
     """
-    where, values = _resolve(source, ())
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise StarError(f"{override!r}: an override is key=value, e.g. training.updates=1000")
-        _set(values, key, _parse(text, override))
+    where, values = read(source, overrides)
     for key in ("train", "valid"):
         data = values.get("data")
         if isinstance(data, dict) and isinstance(data.get(key), str):
@@ -158,17 +187,28 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise StarError(f"{where}: {error}") from None
 
 
-def dump(recipe: Recipe) -> str:
+def read(source: str | Path, overrides: Sequence[str] = (), folder: Path = FOLDER) -> tuple[str, dict[str, Any]]:
+    """Where the recipe is and its values, bases merged and overrides set, not checked yet; ``folder`` holds the shipped ones."""
+    where, values = _resolve(source, (), folder)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise StarError(f"{override!r}: an override is key=value, e.g. training.updates=1000")
+        _set(values, key, _parse(text, override))
+    return where, values
+
+
+def dump(recipe: Any) -> str:
     """The recipe as yaml, whole: no base, every default written out. :func:`load` reads it back to an equal recipe."""
     return yaml.safe_dump(strict.plain(recipe), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
-def _resolve(source: str | Path, children: tuple[Path, ...]) -> tuple[str, dict[str, Any]]:
-    path = FOLDER / f"{source}.yaml"
+def _resolve(source: str | Path, children: tuple[Path, ...], folder: Path) -> tuple[str, dict[str, Any]]:
+    path = folder / f"{source}.yaml"
     if not path.is_file():
         path = Path(source)
         if not path.is_file():
-            raise StarError(f"{source}: no such recipe or yaml file{nearest(str(source), names())} (shipped: {', '.join(names())})")
+            raise StarError(f"{source}: no such recipe or yaml file{nearest(str(source), names(folder))} (shipped: {', '.join(names(folder))})")
     path = path.resolve()
     if path in children:
         raise StarError(f"{path}: is its own base")
@@ -182,7 +222,7 @@ def _resolve(source: str | Path, children: tuple[Path, ...]) -> tuple[str, dict[
     base = values.pop("base", None)
     if base is not None:
         beside = path.parent / str(base)
-        values = _merge(_resolve(beside if beside.is_file() else str(base), (*children, path))[1], values)
+        values = _merge(_resolve(beside if beside.is_file() else str(base), (*children, path), folder)[1], values)
     return str(source), values
 
 
@@ -196,8 +236,13 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
-    for section in sections:
-        if not isinstance(values.get(section), dict):
+    for i, section in enumerate(sections):
+        found = values.get(section)
+        if found is not None and not isinstance(found, dict):
+            place = ".".join(sections[: i + 1])
+            hint = f"; give student_changes.{last}" if place == "student" else ""
+            raise StarError(f"{key}: cannot be set, since {place} is {found!r}{hint}")
+        if found is None:
             values[section] = {}
         values = values[section]
     values[last] = value

@@ -29,16 +29,21 @@ from .run_folder import RunFolder
 
 
 def rate(share: float, config: TrainingConfig) -> float:
-    """Learning rate when ``share`` of the run (0 to 1) has passed: a linear rise, then cosine or linear decay to 0."""
+    """Learning rate when ``share`` of the run (0 to 1) has passed: a linear rise, then cosine or linear decay to 0, or none."""
     share = min(max(share, 0.0), 1.0)
     if share < config.warmup:
         return config.learning_rate * share / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
     left = (1.0 - share) / (1.0 - config.warmup)
     return config.learning_rate * (left if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
 
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and kernels with weight decay; biases, norms and other vectors without."""
+    """Two groups: matrices and kernels with weight decay; biases, norms and other vectors without.
+
+    A group's ``scale`` (1 where it has none) is its learning rate as a multiple of the run's.
+    """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
@@ -54,6 +59,8 @@ class Learner(pl.LightningModule):
     """
 
     stream: BatchStream
+    label = ""
+    """In front of every line of progress."""
 
     def __init__(self, config: TrainingConfig, folder: RunFolder, total: int | None, state: dict[str, Any] | None):
         super().__init__()
@@ -71,12 +78,24 @@ class Learner(pl.LightningModule):
     # what a subclass gives
 
     def measure(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch (a scalar) and its parts by name."""
+        """The loss of a batch (a scalar) and its parts by name; a part named ``loss`` is logged in the loss's place."""
         raise NotImplementedError
 
     def save_models(self, best: bool) -> None:
         """Write ``last/``, and ``best/`` when this validation was the best so far; called by the first process."""
         raise NotImplementedError
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups; the first one's learning rate is the run's."""
+        return parameter_groups([self], self.config.weight_decay)
+
+    def extras(self) -> dict[str, float]:
+        """Further columns of the log."""
+        return {}
+
+    def note(self) -> str:
+        """Further words of a line of progress."""
+        return ""
 
     # state
 
@@ -150,9 +169,7 @@ class Learner(pl.LightningModule):
         config = self.config
         # the fused form cannot be combined with clipping or loss scaling in Lightning
         fused = not config.clip and config.precision != "16-mixed"
-        return torch.optim.AdamW(
-            parameter_groups([self], config.weight_decay), config.learning_rate, betas=config.betas, eps=config.eps, fused=fused
-        )
+        return torch.optim.AdamW(self.groups(), config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # dropout depends on the place in the run alone, so a resumed run draws what an unbroken one draws
@@ -161,7 +178,7 @@ class Learner(pl.LightningModule):
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
         if self._batches % self.config.accumulate == 0:
             for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = rate(self.share, self.config)
+                group["lr"] = rate(self.share, self.config) * group.get("scale", 1.0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, terms = self.measure(batch)
@@ -195,6 +212,7 @@ class Learner(pl.LightningModule):
         row = {f"train/{n}": means[n] / batches for n in sorted(means, key=lambda n: (n != "loss", n))}
         row["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         row["audio_seconds_per_second"] = round(self._since / max(now - self._since_time, 1e-9), 2)
+        row.update(self.extras())
         self._sums, self._since, self._since_time = {}, 0.0, now
         self._write(row)
 
@@ -271,7 +289,8 @@ class Progress(pl.Callback):
         names = {"train/loss": "loss {:.4g}", "valid/loss": "valid {:.4g}", "learning_rate": "lr {:.2g}"}
         parts = [text.format(row[name]) for name, text in names.items() if name in row]
         speed = row.get("audio_seconds_per_second")
-        return "  ".join([f"update {learner.update}", *parts, *([f"{speed:.0f} s of audio a second"] if speed else [])])
+        words = [f"{learner.label}update {learner.update}", *parts, learner.note(), f"{speed:.0f} s of audio a second" if speed else ""]
+        return "  ".join(word for word in words if word)
 
     def on_train_end(self, trainer, learner) -> None:
         if self.bar is not None:
