@@ -60,7 +60,7 @@ def test_base_states_only_differences(tmp_path):
         (["training.epochs=null"], "epochs, updates, minutes: set exactly one"),
         (["training.epochs=0"], "training.epochs: must be above 0"),
         (["training.warmup=1"], "training.warmup: must be at least 0 and below 1"),
-        (["training.schedule=step"], "training.schedule: expected 'cosine' or 'linear', got 'step'"),
+        (["training.schedule=step"], "training.schedule: expected 'cosine' or 'linear' or 'constant', got 'step'"),
         (["training.precision=64"], "training.precision: expected 32 or 'bf16-mixed' or '16-mixed', got 64"),
         (["student.width=433"], "width 433"),
         (["data.batch_seconds=5"], "data.batch_seconds: must be at least max_seconds"),
