@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         "--cache-gb", type=float, default=20.0, help="most that the cache may hold; the oldest leave first (default 20)"
     )
     run.add_argument("--jobs", type=int, default=1, help="tasks at once, each a process with its log in --out (default 1)")
+    run.add_argument(
+        "--exact", action="store_true", help="encode padded batches at every step as s3prl does, without a cache: many times slower"
+    )
     run.add_argument("--overwrite", action="store_true", help="run tasks again whose json is there")
     run.set_defaults(verb=_run)
 

@@ -271,7 +271,7 @@ def _states(batch: list[tuple[int, np.ndarray]], items: list[Window], upstream: 
     try:
         return upstream.encode([wave for _, wave in batch])
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and _CPU_MEMORY not in str(error):
+        if not out_of_memory(error):
             raise
     if upstream.device.type == "cuda":  # here, where the exception no longer holds what it was computing
         torch.cuda.empty_cache()
@@ -289,6 +289,11 @@ def _states(batch: list[tuple[int, np.ndarray]], items: list[Window], upstream: 
         file=sys.stderr,
     )
     return _states(batch[:half], items, upstream) + _states(batch[half:], items, upstream)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python says with this error that memory ran out."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU_MEMORY in str(error)
 
 
 def _key(kind: str, upstream: Upstream, effects: Effects, items: list[Window]) -> str:

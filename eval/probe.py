@@ -105,8 +105,12 @@ class Task:
     crop_seconds: float | None = None
     """Longest training utterance. s3prl crops longer ones at random: so it is done to frames; means are of fixed crops."""
     further: tuple[Metric, ...] = ()
+    eval_batch: int = 1
+    """Dev and test utterances of a batch in s3prl's problem; it matters to ``--exact`` alone."""
     differences: tuple[str, ...] = ()
     """Where this differs from s3prl's recipe; kept in every record."""
+    differences_once: tuple[str, ...] = ()
+    """Those that come of encoding an utterance once, and that ``--exact`` does away with."""
 
     @property
     def columns(self) -> list[str]:

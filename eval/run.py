@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import os
-import statistics
 import sys
 import traceback
 from dataclasses import asdict, dataclass
@@ -17,14 +16,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from star_upstream import compat, corpora, metrics
+from star_upstream import compat, corpora
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
 
 from . import encode, jobs, tasks, train, upstreams
+from . import record as record_of
+from .exact import Padded
 from .machine import environment, peak_memory, reset_peak_memory
-from .probe import Metric, Task
+from .probe import Task
 from .probe import schedule as pick_schedule
 
 FORMAT = 1
@@ -51,6 +52,7 @@ class Options:
     cache_gb: float = 20.0
     overwrite: bool = False
     jobs: int = 1
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def run(options: Options) -> int:
     alone = options.jobs == 1 or len(wanted) == 1
     device = _device(options.device)
     _data(options.data)
-    upstream = upstreams.load(options.upstream, device if alone else "cpu")
+    upstream = _upstream(options, device if alone else "cpu")
     say(
         f"{upstream.name}: {upstream.parameters / 1e6:.2f} M parameters, {upstream.layers} layers of {upstream.width}, "
         f"digest {upstream.digest[:12]}"
@@ -121,7 +123,14 @@ def _attempt(task: Task, upstream, options: Options, device: torch.device) -> di
 def _by_itself(options: Options, name: str) -> dict[str, Any] | Failure:
     """A task in a process of its own, which shares nothing but the cache with the others."""
     device = _device(options.device)
-    return _attempt(tasks.get(name), upstreams.load(options.upstream, device), options, device)
+    return _attempt(tasks.get(name), _upstream(options, device), options, device)
+
+
+def _upstream(options: Options, device: torch.device | str):
+    upstream = upstreams.load(options.upstream, device)
+    if options.exact:
+        upstream.autocast = None
+    return upstream
 
 
 def _side_by_side(names: list[str], options: Options) -> dict[str, dict[str, Any] | Failure]:
@@ -148,6 +157,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
     lrs = tuple(dict.fromkeys(options.lr_grid or schedule.lr_grid or (schedule.lr,))) if schedule.steps else ()
     whole = corpora.load(task.name, root)
     table = task.probe.prepare(task, whole, root, upstream.stride, options.limit)
+    exact = options.exact and schedule.steps > 0  # where nothing is trained, no batch is padded
     settings = {
         "task": task.name,
         "task_version": task.version,
@@ -159,23 +169,16 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         "lr_grid": list(lrs),
         "seed": options.seed,
         "limit": options.limit,
+        "encoding": "every step" if exact else "once",
     }
     target = options.out / f"{task.name}.json"
     if target.is_file() and not options.overwrite:
-        return _finished(target, settings)
+        return _finished(target, settings, asdict(schedule))
 
     reset_peak_memory(device)
     parts = task.probe.splits(task, table)
     probes = [task.probe(task, part, schedule, options.seed) for part in parts]
-    means = task.features == "means"
-    windows = encode.windows(parts[0], task.crop_seconds if means else None, schedule.crops)
-    say(f"{task.name}: encoding {sum(map(len, windows))} windows, {table['samples'].sum() / 16_000 / 60:.1f} minutes")
-    if means:
-        features = encode.Means(windows, upstream, store, task.effects)
-    else:
-        longest = schedule.crop_seconds or task.crop_seconds
-        crop = None if longest is None else round(longest * RATE / upstream.stride)
-        features = encode.Frames(windows, upstream, store, task.effects, crop)
+    features = _features(task, parts[0], schedule, upstream, store, exact)
     fits, marks = [], []
     for fold, probe in enumerate(probes, start=1):
         name = task.name if len(probes) == 1 else f"{task.name}-fold{fold}"
@@ -194,18 +197,18 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         "format": FORMAT,
         **settings,
         "title": task.title,
-        **_scores(task, probes, heads, fits, features, options.seed, device),
+        **record_of.scores(task, probes, heads, fits, features, options.seed, device),
         "limited": options.limit is not None or schedule.steps < published.steps,
         "rows": {"used": len(table), "corpus": len(whole)},
         "official_corpus": task.corpus,
         "official_splits": task.splits,
-        "differences": list(task.differences),
+        "differences": _differences(task, upstream, exact),
         "lr": lr,
         "chosen_by": chosen_by,
         "dev_value": dev,
-        "grid": fits[0].grid if len(fits) == 1 else _mean_grid(fits),
+        "grid": fits[0].grid if len(fits) == 1 else record_of.mean_grid(fits),
         "schedule_details": asdict(schedule),
-        "layer_weights": _means([head.layer_weights() for head in heads]),
+        "layer_weights": record_of.mean_weights([head.layer_weights() for head in heads]),
         "head_parameters": sum(p.numel() for p in heads[0].parameters()),
         "seconds_encoding": round(features.seconds, 2),
         "seconds_training": round(sum(fit.seconds for fit in fits), 2),
@@ -216,9 +219,9 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         "stride": upstream.stride,
         "layers": upstream.layers,
         "width": upstream.width,
-        "batching": upstream.batching,
-        "encoding_precision": upstream.precision,
-        "features": "per-layer time means, fp32" if means else "frames, fp16",
+        "batching": f"padded batches of {schedule.batch}, as s3prl trains" if exact else upstream.batching,
+        "encoding_precision": "fp32" if exact else upstream.precision,
+        "features": "frames, fp32" if exact else "per-layer time means, fp32" if task.features == "means" else "frames, fp16",
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "patched": compat.apply(),
         **environment(),
@@ -230,69 +233,40 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
     return record
 
 
-def _scores(task: Task, probes: list, heads: list, fits: list, features, seed: int, device: torch.device) -> dict[str, Any]:
-    """The record's part on test: the metric, those besides it, and where there are several folds each one's share of the mean."""
-    wanted = (Metric(task.metric, task.unit, task.direction), *task.further)
-    folds, details = [], []
-    for probe, head in zip(probes, heads):
-        rows = probe.split["test"]
-        predictions = train.predict(head, probe, features, rows, device)
-        details.append(probe.details(predictions, rows))
-        folds.append([(probe.value(predictions, rows), probe.counts(predictions, rows)), *probe.further(predictions, rows)])
-    numbers = []
-    for metric, results in zip(wanted, zip(*folds), strict=True):
-        low, high = metrics.bootstrap([counts for _, counts in results], seed)
-        value = sum(value for value, _ in results) / len(results)
-        numbers.append({
-            "metric": metric.name, "value": value, "unit": metric.unit, "direction": metric.direction, "interval_95": [low, high],
-        })  # fmt: skip
-    out = {
-        **numbers[0],
-        "split": "test",
-        "items": sum(probe.items(probe.split["test"]) for probe in probes),
-        "interval_method": f"percentile bootstrap over {probes[0].resampled}, 1000 resamples",
-    }
-    if details[0]:
-        out["details"] = details[0]
-    if task.further:
-        out["further_metrics"] = numbers[1:]
-    if len(probes) > 1:
-        values = [fold[0][0] for fold in folds]
-        out["split"] = f"each of {len(probes)} folds in turn; the value is their mean"
-        out["interval_method"] = "percentile bootstrap over the utterances of each fold, of the mean over folds, 1000 resamples"
-        out["std_over_folds"] = statistics.stdev(values)
-        out["folds"] = [
-            {
-                "fold": fold, "value": value, "items": len(probe.split["test"]), "layer_weights": head.layer_weights(),
-                "grid": fit.grid,
-            }
-            for fold, (value, probe, head, fit) in enumerate(zip(values, probes, heads, fits), start=1)
-        ]  # fmt: skip
-    return out
+def _features(task: Task, table: pd.DataFrame, schedule, upstream, store, exact: bool):
+    """The task's features of ``table``: encoded here and kept, or encoded with every batch."""
+    means = task.features == "means"
+    windows = encode.windows(table, task.crop_seconds if means and not exact else None, schedule.crops)
+    hours = f"{table['samples'].sum() / RATE / 60:.1f} minutes"
+    longest = schedule.crop_seconds or task.crop_seconds
+    if exact:
+        say(f"{task.name}: {len(windows)} utterances, {hours}, to be encoded at every step")
+        return Padded(windows, upstream, task.effects, longest and round(longest * RATE), task.eval_batch)
+    say(f"{task.name}: encoding {sum(map(len, windows))} windows, {hours}")
+    if means:
+        return encode.Means(windows, upstream, store, task.effects)
+    return encode.Frames(windows, upstream, store, task.effects, longest and round(longest * RATE / upstream.stride))
 
 
-def _mean_grid(fits: list) -> list[dict[str, Any]]:
-    """Each learning rate with the mean over folds of the best that it has shown on dev; the curves are with the folds."""
-    return [
-        {
-            "lr": lanes[0]["lr"],
-            "dev": sum(lane["dev"] for lane in lanes) / len(lanes),
-            "skipped_updates": sum(lane["skipped_updates"] for lane in lanes),
-        }
-        for lanes in zip(*(fit.grid for fit in fits))
-    ]
+def _differences(task: Task, upstream, exact: bool) -> list[str]:
+    """What of this run is not as in s3prl's recipe."""
+    found = list(task.differences) + ([] if exact else list(task.differences_once))
+    if not exact and not upstream.padded:
+        found.append("each utterance is encoded as if alone; s3prl pads training batches, which changes the states of some upstreams")
+    return found
 
 
-def _means(lists: list[list[float]]) -> list[float]:
-    return [round(sum(column) / len(column), 6) for column in zip(*lists)]
-
-
-def _finished(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _finished(target: Path, settings: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
+    """The record that is there, if it is of these settings and this schedule (as far as it tells: fields are added)."""
     try:
         record = json.loads(target.read_text(encoding="utf-8"))
-    except ValueError:
-        raise StarError(f"{target}: not json; remove it, or use --overwrite") from None
+        record = {"encoding": "once", **record}
+        kept = record.get("schedule_details", {})
+        mine = json.loads(json.dumps({key: value for key, value in schedule.items() if key in kept}))
+    except (ValueError, TypeError, AttributeError):
+        raise StarError(f"{target}: not a record; remove it, or use --overwrite") from None
     other = [key for key, value in settings.items() if record.get(key) != value]
+    other += [f"schedule_details.{key}" for key, value in mine.items() if kept[key] != value and key != "steps"]
     if other:
         raise StarError(f"{target}: holds another run ({', '.join(other)} differ); choose another --out, or use --overwrite")
     say(f"{settings['task']}: already done in {target}")

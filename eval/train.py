@@ -157,13 +157,18 @@ def agree(fits: Sequence[Fitted], direction: str) -> tuple[float, float, list[He
 
 
 def predict(head: Head, probe: Probe, features: Features, rows: Sequence[int], device: str | torch.device = "cpu") -> list[Any]:
-    """The head's answer for each of ``rows``, in their order; a row that comes twice is computed once."""
+    """The head's answer for each of ``rows``, in their order; a row that comes twice is computed once.
+
+    In batches of ``features.eval_batch`` in the order of ``rows`` where the features have one, since there the batch matters.
+    """
     device, answers = torch.device(device), {}
     head.eval()
-    todo = sorted(set(rows), key=lambda r: -int(probe.table["samples"].iloc[r]))
+    size = getattr(features, "eval_batch", None)
+    todo = list(dict.fromkeys(rows)) if size else sorted(set(rows), key=lambda r: -int(probe.table["samples"].iloc[r]))
+    size = size or 32
     with torch.no_grad():
-        for i in range(0, len(todo), 32):
-            batch = todo[i : i + 32]
+        for i in range(0, len(todo), size):
+            batch = todo[i : i + size]
             x_BLTD, lengths_B = features.batch(batch)
             mixed_BTD = head.mix(x_BLTD.to(device))
             answers.update(zip(batch, probe.predict(head.task, mixed_BTD, lengths_B.to(device), batch)))

@@ -39,6 +39,7 @@ TASK = Task(
     direction="max",
     features="means",
     target="label",
+    eval_batch=4,
     probe=EmotionRecognition,
     schedules=protocols(
         superb=Schedule(steps=30_000, batch=4, accumulate=8, lr=1e-4, eval_every=1_000, head={"hidden_size": 256}),

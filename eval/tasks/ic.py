@@ -20,6 +20,7 @@ TASK = Task(
     direction="max",
     features="means",
     target=("action", "object", "location"),
+    eval_batch=32,
     probe=IntentClassification,
     schedules=protocols(
         superb=Schedule(steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=5_000, head={"hidden_size": 256}),

@@ -34,6 +34,7 @@ TASK = Task(
     direction="max",
     features="means",
     target="label",
+    eval_batch=32,
     probe=KeywordSpotting,
     effects=(("channels", "1"), ("rate", "16000"), ("gain", "-3.0")),
     schedules=protocols(

@@ -69,6 +69,6 @@ TASK = Task(
         " and lets the last slices be short",
         "71 fixed symbols as in the published runs where the corpus keeps to them, else those of the training text (s3prl's"
         " problem)",
-        "features are kept in fp16",
     ),
+    differences_once=("features are kept in fp16",),
 )

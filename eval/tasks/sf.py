@@ -117,6 +117,6 @@ TASK = Task(
         "the number of SpecAugment's time masks grows with the utterance, as in the published runs; s3prl's problem has two",
         "batches are slices of train sorted by number of tokens, as in the published runs; s3prl's problem sorts by audio length"
         " and lets the last slices be short",
-        "features are kept in fp16",
     ),
+    differences_once=("features are kept in fp16",),
 )  # fmt: skip

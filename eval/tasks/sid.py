@@ -30,5 +30,5 @@ TASK = Task(
         warmup=5_000,
         sched_lr=1e-3,
     ),
-    differences=("a training utterance over 8 s is drawn from fixed, evenly spaced 8 s crops, not from random ones",),
+    differences_once=("a training utterance over 8 s is drawn from fixed, evenly spaced 8 s crops, not from random ones",),
 )

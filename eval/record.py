@@ -1,0 +1,70 @@
+"""The parts of a task's record that heads and their predictions give: values, intervals, folds and grids."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+
+from star_upstream import metrics
+
+from . import train
+from .probe import Metric, Task
+
+
+def scores(task: Task, probes: list, heads: list, fits: list, features, seed: int, device: torch.device) -> dict[str, Any]:
+    """The record's part on test: the metric, those besides it, and where there are several folds each one's share of the mean."""
+    wanted = (Metric(task.metric, task.unit, task.direction), *task.further)
+    folds, details = [], []
+    for probe, head in zip(probes, heads):
+        rows = probe.split["test"]
+        predictions = train.predict(head, probe, features, rows, device)
+        details.append(probe.details(predictions, rows))
+        folds.append([(probe.value(predictions, rows), probe.counts(predictions, rows)), *probe.further(predictions, rows)])
+    numbers = []
+    for metric, results in zip(wanted, zip(*folds), strict=True):
+        low, high = metrics.bootstrap([counts for _, counts in results], seed)
+        value = sum(value for value, _ in results) / len(results)
+        numbers.append({
+            "metric": metric.name, "value": value, "unit": metric.unit, "direction": metric.direction, "interval_95": [low, high],
+        })  # fmt: skip
+    out = {
+        **numbers[0],
+        "split": "test",
+        "items": sum(probe.items(probe.split["test"]) for probe in probes),
+        "interval_method": f"percentile bootstrap over {probes[0].resampled}, 1000 resamples",
+    }
+    if details[0]:
+        out["details"] = details[0]
+    if task.further:
+        out["further_metrics"] = numbers[1:]
+    if len(probes) > 1:
+        values = [fold[0][0] for fold in folds]
+        out["split"] = f"each of {len(probes)} folds in turn; the value is their mean"
+        out["interval_method"] = "percentile bootstrap over the utterances of each fold, of the mean over folds, 1000 resamples"
+        out["std_over_folds"] = statistics.stdev(values)
+        out["folds"] = [
+            {
+                "fold": fold, "value": value, "items": len(probe.split["test"]), "layer_weights": head.layer_weights(),
+                "grid": fit.grid,
+            }
+            for fold, (value, probe, head, fit) in enumerate(zip(values, probes, heads, fits), start=1)
+        ]  # fmt: skip
+    return out
+
+
+def mean_grid(fits: list) -> list[dict[str, Any]]:
+    """Each learning rate with the mean over folds of the best that it has shown on dev; the curves are with the folds."""
+    return [
+        {
+            "lr": lanes[0]["lr"],
+            "dev": sum(lane["dev"] for lane in lanes) / len(lanes),
+            "skipped_updates": sum(lane["skipped_updates"] for lane in lanes),
+        }
+        for lanes in zip(*(fit.grid for fit in fits))
+    ]
+
+
+def mean_weights(lists: list[list[float]]) -> list[float]:
+    return [round(sum(column) / len(column), 6) for column in zip(*lists)]
