@@ -64,6 +64,22 @@ def _recipes(args: argparse.Namespace) -> None:
         print(f"{name:<20} {recipes.load(name).about}")
 
 
+def _similarity(args: argparse.Namespace) -> None:
+    from .layer_report import report
+    from .similarity import GroupingConfig
+
+    keys = ("measure", "estimator", "linkage", "contiguous", "zeroth", "seconds")
+    config = GroupingConfig(number=args.groups, **{key: getattr(args, key) for key in keys})
+    print(json.dumps(report(args.teacher, args.audio, config, args.student, args.distilled, args.out, args.seed, args.device)))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected layers such as 4,8,12, got {text!r}") from None
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="star", description="Small speech encoders by distillation.")
     top.add_argument("--version", action="version", version=__version__)
@@ -89,6 +105,22 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("source")
     command.add_argument("target", type=Path, help="the folder to write")
     command.add_argument("--config", metavar="FILE", help="the configuration file that some published checkpoints need")
+
+    command = add("similarity", _similarity, "Which layers of a teacher resemble each other, and how far a student's are from them.")
+    command.add_argument("teacher", help="a name, folder or file, as in a recipe")
+    command.add_argument("audio", nargs="+", help="folders, tsv manifests (path, samples) or audio files")
+    command.add_argument("--groups", type=int, default=4, metavar="N", help="groups of layers to make (4)")
+    command.add_argument("--measure", choices=["cka", "cosine", "l2"], default="cka")
+    command.add_argument("--estimator", choices=["exact", "minibatch"], default="exact", help="of cka: minibatch for little audio or wide models")
+    command.add_argument("--linkage", choices=["average", "complete", "single", "ward"], default="average")
+    command.add_argument("--contiguous", action="store_true", help="only groups of neighbouring layers")
+    command.add_argument("--zeroth", choices=["features", "layer_input", "none"], default="features", help="what layer 0 is")
+    command.add_argument("--seconds", type=float, default=300.0, metavar="S", help="audio to measure on (300), in clips drawn at random")
+    command.add_argument("--seed", type=int, default=0, help="draws the clips")
+    command.add_argument("--student", metavar="CKPT", help="also its distance from the teacher, layer by layer")
+    command.add_argument("--distilled", type=_numbers, metavar="4,8,12", help="its distilled layers, where the checkpoint does not say")
+    command.add_argument("--device", default="auto", help="cpu, cuda (auto: cuda where there is one)")
+    command.add_argument("--out", type=Path, metavar="DIR", help="write similarity.json, similarity.png and, of a student, distance.png")
 
     add("recipes", _recipes, "List the shipped recipes.")
     return top

@@ -74,8 +74,8 @@ class Similarity:
 
     @property
     def distance_LL(self) -> np.ndarray:
-        """1 - similarity, or the l2 distance; 0 from a layer to itself."""
-        distance = self.matrix_LL if self.measure == "l2" else 1.0 - self.matrix_LL
+        """1 - similarity (0 where an estimate is above 1), or the l2 distance; 0 from a layer to itself."""
+        distance = self.matrix_LL if self.measure == "l2" else np.maximum(1.0 - self.matrix_LL, 0.0)
         return distance - np.diag(np.diag(distance))
 
 
@@ -245,10 +245,11 @@ def run(encoders: Sequence[Encoder], clips: Sequence[Clip], seconds: float, seed
             encoder.train(training)
 
 
-def valid_state(output: EncoderOutput, layer: int, zeroth: str) -> Tensor:
-    """V x D valid frames of ``layer``; 0 is the first layer's input or, by ``zeroth``, the projected CNN output."""
+def valid_state(output: EncoderOutput, layer: int, zeroth: str, frames_B: Tensor | None = None) -> Tensor:
+    """V x D frames of ``layer``, the valid ones or the first ``frames_B`` of each utterance; 0 is the first layer's input or, by
+    ``zeroth``, the projected CNN output."""
     x_BTD = output.features_BTD if layer == 0 and zeroth == "features" else output.states[layer]
-    return x_BTD[valid_mask(output.lengths_B, x_BTD.shape[1])]
+    return x_BTD[valid_mask(output.lengths_B if frames_B is None else frames_B, x_BTD.shape[1])]
 
 
 def cluster(measured: Similarity, config: GroupingConfig) -> Clustering:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from star_upstream import similarity
 from star_upstream.errors import StarError
 from star_upstream.similarity import Clustering, ExactCka, Framewise, GroupingConfig, MinibatchCka, Similarity, cluster, gram, hsic
 
