@@ -1,9 +1,14 @@
 """Layer similarity: hand-computed values, invariances, streaming; clustering on planted groups; the command."""
 
+import json
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from star_upstream import checkpoint, cli, layer_report
+from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.similarity import Clustering, ExactCka, Framewise, GroupingConfig, MinibatchCka, Similarity, cluster, gram, hsic
 
@@ -197,3 +202,147 @@ def test_ward_needs_a_measure_that_makes_a_space():
     with pytest.raises(StarError, match="linkage: ward needs estimator exact"):
         GroupingConfig(linkage="ward", estimator="minibatch")
     GroupingConfig(linkage="ward", estimator="minibatch", measure="l2")
+
+
+# the command
+
+SIZES = {"conv_layers": ((16, 400, 320),), "heads": 2, "head_width": 8, "ffn": 16, "position_kernel": 4, "position_groups": 2}
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    """Eight seconds of noise whose colour and loudness move."""
+    folder, random = tmp_path_factory.mktemp("audio"), np.random.default_rng(0)
+    for i in range(8):
+        wave = np.cumsum(random.standard_normal(int(random.uniform(0.6, 1.4) * 16_000))) * 0.001
+        wave += 0.1 * random.standard_normal(len(wave)) * np.sin(np.arange(len(wave)) / (300 + 200 * i)) ** 2
+        soundfile.write(folder / f"{i}.wav", wave.astype(np.float32), 16_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A teacher of 4 layers, a copy whose last two layers have moved, and a student of 2 layers and another width."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    teacher = Encoder(EncoderConfig(width=16, layers=4, **SIZES))
+    checkpoint.save(folder / "teacher", teacher, {})
+    for layer in teacher.layers[2:]:
+        layer.ffn_out.bias.data.normal_()
+        layer.ffn_out.weight.data.mul_(200)
+    loss = {"hint": {"teacher_layers": [0, 1, 2]}}
+    checkpoint.save(folder / "moved", teacher, {"recipe": {"loss": loss}})
+    checkpoint.save(folder / "half", Encoder(EncoderConfig(width=32, layers=2, **SIZES)), {})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAR_CACHE", str(tmp_path / "cache"))
+
+
+def command(capsys, *words):
+    cli.main(["similarity", *map(str, words)])
+    captured = capsys.readouterr()
+    return json.loads(captured.out), captured.err
+
+
+def test_the_mini_teachers_layers(capsys, audio, tmp_path):
+    files = sorted(audio.iterdir())
+    result, err = command(capsys, "star_mini_teacher", *files, "--groups", "3", "--contiguous", "--out", tmp_path / "out")
+    assert result["layers"] == list(range(9)) and len(result["groups"]) == 3 and sum(result["groups"], []) == list(range(9))
+    matrix = np.array(result["matrix"])
+    assert np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1) and 0 < matrix.min() < 0.9
+    assert (result["clips"], result["estimator"], result["linkage"]) == (8, "exact", "average")
+    assert result["hours"] == pytest.approx(sum(soundfile.info(f).duration for f in files) / 3600, abs=1e-4)
+    assert "frames are few for exact CKA at width 256" in err and f"groups of layers: {' | '.join(layer_report.names(result['groups']))}" in err
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["similarity.json", "similarity.png"]
+    assert json.loads((tmp_path / "out" / "similarity.json").read_text())["groups"] == result["groups"]
+    assert (tmp_path / "out" / "similarity.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_part_of_the_audio_is_drawn_by_the_seed(capsys, models, audio):
+    one, other, again = (command(capsys, models / "teacher", audio, "--seconds", "3", "--seed", seed)[0] for seed in (0, 1, 0))
+    assert 3 / 3600 - 1e-4 <= one["hours"] < 4.5 / 3600 and one["clips"] < 8
+    assert one["matrix"] == again["matrix"] != other["matrix"]
+
+
+@pytest.mark.parametrize("options", [["--measure", "cosine"], ["--measure", "l2", "--linkage", "ward"], ["--estimator", "minibatch"]])
+def test_other_measures(capsys, models, audio, options, tmp_path):
+    result, _ = command(capsys, models / "teacher", audio, *options, "--zeroth", "none", "--groups", "2", "--out", tmp_path)
+    assert result["layers"] == [1, 2, 3, 4] and len(result["groups"]) == 2 and ("estimator" in result) == (result["measure"] == "cka")
+    assert np.allclose(np.diag(result["matrix"]), float(result["measure"] != "l2"))
+
+
+def test_a_students_distance_grows_where_it_was_not_distilled(capsys, models, audio, tmp_path):
+    result, _ = command(capsys, models / "teacher", audio, "--student", models / "moved", "--out", tmp_path)
+    student = result["student"]
+    assert (student["distilled"], student["distilled_from"]) == ([0, 1, 2], "provenance")
+    for row in student["distances"]:
+        assert row["layer"] == row["teacher_layer"] and row["distilled"] == (row["layer"] <= 2)
+        near = [abs(row[key]) < 1e-5 for key in ("cka_distance", "l1", "cosine_distance")]
+        assert all(near) if row["layer"] <= 2 else not any(near)
+    means = student["means"]
+    assert means["distilled"]["l1"] == 0 and means["undistilled"]["l1"] == pytest.approx(np.mean([r["l1"] for r in student["distances"][3:]]), abs=1e-5)
+    assert (tmp_path / "distance.png").read_bytes()[:4] == b"\x89PNG"
+    given, _ = command(capsys, models / "teacher", audio, "--student", models / "moved", "--distilled", "3,4")
+    assert given["student"]["distilled"] == [3, 4] and given["student"]["distilled_from"] == "option"
+
+
+@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
+def test_a_student_of_other_depth_and_width(capsys, models, audio, estimator):
+    words = (models / "teacher", audio, "--student", models / "half", "--estimator", estimator)
+    result, err = command(capsys, *words)
+    rows = result["student"]["distances"]
+    assert [(row["layer"], row["teacher_layer"]) for row in rows] == [(0, 0), (1, 2), (2, 4)]
+    assert all(0 < row["cka_distance"] < 1 and row["l1"] is row["cosine_distance"] is row["distilled"] is None for row in rows)
+    assert "half does not say which of its layers were distilled; give --distilled" in err
+
+
+@pytest.mark.parametrize(
+    ("loss", "layers"),
+    [
+        ({"hint": {"teacher_layers": [4, 8, 12], "student_layers": [2, 4, 6]}}, [2, 4, 6]),
+        ({"hint": None}, [0, 4, 8, 12]),
+        ({"skill": {"groups": [[0], [1, 2, 3], [4, 5, 6]]}}, [0, 1, 2, 3, 4, 5, 6]),
+        ({"skill": {"groups": [[0], [3, 1, 2], [4, 5, 6]], "student_side": "last"}}, [0, 3, 6]),
+        ({"skill": {"zeroth": "none"}}, [1, 2, 3, 4, 5, 6]),
+        ({"star": {}}, [1, 2, 3, 4, 5, 6]),
+        ({"star": {"layer_map": [[2, 4], [6, 12]]}}, [2, 6]),
+        ({"prediction": {}, "hint": {"teacher_layers": [1]}}, [1, 6]),
+        ({}, None),
+    ],
+)
+def test_distilled_layers_as_recipes_say_them(loss, layers):
+    assert layer_report.distilled_layers(loss, 6) == layers
+
+
+def test_groups_are_named_by_their_runs():
+    assert layer_report.names(((0,), (1, 2, 3, 7), (4, 6), (8, 9))) == ["0", "1-3,7", "4,6", "8-9"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["star_mini_teachr", "{audio}"], "did you mean 'star_mini_teacher'"),
+        (["{models}/teacher", "{audio}/nothing"], "no such folder or manifest"),
+        (["{models}/teacher", "{audio}/0.wav", "--groups", "9"], "number: 9 groups cannot be made of 5 layers"),
+        (["{models}/teacher", "{audio}", "--groups", "0"], "number: must be 1 or more"),
+        (["{models}/teacher", "{audio}", "--seconds", "0"], "seconds: must be above 0"),
+        (["{models}/teacher", "{audio}", "--linkage", "ward", "--estimator", "minibatch"], "ward needs estimator exact"),
+        (["{models}/teacher", "{audio}", "--measure", "rsa"], "invalid choice: 'rsa'"),
+        (["{models}/teacher", "{audio}", "--distilled", "1,2"], "--distilled: goes with --student"),
+        (["{models}/teacher", "{audio}", "--student", "{models}/half", "--distilled", "1,x"], "expected layers such as 4,8,12, got '1,x'"),
+        (["{models}/teacher", "{audio}", "--student", "{models}/half", "--distilled", "3"], "the student has layers 0 to 2, got 3"),
+        (["star_mini_teacher", "{audio}", "--student", "{models}/slow"], "strides are 320 (teacher) and 160"),
+        (["{models}/teacher", "{audio}", "--device", "quantum"], "--device quantum: "),
+        (["{models}/teacher"], "required: audio"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, models, audio, words, message):
+    slow = EncoderConfig(**{**SIZES, "conv_layers": ((16, 400, 160),)}, width=16, layers=1)
+    checkpoint.save(models / "slow", Encoder(slow), {})
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["similarity", *(word.format(models=models, audio=audio) for word in words)])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.out == "" and message in captured.err and "Traceback" not in captured.err
