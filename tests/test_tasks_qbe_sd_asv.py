@@ -101,7 +101,7 @@ def test_queries_are_scored_as_s3prl_does(data, tmp_path):
     probe = make(QBE, data)
     features, rows = frames(QBE, probe, tmp_path / "f"), probe.split["test"]
     assert {probe.table["split"].iloc[row] for row in rows} == {"eval"} and len(rows) == 15
-    predictions = [features.states(row)[1].float().numpy() for row in rows]
+    predictions = [x_LTD[1].float().numpy() for x_LTD in features.states(rows)]
     relevant_QN, scores_QN = probe._search(predictions, rows)
     frames_TD = torch.from_numpy(np.concatenate(predictions))
     normed = [((torch.from_numpy(p) - frames_TD.mean(0)) / frames_TD.std(0).clamp(1e-9)).numpy() for p in predictions]
