@@ -1,6 +1,8 @@
 """Our checkpoint: a folder with ``config.json`` (encoder configuration, provenance) and ``model.safetensors``. Nothing in it runs.
 
 ``config.json``: ``format`` ("star_upstream"), ``version`` (1), ``encoder`` (:class:`EncoderConfig`), ``provenance`` (free).
+A fine-tuned model with its heads is a single ``.safetensors`` file whose metadata holds the same json under ``star_upstream``
+(:mod:`star_upstream.multitask.export`); :func:`load` gives its encoder.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from . import strict
@@ -36,8 +38,40 @@ def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype
         )
 
 
+def save_single(path: str | Path, weights: dict[str, torch.Tensor], content: dict[str, Any]) -> None:
+    """Write one file whole or not at all; ``content`` goes, as json, into its metadata."""
+    text = json.dumps({"format": FORMAT, "version": VERSION, **content}, allow_nan=False)
+    with replacing(path) as part:
+        save_file(weights, part, {FORMAT: text})
+
+
+def load_single(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file. Raises :class:`StarError` for a file that is damaged or not there."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StarError(f"{path}: cannot be read ({error})") from None
+
+
+def is_single(path: str | Path) -> bool:
+    """Whether ``path`` is one file of ours with configuration and weights."""
+    return _metadata(Path(path)) is not None
+
+
+def _metadata(path: Path) -> str | None:
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(FORMAT)
+    except (OSError, SafetensorError):
+        return None
+
+
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether ``path`` is a folder (or one of its two files) in our format."""
+    """Whether ``path`` is a folder (or one of its two files), or a single file, in our format."""
+    if is_single(path):
+        return True
     folder = _folder(path)
     try:
         return json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("format") == FORMAT
@@ -47,9 +81,9 @@ def is_checkpoint(path: str | Path) -> bool:
 
 def describe(path: str | Path) -> dict[str, Any]:
     """The contents of ``config.json``. Raises :class:`StarError` for another format or a newer version."""
-    folder = _folder(path)
+    folder, single = _folder(path), _metadata(Path(path))
     try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8") if single is None else single)
     except OSError:
         raise StarError(f"{folder}: no {CONFIG}; a checkpoint of star_upstream is a folder with {CONFIG} and {WEIGHTS}") from None
     except ValueError as error:
@@ -68,6 +102,10 @@ def load(path: str | Path, reference_padding: bool = False) -> Encoder:
     """
     folder, content = _folder(path), describe(path)
     encoder = Encoder(strict.build(EncoderConfig, content.get("encoder"), "encoder"), reference_padding)
+    if is_single(path):
+        weights = {k.removeprefix("encoder."): v for k, v in load_single(path).items() if k.startswith("encoder.")}
+        load_weights(encoder, weights, str(path))
+        return encoder.eval()
     try:
         weights = load_file(folder / WEIGHTS)
     except FileNotFoundError:
@@ -78,7 +116,7 @@ def load(path: str | Path, reference_padding: bool = False) -> Encoder:
     return encoder.eval()
 
 
-def load_weights(encoder: Encoder, weights: dict[str, torch.Tensor], where: str) -> None:
+def load_weights(encoder: torch.nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:
     """Copy ``weights`` into ``encoder``; every tensor must be there, with its shape, and no other. Half precision is widened."""
     expected = encoder.state_dict()
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())

@@ -78,10 +78,17 @@ class Trials:
         part = ahead / (ahead + behind)
         return float(alarms[after - 1] + part * (alarms[after] - alarms[after - 1]))
 
-    def min_dcf(self, prior: float = 0.01) -> float:
+    def min_dcf(self, weights: np.ndarray | None = None, prior: float = 0.01) -> float:
         """Smallest detection cost (NIST SRE 2016, section 3; costs 1 and 1) over that of the better constant answer."""
-        misses, alarms = self.rates()
+        misses, alarms = self.rates(weights)
         return float((prior * misses + (1.0 - prior) * alarms).min() / min(prior, 1.0 - prior))
+
+    def resample(self, generator: np.random.Generator) -> np.ndarray:
+        """Weights of a resample: how often each trial is drawn, with replacement, as many of each kind as there are."""
+        is_target = np.empty_like(self.is_target)
+        is_target[self.order] = self.is_target
+        drawn = [generator.choice(kind, len(kind)) for kind in (np.flatnonzero(is_target), np.flatnonzero(~is_target))]
+        return np.bincount(np.concatenate(drawn), minlength=len(is_target))
 
 
 def maximum_term_weighted_value(

@@ -1,0 +1,259 @@
+"""The training of encoder and heads, and what starts, resumes and ends it.
+
+Kerpicci et al. (arXiv 2210.16611, section 2.2): in each iteration a keyword batch with cross entropy, then a speaker batch with angular
+softmax; all parameters, Adam, learning rate 1e-4. Shapes: B utterances, E channels of the vector.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .. import checkpoint, strict, teachers
+from .. import recipe as recipes
+from ..data import BatchStream, Clip
+from ..errors import StarError
+from ..files import write_json
+from ..run_folder import RunFolder, versions
+from ..training import Learner, fit
+from . import data as tasks_data
+from . import store
+from .data import Alternating, Batch, TaskData, Utterances, collate, whole
+from .evaluate import embed, evaluate, write_outcomes
+from .export import load as load_model
+from .export import save as save_model
+from .heads import MultitaskModel
+from .recipe import FinetuneRecipe, difference
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+
+class Finetuning(Learner):
+    """Heads, and unless ``frozen`` the encoder under them, learn their tasks in turn."""
+
+    def __init__(
+        self,
+        recipe: FinetuneRecipe,
+        model: MultitaskModel,
+        utterances: Utterances,
+        folder: RunFolder,
+        state: dict[str, Any] | None,
+        provenance: dict[str, Any],
+    ):
+        config = recipe.stepping
+        super().__init__(config, folder, config.updates, state)
+        self.recipe, self.model, self.utterances, self.provenance = recipe, model, utterances, provenance
+
+    def setup(self, stage: str) -> None:
+        group = self.recipe.training.accumulate
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        sampler = Alternating(self.utterances.tasks, self.recipe.training.seed, group, rank, world)
+        self.stream = BatchStream(sampler, self.batches_to_validation)
+
+    def measure(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        x_BE = embed(self.model, batch, self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            loss, logits_BC = self.model.heads[batch.task].loss(x_BE, batch.targets_B)
+        accuracy = 100.0 * (logits_BC.argmax(1) == batch.targets_B).float().mean()
+        # the log takes means over the batches of all tasks, and each task has the same share of them
+        count = len(self.recipe.tasks)
+        terms = {f"{batch.task}/loss": count * loss.detach(), f"{batch.task}/accuracy": count * accuracy}
+        # Lightning divides by the batches of a step: this makes the sum over tasks of their mean losses
+        return (loss * count if self.recipe.alternate == "sum" else loss), terms
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.stream)
+
+    def val_dataloader(self) -> DataLoader:
+        batches = []
+        for number, task in enumerate(self.utterances.tasks):
+            rows = task.rows("valid")
+            step = max(1, math.ceil(len(rows) / self.recipe.data.valid_limit))
+            batches += whole(self.utterances.tasks, number, rows[::step])
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return self._loader(batches[rank::world] if len(batches) >= world else batches)
+
+    def _loader(self, batches) -> DataLoader:
+        kept = all(t.name in self.utterances.waves or t.name in self.utterances.states for t in self.utterances.tasks)
+        workers = 0 if kept else self.recipe.data.workers
+        return DataLoader(
+            self.utterances, batch_sampler=batches, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        count, share = len(batch.paths), 1.0 / len(self.recipe.tasks)
+        _, terms = self.measure(batch)
+        for name, value in terms.items():
+            self._valid[name] = self._valid.get(name, 0.0) + share * float(value) * count
+        self._valid[f"{batch.task}/items"] = self._valid.get(f"{batch.task}/items", 0.0) + count
+
+    def on_validation_epoch_end(self) -> None:
+        names = [f"{task}/{part}" for task in self.recipe.tasks for part in ("loss", "accuracy", "items")]
+        values = torch.tensor([self._valid.get(n, 0.0) for n in names], device=self.device)
+        sums = dict(zip(names, self.trainer.strategy.reduce(values, reduce_op="sum").tolist()))
+        row, error, loss = {}, 0.0, 0.0
+        for task in self.recipe.tasks:
+            for part in ("loss", "accuracy"):
+                row[f"valid/{task}/{part}"] = sums[f"{task}/{part}"] / sums[f"{task}/items"]
+            error += (100.0 - row[f"valid/{task}/accuracy"]) / len(self.recipe.tasks)
+            loss += row[f"valid/{task}/loss"] / len(self.recipe.tasks)
+        if not math.isfinite(loss):
+            raise StarError(f"the validation loss is {loss} at update {self.update}; lower training.learning_rate, or set training.clip")
+        better = self.best is None or error < self.best
+        self.best = error if better else self.best
+        self._tick()
+        self._write({"valid/loss": loss, "valid/error": error, **row})
+        if self.trainer.is_global_zero:
+            self.save_models(better)
+        self._since_time = time.monotonic()
+        self._save()
+
+    def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
+        if batch.states_BTSD is not None:
+            # what was heard, for the log's speed
+            stride = self.model.encoder.config.stride
+            batch = batch._replace(waveforms_BN=torch.empty(len(batch.paths), batch.states_BTSD.shape[1] * stride, device="meta"))
+        super().on_train_batch_end(outputs, batch, batch_idx)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "of": self.provenance["of"]}
+
+    def save_models(self, best: bool) -> None:
+        scores = {k.removeprefix("valid/"): round(v, 4) for k, v in self.last_row.items() if k.startswith("valid/")}
+        per = 1 if self.recipe.alternate == "sum" else len(self.recipe.tasks)
+        provenance = {**self.provenance, "iterations": self.update // per, "validation": scores}
+        for name in (LAST, BEST) if best else (LAST,):
+            save_model(self.folder.path / name, self.model, provenance)
+        # the classifiers that an exported speaker head goes without are needed to choose and to resume, not to answer
+
+
+def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
+    """Fine-tune, or go on with the unfinished run in ``out``, then evaluate; the result, as ``result.json`` there has it.
+
+    A finished run is left as it is. Raises :class:`StarError` when ``out`` holds a run of another recipe, for bad data, and when the
+    loss is not finite.
+    """
+    recipe = _absolute(recipe)
+    folder = RunFolder(out, lead=rank_zero_only.rank == 0)
+    found = folder.claim(lambda text: difference(text, recipe))
+    if found == "finished":
+        print(f"{folder.path}: finished before; remove it to run it again", file=sys.stderr)
+        return folder.result()
+    tasks = tasks_data.load(recipe.tasks, recipe.data.root)
+    encoder = teachers.load(recipe.encoder)
+    of = {"encoder": checkpoint.digest(encoder), "data": {name: task.digest for name, task in tasks.items()}}
+    state = folder.load_state()
+    if state is not None and state["of"] != of:
+        changed = "encoder" if state["of"]["encoder"] != of["encoder"] else "data"
+        raise StarError(f"{folder.path}: was started with another {changed} than there is now; choose another folder")
+    torch.manual_seed(recipe.training.seed)
+    model = _model(recipe, encoder, tasks)
+    if found == "new":
+        _begin(folder, recipe, tasks)
+    utterances = _utterances(recipe, model, of["encoder"], tasks, folder)
+    provenance = {"made_by": "star finetune", "recipe": _shareable(recipe), "of": of, "versions": versions()}
+    learner = Finetuning(recipe, model, utterances, folder, state, provenance)
+    if folder.lead:
+        folder.record_environment({"resumed_at": state["update"] if state else 0})
+        at = f"resumed at update {state['update']}" if state else "started"
+        counts = ", ".join(f"{name}: {len(t.rows('train'))} utterances of {len(t.labels)} classes" for name, t in tasks.items())
+        print(f"{folder.path}: {at}; {recipe.setting}; encoder of {_size(encoder) / 1e6:.2f} M parameters; {counts}", file=sys.stderr)
+    if state is None or not state["finished"]:
+        # heads take turns, and prediction heads may have no part at all
+        fit(learner, unused_parameters=True)
+    if not folder.lead:
+        return {}
+    result = _evaluate(recipe, encoder, utterances, folder, provenance)
+    folder.finish(result)
+    shutil.rmtree(folder.path / ".cache", ignore_errors=True)
+    return result
+
+
+def _evaluate(recipe: FinetuneRecipe, encoder, utterances: Utterances, folder: RunFolder, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    name = BEST if recipe.select == "valid" else LAST
+    model, written = load_model(folder.path / name), checkpoint.describe(folder.path / name)["provenance"]
+    model.to("cuda" if torch.cuda.is_available() and recipe.training.accelerator != "cpu" else "cpu")
+    begun = time.monotonic()
+    scores, outcomes = evaluate(model, utterances, recipe.training.precision, recipe.data.test_limit)
+    write_outcomes(folder.path / "outcomes.npz", outcomes)
+    result = {
+        "model": recipe.name or provenance["recipe"]["encoder"],
+        "encoder": provenance["recipe"]["encoder"],
+        "encoder_sha256": provenance["of"]["encoder"],
+        "parameters": _size(encoder),
+        "setting": recipe.setting,
+        "seed": recipe.training.seed,
+        "iterations": written["iterations"],
+        "checkpoint": name,
+        "validation": written["validation"],
+        "tasks": scores,
+        "evaluation_seconds": round(time.monotonic() - begun, 1),
+        "test_limit": recipe.data.test_limit,
+    }
+    write_json(folder.path / "result.json", result)
+    return result
+
+
+def _model(recipe: FinetuneRecipe, encoder, tasks: Mapping[str, TaskData]) -> MultitaskModel:
+    labels = {name: task.labels for name, task in tasks.items()}
+    model = MultitaskModel(encoder, recipe.tasks, labels, recipe.frozen)
+    for name, head in model.heads.items():
+        # a head starts the same whatever other heads there are
+        torch.manual_seed(recipe.training.seed)
+        head.load_state_dict(type(head)(head.task, encoder.config, len(labels[name])).state_dict())
+    return model.train()
+
+
+def _utterances(recipe: FinetuneRecipe, model: MultitaskModel, digest: str, tasks: Mapping[str, TaskData], folder: RunFolder) -> Utterances:
+    data, shortest = recipe.data, model.encoder.config.receptive_field
+    waves = {name: store.waves(task, Path(data.cache)) for name, task in tasks.items()} if data.cache else {}
+    states = {}
+    if recipe.frozen and data.keep_states:
+        device = torch.device("cuda" if torch.cuda.is_available() and recipe.training.accelerator != "cpu" else "cpu")
+        model.to(device)
+        where = Path(data.cache) if data.cache else folder.path / ".cache"
+        for name, task in tasks.items():
+            states[name] = store.states(task, model, digest, where, recipe.training.precision, waves.get(name))
+        model.cpu().train()
+    return Utterances(list(tasks.values()), shortest, waves, states)
+
+
+def _begin(folder: RunFolder, recipe: FinetuneRecipe, tasks: Mapping[str, TaskData]) -> None:
+    if not folder.lead:
+        return
+    parts = {
+        part: [Clip(str(p), int(n)) for task in tasks.values() for p, n in task.table.loc[task.rows(part), ["path", "samples"]].to_numpy()]
+        for part in ("train", "valid")
+    }
+    folder.begin(recipes.dump(recipe), parts, [])
+
+
+def _size(encoder) -> int:
+    return sum(p.numel() for p in encoder.parameters())
+
+
+def _absolute(recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """With absolute paths, so that a run can be resumed from another folder."""
+    data = recipe.data
+    paths = {name: str(Path(getattr(data, name)).expanduser().resolve()) for name in ("root", "cache") if getattr(data, name)}
+    encoder = str(Path(recipe.encoder).resolve()) if Path(recipe.encoder).exists() else recipe.encoder
+    return dataclasses.replace(recipe, data=dataclasses.replace(data, **paths), encoder=encoder)
+
+
+def _shareable(recipe: FinetuneRecipe) -> dict[str, Any]:
+    """The recipe without this machine's folders: what is published with the weights."""
+    values = strict.plain(recipe)
+    values["data"].update({"root": Path(recipe.data.root).name, "cache": ""})
+    if Path(recipe.encoder).is_absolute():
+        values["encoder"] = "/".join(Path(recipe.encoder).parts[-2:])
+    return values

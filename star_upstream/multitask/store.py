@@ -1,0 +1,150 @@
+"""What a fine-tuning reads again and again, kept on disk: decoded waveforms (16 bit), and states of a frozen encoder (fp16).
+
+Files are memory-mapped, so that runs side by side share them. Shapes: N samples, T frames, S states, D width.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .. import audio
+from ..errors import StarError
+from ..files import replacing
+from .data import TaskData, Utterances, collate, whole
+from .heads import MultitaskModel, shape
+
+
+class Waves:
+    """Decoded utterances of a task."""
+
+    def __init__(self, folder: Path):
+        self.ends = np.load(folder / "ends.npy")
+        self.values = np.memmap(folder / "values", dtype=np.int16, mode="r", shape=(int(self.ends[-1]),))
+
+    def read(self, row: int, first: int, samples: int) -> Tensor:
+        """Samples ``first`` to ``first + samples`` of the utterance, as far as it goes."""
+        begin = int(self.ends[row - 1]) if row else 0
+        part = self.values[begin + first : min(begin + first + samples, int(self.ends[row]))]
+        return torch.from_numpy(part.astype(np.float32) / 32768.0)
+
+
+class States:
+    """States of whole utterances of a task."""
+
+    def __init__(self, folder: Path, config):
+        self.ends, self.config = np.load(folder / "ends.npy"), config
+        self.shape = tuple(np.load(folder / "shape.npy").tolist())
+        self.values = np.memmap(folder / "values", dtype=np.float16, mode="r", shape=(int(self.ends[-1]), *self.shape))
+
+    def read(self, row: int, first: int, samples: int) -> Tensor:
+        """T x S x D: as many frames as ``samples`` samples have, from the one nearest to sample ``first``; at least one."""
+        begin = int(self.ends[row - 1]) if row else 0
+        total = int(self.ends[row]) - begin
+        count = min(total, max(1, int(self.config.frames(samples))))
+        start = begin + min(first // self.config.stride, total - count)
+        return torch.from_numpy(np.array(self.values[start : start + count]))
+
+
+def waves(task: TaskData, folder: Path) -> Waves:
+    """The task's waveforms, decoded now or before. Raises :class:`StarError` for a file that cannot be decoded."""
+
+    def make(part: Path) -> None:
+        table = task.table
+        jobs = list(zip(table["path"], table["start"], table["samples"]))
+
+        def decode(job) -> np.ndarray:
+            return np.clip(np.rint(audio.read(job[0], int(job[1]), int(job[2])) * 32768.0), -32768, 32767).astype(np.int16)
+
+        lengths, told = [], time.monotonic()
+        with ThreadPoolExecutor(2) as pool, open(part / "values", "wb") as file:
+            # a few hundred at a time, so that what is decoded ahead stays small
+            for at in range(0, len(jobs), 256):
+                for value in pool.map(decode, jobs[at : at + 256]):
+                    file.write(value.tobytes())
+                    lengths.append(len(value))
+                told = _tell(told, f"{task.name}: decoded {len(lengths)} of {len(jobs)}")
+        np.save(part / "ends.npy", np.cumsum(lengths))
+
+    return Waves(_kept(folder / f"waves-{_key(task.config.data, task.digest, task.place)}", make))
+
+
+def states(task: TaskData, model: MultitaskModel, encoder_digest: str, folder: Path, precision, waves_: Waves | None) -> States:
+    """What the task's head reads of the frozen encoder, for every utterance, encoded now or before."""
+    count, width = shape(model.encoder.config, task.config.input)
+    config = model.encoder.config
+    frames = np.array([max(1, int(config.frames(max(int(n), config.receptive_field)))) for n in task.table["samples"]])
+
+    def make(part: Path) -> None:
+        size = int(frames.sum()) * count * width * 2
+        if shutil.disk_usage(part).free < 1.05 * size:
+            raise StarError(f"{part.parent}: {size / 1e9:.1f} GB for a frozen encoder's states do not fit; set data.keep_states=false")
+        values = np.memmap(part / "values", dtype=np.float16, mode="w+", shape=(int(frames.sum()), count, width))
+        begins, device = np.cumsum(frames) - frames, next(model.parameters()).device
+        data = Utterances([task], config.receptive_field, {task.name: waves_} if waves_ else None)
+        batches, done, told = whole([task], 0, range(len(task.table))), 0, time.monotonic()
+        for keys, batch in zip(batches, DataLoader(data, batch_sampler=batches, collate_fn=collate)):
+            with torch.no_grad(), autocast(precision, device):
+                found, lengths_B = model.states(task.name, batch.waveforms_BN.to(device), padding(batch.lengths_B, device))
+            x_BTSD = torch.stack(found, 2).float().cpu().numpy().astype(np.float16)
+            for (_, row, _, _), own_TSD, valid in zip(keys, x_BTSD, lengths_B.tolist()):
+                # a file may be shorter than the table says; its last frame fills up what is missing
+                valid = min(valid, frames[row])
+                values[begins[row] : begins[row] + valid] = own_TSD[:valid]
+                values[begins[row] + valid : begins[row] + frames[row]] = own_TSD[valid - 1]
+            done += len(keys)
+            told = _tell(told, f"{task.name}: encoded {done} of {len(task.table)}")
+        values.flush()
+        np.save(part / "ends.npy", np.cumsum(frames))
+        np.save(part / "shape.npy", np.array([count, width]))
+
+    key = _key(task.config.data, task.digest, task.place, encoder_digest, task.config.input, str(precision))
+    model.eval()
+    return States(_kept(folder / f"states-{key}", make), config)
+
+
+def autocast(precision, device: torch.device):
+    """The arithmetic of ``training.precision`` outside of the trainer."""
+    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return torch.autocast(device.type, kinds[precision]) if precision in kinds else nullcontext()
+
+
+def padding(lengths_B: Tensor, device) -> Tensor | None:
+    """The lengths, or None where all are equal: then nothing is masked, and attention takes its fast path."""
+    return None if (lengths_B == lengths_B[0]).all() else lengths_B.to(device)
+
+
+def _kept(path: Path, make: Callable[[Path], None]) -> Path:
+    """``path``, made by one process while the others wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if not path.is_dir():
+            with replacing(path) as part:
+                part.mkdir()
+                make(part)
+    return path
+
+
+def _key(name: str, *parts: str) -> str:
+    return f"{name}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}"
+
+
+def _tell(last: float, text: str) -> float:
+    now = time.monotonic()
+    if now - last < 15.0:
+        return last
+    print(text, file=sys.stderr, flush=True)
+    return now
