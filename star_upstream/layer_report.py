@@ -41,6 +41,11 @@ def report(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if distilled is not None and student is None:
         raise StarError("--distilled: goes with --student")
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StarError(f"--out {out}: {error.strerror}") from None
     model = teachers.load(teacher)
     own = None if student is None else teachers.load(student)
     if own is not None:

@@ -203,9 +203,10 @@ class Framewise:
 def measure(encoder: Encoder, clips: Sequence[Clip], config: GroupingConfig, seed: int = 0) -> Similarity:
     """The layer-to-layer matrix on ``config.seconds`` of ``clips``, drawn by ``seed``. ``encoder`` runs where its parameters are.
 
-    Raises :class:`StarError` when there is no clip long enough for a frame.
+    Raises :class:`StarError` when there is no clip long enough for a frame, and for more groups than layers.
     """
     layers = tuple(range(1 if config.zeroth == "none" else 0, encoder.config.layers + 1))
+    _check_number(config, len(layers))
     pairs = [(i, j) for i in range(len(layers)) for j in range(i, len(layers))]
     if config.measure != "cka":
         sums = Framewise(config.measure)
@@ -255,8 +256,7 @@ def valid_state(output: EncoderOutput, layer: int, zeroth: str, frames_B: Tensor
 def cluster(measured: Similarity, config: GroupingConfig) -> Clustering:
     """``config.number`` groups by agglomeration. Raises :class:`StarError` when there are fewer layers."""
     distance_LL, count = measured.distance_LL, len(measured.layers)
-    if config.number > count:
-        raise StarError(f"number: {config.number} groups cannot be made of {count} layers")
+    _check_number(config, count)
     merges = _agglomerate(measured, config) if config.linkage == "ward" or not config.contiguous else _chain(distance_LL, config.linkage)
     nodes: list[tuple[int, ...]] = [(place,) for place in range(count)]
     ordered = []
@@ -269,6 +269,11 @@ def cluster(measured: Similarity, config: GroupingConfig) -> Clustering:
     joined = {node for merge in ordered[:done] for node in merge[:2]}
     groups = sorted(nodes[node] for node in range(count + done) if node not in joined)
     return Clustering(tuple(tuple(measured.layers[place] for place in group) for group in groups), tuple(ordered))
+
+
+def _check_number(config: GroupingConfig, layers: int) -> None:
+    if config.number > layers:
+        raise StarError(f"number: {config.number} groups cannot be made of {layers} layers")
 
 
 def _agglomerate(measured: Similarity, config: GroupingConfig) -> list[tuple[int, int, float]]:

@@ -336,6 +336,7 @@ def test_groups_are_named_by_their_runs():
         (["{models}/teacher", "{audio}", "--student", "{models}/half", "--distilled", "3"], "the student has layers 0 to 2, got 3"),
         (["star_mini_teacher", "{audio}", "--student", "{models}/slow"], "strides are 320 (teacher) and 160"),
         (["{models}/teacher", "{audio}", "--device", "quantum"], "--device quantum: "),
+        (["{models}/teacher", "{audio}", "--out", "{audio}/0.wav"], "0.wav: File exists"),
         (["{models}/teacher"], "required: audio"),
     ],
 )
