@@ -100,7 +100,8 @@ class Means:
         self.seconds = 0.0
         self.shape = (upstream.layers, upstream.width)
         self._bytes = 4 * upstream.layers * upstream.width
-        _say_if_short(f"time means of {len(flat)} windows", len(flat) * self._bytes, store)
+        what = f"time means of {len(flat)} windows"
+        _say_if_short(what, len(flat) * self._bytes, store, "the next run encodes the others again")
         spilled = len(flat) * self._bytes > IN_MEMORY
         self._file = tempfile.TemporaryFile(dir=store.folder, buffering=0) if spilled else None
         self._held_WLD = torch.empty(0 if spilled else len(flat), *self.shape)
@@ -169,7 +170,8 @@ class Frames:
         self.upstream, self.store, self.effects, self.seconds = upstream, store, effects, 0.0
         self.keys = [_key("frames", upstream, effects, [w]) for w in self.windows]
         sizes = [2 * upstream.layers * upstream.width * -(-w.samples // upstream.stride) for w in self.windows]
-        room = _say_if_short(f"features of {len(sizes)} utterances", sum(sizes), store)
+        what = f"features of {len(sizes)} utterances"
+        room = _say_if_short(what, sum(sizes), store, "the others are encoded again in every epoch: same numbers, slower")
         self.kept = [total <= room for total in itertools.accumulate(sizes)]
         begun = time.perf_counter()
         missing = []
@@ -227,14 +229,13 @@ def frames(window: Window, upstream: Upstream, effects: Effects) -> int:
     return -(-samples // upstream.stride)
 
 
-def _say_if_short(what: str, needed: int, store: Store) -> float:
+def _say_if_short(what: str, needed: int, store: Store, follows: str) -> float:
     """Bytes of features that fit into the cache. Says on stderr what follows where those are fewer than ``needed``."""
     room = ROOM * store.budget
     if needed > room:
         print(
-            f"cache: {what} need about {needed / 1e9:.2g} GB and --cache-gb {store.budget / 1e9:g} holds {room / needed:.0%} of them;"
-            f" the others are encoded again, in every epoch for frames, at each run for time means: same numbers, slower."
-            f" --cache-gb {math.ceil(needed / ROOM / 1e9 * 100) / 100:g} holds all",
+            f"cache: {what} need about {needed / 1e9:.2g} GB, of which --cache-gb {store.budget / 1e9:g} holds {room / needed:.0%};"
+            f" {follows}. --cache-gb {math.ceil(needed / ROOM / 1e9 * 100) / 100:g} holds all",
             file=sys.stderr,
         )
     return room

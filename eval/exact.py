@@ -27,6 +27,8 @@ class Padded:
 
     crop: samples of which a training batch has at most so many an utterance, from a random first one.
     eval_batch: utterances that are encoded together for dev and test.
+
+    Raises :class:`StarError` for a file that is not audio, and for a batch that the memory does not hold.
     """
 
     seconds = 0.0
@@ -37,6 +39,8 @@ class Padded:
     ):
         self.windows = [row[0] for row in per_row]
         self.upstream, self.effects, self.crop, self.eval_batch = upstream, effects, crop, eval_batch
+        for window in self.windows:  # what cannot be read at all shows here, and not after hours
+            audio.read(window.path, window.start, 1)
         self._lengths: dict[int, int] = {}
         self._most: int | None = None
 

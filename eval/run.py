@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import sys
 import traceback
@@ -79,14 +80,24 @@ def run(options: Options) -> int:
     wanted = tasks.parse(options.tasks)
     if options.limit is not None and options.limit < 1:
         raise StarError(f"--limit {options.limit}: must be at least 1")
-    if any(lr <= 0 for lr in options.lr_grid):
-        raise StarError("--lr-grid: learning rates must be above 0")
+    if not all(0 < lr < math.inf for lr in options.lr_grid):
+        raise StarError("--lr-grid: learning rates must be numbers above 0")
     if options.jobs < 1:
         raise StarError(f"--jobs {options.jobs}: must be at least 1")
+    if not 0 <= options.cache_gb < math.inf:
+        raise StarError(f"--cache-gb {options.cache_gb:g}: must be a number of at least 0")
+    for task in wanted:
+        pick_schedule(task, options.schedule or "mini", options.steps)
     alone = options.jobs == 1 or len(wanted) == 1
     device = _device(options.device)
-    _data(options.data)
+    root, _ = _data(options.data)
+    if not root.is_dir():
+        raise StarError(f"--data {root}: no such folder; give the one that holds the corpora, or use `--data mini`")
     upstream = _upstream(options, device if alone else "cpu")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StarError(f"--out {options.out}: cannot be made a folder ({error.strerror})") from None
     say(
         f"{upstream.name}: {upstream.parameters / 1e6:.2f} M parameters, {upstream.layers} layers of {upstream.width}, "
         f"digest {upstream.digest[:12]}"
@@ -116,7 +127,8 @@ def _attempt(task: Task, upstream, options: Options, device: torch.device) -> di
             log = options.out / f"{task.name}.error.txt"
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
-        say(f"{task.name}: failed: {_one_line(error)}")
+        if len(tasks.parse(options.tasks)) > 1:  # else the summary says it at once
+            say(f"{task.name}: failed: {_one_line(error)}")
         return Failure(_one_line(error), log)
 
 
@@ -266,7 +278,8 @@ def _finished(target: Path, settings: dict[str, Any], schedule: dict[str, Any]) 
     except (ValueError, TypeError, AttributeError):
         raise StarError(f"{target}: not a record; remove it, or use --overwrite") from None
     other = [key for key, value in settings.items() if record.get(key) != value]
-    other += [f"schedule_details.{key}" for key, value in mine.items() if kept[key] != value and key != "steps"]
+    if not other:
+        other = [f"schedule_details.{key}" for key, value in mine.items() if kept[key] != value]
     if other:
         raise StarError(f"{target}: holds another run ({', '.join(other)} differ); choose another --out, or use --overwrite")
     say(f"{settings['task']}: already done in {target}")

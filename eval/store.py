@@ -15,15 +15,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from star_upstream.errors import StarError
 from star_upstream.files import replacing
 
 
 class Store:
-    """A folder of safetensors files, each whole or absent, each with a checksum; at most ``budget_gb``, oldest use leaves first."""
+    """A folder of safetensors files, each whole or absent, each with a checksum; at most ``budget_gb``, oldest use leaves first.
+
+    Raises :class:`StarError` for a folder that cannot be made.
+    """
 
     def __init__(self, folder: str | Path, budget_gb: float = 20.0):
         self.folder, self.budget = Path(folder).expanduser(), int(budget_gb * 1e9)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StarError(f"{self.folder}: cannot hold the cache ({error.strerror}); --cache takes another folder") from None
         self._written, self._checked, self._full = 0, set(), False
 
     def path(self, key: str) -> Path:

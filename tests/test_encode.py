@@ -227,7 +227,7 @@ def test_a_cache_that_is_too_small_says_so_and_keeps_what_fits(tiny, waves, tmp_
     assert capsys.readouterr().err == ""
     small = Frames(many, tiny, Store(tmp_path / "small", budget_gb=40_000e-9))
     line = capsys.readouterr().err
-    assert "need about 7.2e-05 GB and --cache-gb 4e-05 holds 50% of them" in line and line.count("\n") == 1
+    assert "need about 7.2e-05 GB, of which --cache-gb 4e-05 holds 50%; the others are encoded again in every epoch" in line and line.count("\n") == 1
     assert small.kept == [True] * 5 + [False] * 5
     calls = tiny.expert.calls
     assert torch.equal(small.batch(range(10))[0], whole.batch(range(10))[0])

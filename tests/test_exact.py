@@ -96,6 +96,12 @@ class Small(UpstreamExpert):
         return super().forward(wavs)
 
 
+def test_bad_audio_is_named_before_training(rows, tmp_path):
+    (tmp_path / "2.wav").write_bytes(b"RIFF....WAVE nothing")
+    with pytest.raises(StarError, match="2.wav: cannot be read"):
+        Padded(rows, upstreams.Upstream("u", TinyUpstream(), "d"))
+
+
 def test_out_of_memory_halves_the_batch_and_keeps_its_padding(rows, capsys):
     expert = Small(group_norm().encoder)
     upstream = upstreams.Upstream("u", expert, "d")
