@@ -59,9 +59,56 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _recipes(args: argparse.Namespace) -> None:
     from . import recipe as recipes
+    from .multitask import recipe as finetuning
 
-    for name in recipes.names():
-        print(f"{name:<20} {recipes.load(name).about}")
+    for title, kind in (("star distill", recipes), ("star finetune", finetuning)):
+        print(f"{title}:")
+        for name in kind.names():
+            print(f"  {name:<20} {kind.load(name).about}")
+
+
+def _finetune(args: argparse.Namespace) -> None:
+    from .multitask import recipe as recipes
+
+    if args.table:
+        from .multitask import table
+
+        if args.recipe or args.grid:
+            raise StarError("--table takes finished runs alone; leave out the recipe and --grid")
+        print(table.write(args.table, args.out), end="")
+        return
+    if args.recipe is None:
+        raise StarError(f"name a recipe ({', '.join(recipes.names())}) or a yaml file, or give --table RUN...")
+    if args.dry_run:
+        from . import recipe
+
+        print(recipe.dump(recipes.load(args.recipe, args.values)), end="")
+        return
+    if args.out is None:
+        raise StarError("--out: name the run's folder (or give --dry-run)")
+    if args.grid:
+        from .multitask import grid
+
+        print(grid.run(args.recipe, args.values, args.grid, args.seeds, args.out, args.jobs), end="")
+        return
+    from .multitask import learning
+
+    result = learning.run(recipes.load(args.recipe, args.values), args.out)
+    if result:
+        print(json.dumps({**result, "checkpoint": str(args.out / result["checkpoint"])}))
+
+
+def _seeds(text: str) -> list[int]:
+    if not all(word.isdigit() for word in text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 0,1,2, got {text!r}")
+    return [int(word) for word in text.split(",")]
+
+
+def _models(text: str) -> dict[str, str]:
+    pairs = [word.partition("=") for word in text.split(",")]
+    if not all(name and source for name, _, source in pairs):
+        raise argparse.ArgumentTypeError(f"expected NAME=ENCODER,..., e.g. teacher=star_mini_teacher,student=runs/mine/best, got {text!r}")
+    return {name: source for name, _, source in pairs}
 
 
 def _similarity(args: argparse.Namespace) -> None:
@@ -121,6 +168,18 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--distilled", type=_numbers, metavar="4,8,12", help="its distilled layers, where the checkpoint does not say")
     command.add_argument("--device", default="auto", help="cpu, cuda (auto: cuda where there is one)")
     command.add_argument("--out", type=Path, metavar="DIR", help="write similarity.json, similarity.png and, of a student, distance.png")
+
+    command = add("finetune", _finetune, "Fine-tune an encoder on keywords and speakers, or set finished runs in a table.")
+    command.add_argument("recipe", nargs="?", help="a shipped recipe (see: star recipes) or a yaml file")
+    example = "e.g. data=/data/corpora encoder=runs/mine/best frozen=true tasks=keyword training.updates=1000"
+    command.add_argument("values", nargs="*", metavar="key=value", help=example)
+    command.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; with --grid of all runs; with --table of the table")
+    command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    about = "every model frozen and fine-tuned, on each task alone and on all, once a seed, then the table"
+    command.add_argument("--grid", type=_models, metavar="NAME=ENCODER,...", help=about)
+    command.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="of --grid (default 0)")
+    command.add_argument("--jobs", type=int, default=1, help="runs of --grid at once (default 1)")
+    command.add_argument("--table", nargs="+", type=Path, metavar="RUN", help="print finished runs as a table beside the published rows")
 
     add("recipes", _recipes, "List the shipped recipes.")
     return top

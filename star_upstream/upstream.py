@@ -15,6 +15,8 @@ from . import checkpoint, teachers
 from .encoder import Encoder
 from .errors import StarError
 from .mini import SHIPPED
+from .multitask import export as multitask
+from .multitask.heads import MultitaskModel
 from .published.known import KNOWN
 
 
@@ -23,11 +25,14 @@ class UpstreamExpert(nn.Module):
 
     ``hidden_states`` follows the model's own convention (``encoder.config.hidden_states``): HuBERT-like models give the first layer's
     input and every layer's output, STaRHuBERT the layers' outputs alone, ARMHuBERT and MaskHuBERT their projections.
+
+    The file of a fine-tuned model (``star finetune``) also answers its tasks: :meth:`keyword`, :meth:`speaker_embedding`.
     """
 
-    def __init__(self, encoder: Encoder, source: str = "", **_):
+    def __init__(self, encoder: Encoder, source: str = "", heads: MultitaskModel | None = None, **_):
         super().__init__()
         self.encoder, self.source = encoder, source
+        self._answers = (heads,)  # in a tuple: its encoder is this one, and s3prl is to see one
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
         """Samples from one frame to the next."""
@@ -61,6 +66,37 @@ class UpstreamExpert(nn.Module):
             states = [x_BTD.gather(1, frame_BT1.expand(-1, -1, x_BTD.shape[2])) for x_BTD in states]
         return {"hidden_states": states, "last_hidden_state": states[-1], "lengths": output.lengths_B}
 
+    def classify(self, task: str, wav: Tensor) -> dict[str, float]:
+        """Every label of a fine-tuned model's head ``task`` with its share of one, the most likely first.
+
+        wav: one 1-D waveform at 16 kHz. Raises :class:`StarError` where the model has no such head.
+        """
+        model, x_E = self._vector(task, wav)
+        if not model.labels[task]:
+            raise StarError(f"{task}: that head answers with a vector; ask speaker_embedding(wav, {task!r})")
+        with torch.no_grad():
+            shares = model.heads[task].loss.logits(x_E[None])[0].softmax(0)
+        order = shares.argsort(descending=True).tolist()
+        return {model.labels[task][i]: float(shares[i]) for i in order}
+
+    def keyword(self, wav: Tensor) -> str:
+        """What is said in a waveform (1-D, 16 kHz), one of the keyword head's labels; :meth:`classify` gives every label's share."""
+        return next(iter(self.classify("keyword", wav)))
+
+    def speaker_embedding(self, wav: Tensor, task: str = "speaker") -> Tensor:
+        """The speaker of a waveform (1-D, 16 kHz) as a vector of length 1: the cosine of two vectors is high for one speaker."""
+        return nn.functional.normalize(self._vector(task, wav)[1], dim=0)
+
+    def _vector(self, task: str, wav: Tensor) -> tuple[MultitaskModel, Tensor]:
+        (model,) = self._answers
+        if model is None or task not in model.heads:
+            there = "no heads" if model is None else f"the heads {', '.join(model.heads)}"
+            raise StarError(f"{self.source or 'this model'}: has {there}, not {task!r}; star finetune makes a model with them")
+        waveforms_BN, lengths_B = self._batch([wav])
+        with torch.no_grad():
+            model.heads.to(waveforms_BN.device)
+            return model, model(task, waveforms_BN, None)[0]
+
     def _batch(self, wavs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         if isinstance(wavs, Tensor) or not len(wavs):
             raise StarError(f"expected a list with at least one 1-D waveform, got {type(wavs).__name__}" + (" of none" if not len(wavs) else ""))
@@ -85,6 +121,9 @@ def load(source: str | Path, config: str | Path | None = None, reference_padding
     ``config`` is the yaml of the formats that have one. ``reference_padding`` brings back the padded statistics of fairseq and
     transformers (see :class:`Encoder`). In eval mode; its parameters may be trained.
     """
+    if checkpoint.is_single(source) and config is None:
+        model = multitask.load(source, reference_padding)
+        return UpstreamExpert(model.encoder, str(source), model).eval()
     encoder = teachers.load(source, config=config, reference_padding=reference_padding)
     return UpstreamExpert(encoder.requires_grad_(True), str(source)).eval()
 
@@ -101,7 +140,7 @@ def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., Up
             raise StarError(f"{name}: ships with its weights; leave out pretrained=False")
         from . import recipe as recipes
 
-        return UpstreamExpert(Encoder(recipes.load(recipe).student, reference_padding), f"{name} (random weights)").eval()
+        return UpstreamExpert(Encoder(recipes.load(recipe).student_config(), reference_padding), f"{name} (random weights)").eval()
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = (

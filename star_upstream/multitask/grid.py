@@ -1,0 +1,78 @@
+"""Many fine-tunings from one command: models x (frozen, fine-tuned) x (each task alone, all together) x seeds, and their table.
+
+What is finished is left as it is, what was cut off goes on. Decoded audio and states of frozen encoders are shared (``OUT/cache``).
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from ..errors import StarError
+from ..jobs import side_by_side
+from . import recipe as recipes
+from . import table
+
+
+def cells(tasks: Sequence[str], models: Mapping[str, str], seeds: Sequence[int]) -> dict[str, list[str]]:
+    """Name of a run -> its overrides; seed by seed, frozen ones (which are quick) first."""
+    groups = {"multi": list(tasks), **{name: [name] for name in tasks}} if len(tasks) > 1 else {tasks[0]: list(tasks)}
+    found = {}
+    for seed in seeds:
+        for frozen in (True, False):
+            for model, encoder in models.items():
+                for group, names in groups.items():
+                    name = f"{model}-{'frozen' if frozen else 'finetuned'}-{group}-s{seed}"
+                    found[name] = [
+                        f"encoder={encoder}", f"name={model}", f"tasks={','.join(names)}", f"frozen={str(frozen).lower()}", f"training.seed={seed}",
+                    ]  # fmt: skip
+    return found
+
+
+def run(
+    source: str, overrides: Sequence[str], models: Mapping[str, str], seeds: Sequence[int], out: Path, jobs: int = 1, keep_cache: bool = False
+) -> str:
+    """Run what is not finished, ``jobs`` at once, each with its log in ``out/logs``; the table (Markdown), also written to ``out``.
+
+    Raises :class:`StarError` for a wrong recipe before anything runs, and at the end when runs failed.
+    """
+    if jobs < 1:
+        raise StarError(f"--jobs {jobs}: must be at least 1")
+    out = Path(out).resolve()
+    base = recipes.load(source, overrides)
+    if any(text.partition("=")[0] in ("tasks", "frozen", "training.seed", "encoder", "name") for text in overrides):
+        raise StarError("--grid sets encoder, name, tasks, frozen and training.seed itself; leave them out")
+    cache = [] if base.data.cache else [f"data.cache={out / 'cache'}"]
+    plan = {name: [*overrides, *cache, *more] for name, more in cells(list(base.tasks), models, seeds).items()}
+    for values in plan.values():
+        recipes.load(source, values)
+    left = [name for name in plan if not (out / name / "done.json").is_file()]
+    print(f"{out}: {len(plan)} runs, {len(plan) - len(left)} finished before", file=sys.stderr)
+    failed, begun = {}, time.monotonic()
+    if left:
+        work = partial(_one, source, {name: plan[name] for name in left}, str(out))
+        for i, (name, error, code) in enumerate(side_by_side(work, left, jobs, lambda name: out / "logs" / f"{name}.txt"), 1):
+            if error != "done":
+                failed[name] = error or f"ended with exit code {code}, see {out / 'logs' / name}.txt"
+            print(f"[{i}/{len(left)}, {time.monotonic() - begun:.0f} s] {name}: {failed.get(name, 'done')}", file=sys.stderr, flush=True)
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise StarError(f"{len(failed)} of {len(plan)} runs failed; the first: {name}: {error}; run the same command again for those alone")
+    if not base.data.cache and not keep_cache:
+        shutil.rmtree(out / "cache", ignore_errors=True)
+    return table.write([out / name for name in plan], out)
+
+
+def _one(source: str, plan: Mapping[str, Sequence[str]], out: str, name: str) -> Any:
+    from . import learning
+
+    try:
+        learning.run(recipes.load(source, plan[name]), Path(out) / name)
+    except StarError as error:
+        print(f"star: {error}", file=sys.stderr)
+        return str(error)
+    return "done"
