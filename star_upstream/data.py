@@ -210,11 +210,11 @@ class AudioDataset(Dataset):
 
 
 def collate(items: Sequence[tuple[Tensor, str, int, list]], crop: bool = False, seed: int | None = None) -> Batch:
-    """Pad with zeros to the longest utterance, or ``crop`` all to the length of the shortest: from the start or, with a ``seed``, from
-    a random place, one each.
+    """Pad with zeros to the longest utterance, or ``crop`` all to the length of the shortest: from the start or, with a ``seed``,
+    each from a random place.
 
-    The places are a function of ``seed`` and the batch (its utterances and their order) alone: a resumed run sees the same crops, and
-    since the sampler mixes utterances anew each epoch, every epoch sees others.
+    The places are a function of ``seed`` and the batch (its utterances and their order) alone: a resumed run sees the same crops,
+    and since the sampler mixes utterances anew each epoch, every epoch sees others.
     """
     waves = [item[0] for item in items]
     if crop:

@@ -1,6 +1,6 @@
-"""``star similarity``: how a teacher's layers resemble each other and group, how far a student's layers are from them, and the pictures.
+"""``star similarity``: how a teacher's layers resemble each other and group, how far a student's are from them, and the pictures.
 
-The second is the SKILL paper's case against hand-picked layers: where a student was distilled at a few layers alone, the others drift.
+The second is the SKILL paper's case against hand-picked layers: where a student is distilled at a few alone, the others drift.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def report(
 ) -> dict[str, Any]:
     """Everything that ``star similarity`` prints; with ``out``, also written there with ``similarity.png`` and ``distance.png``.
 
-    ``sources``: folders, tsv manifests or audio files. ``distilled``: the student's distilled layers, where its checkpoint does not say
-    or to say otherwise. Raises :class:`StarError` for models and audio that cannot be used, and layers that are not there.
+    ``sources``: folders, tsv manifests or audio files. ``distilled``: the student's distilled layers, where its checkpoint does
+    not say, or to say otherwise. Raises :class:`StarError` for models and audio that cannot be used, and for layers not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,11 +112,13 @@ def check_pair(teacher: Encoder, student: Encoder) -> None:
         raise StarError("--student: has no layers")
 
 
-def compare(teacher: Encoder, student: Encoder, clips: Sequence[Clip], config: GroupingConfig, seed: int = 0) -> list[dict[str, Any]]:
+def compare(
+    teacher: Encoder, student: Encoder, clips: Sequence[Clip], config: GroupingConfig, seed: int = 0
+) -> list[dict[str, Any]]:
     """For each layer of the student: the teacher's layer at the same share of the depth, and the distances between the two.
 
-    ``cka_distance``: 1 - linear CKA by ``config.estimator``. ``l1``: mean absolute difference, ``cosine_distance``: 1 - mean cosine, both
-    without the maps of a distillation, so they may be large where CKA's is small; None where widths differ.
+    ``cka_distance``: 1 - linear CKA by ``config.estimator``. ``l1``: mean absolute difference, ``cosine_distance``: 1 - mean
+    cosine, both without the maps of a distillation, so they may be large where CKA's is small; None where widths differ.
     """
     depths = teacher.config.layers, student.config.layers
     layers = range(1 if config.zeroth == "none" else 0, depths[1] + 1)
@@ -177,10 +179,14 @@ def _marked(student: str, layers: int, given: Sequence[int] | None, config: Grou
     folder = SHIPPED.get(student, student)
     if checkpoint.is_checkpoint(folder):
         recipe = checkpoint.describe(folder)["provenance"].get("recipe")
-        found = distilled_layers(recipe.get("loss") or {}, layers) if isinstance(recipe, dict) else None
+        loss = (recipe.get("loss") or {}) if isinstance(recipe, dict) else {}
+        found, groups = distilled_layers(loss, layers), (loss.get("skill") or {}).get("groups")
         if found:
-            return {"distilled": found, "distilled_from": "provenance"}
-    print(f"star: {student} does not say which of its layers were distilled; give --distilled, e.g. --distilled 4,8,12", file=sys.stderr)
+            return {"distilled": found, "distilled_from": "provenance", **({"groups": groups} if groups else {})}
+    print(
+        f"star: {student} does not say which of its layers were distilled; give --distilled, e.g. --distilled 4,8,12",
+        file=sys.stderr,
+    )
     return {"distilled": None, "distilled_from": None}
 
 
@@ -264,7 +270,9 @@ def draw_matrix(measured: Similarity, found: Clustering, title: str):
             for j in range(count):
                 dark = (values[i, j] - low < 0.55 * (high - low)) != (shades == "viridis_r")
                 text = f"{values[i, j]:.2f}"
-                middle.text(centres[j], centres[i], text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+                middle.text(
+                    centres[j], centres[i], text, ha="center", va="center", fontsize=7, color="white" if dark else "black"
+                )
     for number, group in enumerate(found.groups):
         # the leaves of a group lie side by side: its merges are in the tree
         first = min(order.index(measured.layers.index(layer)) for layer in group)
@@ -276,7 +284,11 @@ def draw_matrix(measured: Similarity, found: Clustering, title: str):
 
 
 def draw_distance(student: dict[str, Any], result: dict[str, Any]):
-    """Distance from the teacher over the student's layers, one panel a distance; distilled layers filled, others hollow."""
+    """Distance from the teacher over the student's layers, one panel a distance; distilled layers filled, others hollow.
+
+    Where the student was distilled in groups, squares on the axis show them.
+    """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -284,7 +296,7 @@ def draw_distance(student: dict[str, Any], result: dict[str, Any]):
     labels = {"cka_distance": "1 − CKA", "l1": "L1", "cosine_distance": "1 − cosine"}
     shown = [(key, label) for key, label in labels.items() if rows[0][key] is not None]
     figure = Figure(figsize=(0.6 + 4.2 * len(shown), 3.9), layout="constrained")
-    kinds = (("distilled", True, "C0", "C0"), ("not distilled", False, "C1", "white"), ("not known", None, "C7", "C7"))
+    kinds = (("distilled", True, "black", "black"), ("not distilled", False, "C3", "white"), ("not known", None, "C7", "C7"))
     for axes, (key, label) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
         axes.plot([row["layer"] for row in rows], [row[key] for row in rows], color="0.75", zorder=1)
         for name, mark, edge, face in kinds:
@@ -292,6 +304,9 @@ def draw_distance(student: dict[str, Any], result: dict[str, Any]):
             if some:
                 points = [row["layer"] for row in some], [row[key] for row in some]
                 axes.scatter(*points, s=45, edgecolors=edge, facecolors=face, linewidths=1.6, label=name, zorder=2)
+        for number, group in enumerate(student.get("groups", ())):
+            colour, label_once = colormaps["tab10"].colors[number % 10], None if number else "groups"
+            axes.scatter(group, [0] * len(group), marker="s", s=60, color=[colour], clip_on=False, zorder=3, label=label_once)
         axes.set_xlabel("student layer")
         axes.set_ylabel(f"{label} from the teacher's layer")
         axes.set_ylim(bottom=0)

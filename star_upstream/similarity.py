@@ -2,15 +2,15 @@
 
 | measure | between layers X and Y, over the valid frames of all clips | widths |
 | --- | --- | --- |
-| ``cka`` | linear centred kernel alignment (Kornblith et al. 2019): ``|X'Y|^2 / (|X'X| |Y'Y|)``, Frobenius, X and Y centred | any |
+| ``cka`` | linear centred kernel alignment (Kornblith et al. 2019): ``|X'Y|^2 / (|X'X| |Y'Y|)``, X and Y centred | any |
 | ``cosine`` | mean over frames of the cosine between the two vectors of a frame | equal |
 | ``l2`` | root of the mean over frames and channels of the squared difference: a distance | equal |
 
 ``cka`` has two estimators. ``exact`` is the formula over all frames at once: the D x D cross-covariance of each pair is summed in
-fp64, so the result does not depend on batches (13 layers of 768 channels take 0.4 GB, 25 of 1024 take 2.7 GB); with few frames for
-the width it is too high. ``minibatch`` averages the unbiased HSIC_1 over random sets of 256 frames (Nguyen, Raghu,
-Kornblith, ICLR 2021; Song et al. 2012), of 4096 frames drawn over all clips: no bias from few frames, and memory that grows with the
-width, not its square (0.2 and 0.4 GB for the two above); a value may lie slightly outside 0 to 1.
+fp64, so the result does not depend on batches (13 layers of 768 channels take 0.4 GB, 25 of 1024 take 2.7 GB); with few frames
+for the width it is too high. ``minibatch`` averages the unbiased HSIC_1 over random sets of 256 frames (Nguyen, Raghu, Kornblith,
+ICLR 2021; Song et al. 2012), of 4096 frames drawn over all clips: no bias from few frames, and memory that grows with the width,
+not its square (0.2 and 0.4 GB for the two above); a value may lie slightly outside 0 to 1.
 Shapes: B utterances, T frames, D width, V valid frames of a batch, L layers.
 """
 
@@ -43,8 +43,8 @@ class GroupingConfig:
     estimator: Literal["exact", "minibatch"] = "exact"
     """Of ``cka``."""
     linkage: Literal["average", "complete", "single", "ward"] = "average"
-    """``ward`` takes layers as points of the Euclidean space that the measure makes: of normalised centred Gram matrices for ``cka``,
-    of unit vectors for ``cosine``, of activations for ``l2``. ``minibatch`` makes none."""
+    """``ward`` takes layers as points of the Euclidean space that the measure makes: of normalised centred Gram matrices for
+    ``cka``, of unit vectors for ``cosine``, of activations for ``l2``. ``minibatch`` makes none."""
     contiguous: bool = False
     """Only neighbouring groups are merged, so that each is a run of layers."""
     zeroth: Literal["features", "layer_input", "none"] = "features"
@@ -126,10 +126,10 @@ class ExactCka:
 
 
 class MinibatchCka:
-    """Linear CKA of all pairs of matrices whose rows (frames) come in parts, by averaging HSIC_1 over random sets of ``size`` rows.
+    """Linear CKA of all pairs of matrices whose rows (frames) come in parts: the mean HSIC_1 of random sets of ``size`` rows.
 
-    At most ``kept`` rows are held, each row equally likely. They are drawn over all parts: sets from one part, a few clips, would miss
-    how clips differ (on the mini teacher, layers 0 and 8 then have 0.49 instead of 0.42).
+    At most ``kept`` rows are held, each row equally likely. They are drawn over all parts: sets from one part, a few clips, would
+    miss how clips differ (on the mini teacher, layers 0 and 8 then have 0.49 instead of 0.42).
     """
 
     def __init__(self, size: int = 256, kept: int = 4096, seed: int = 0):
@@ -148,7 +148,7 @@ class MinibatchCka:
         self._rows = [torch.cat(pair)[place] for pair in zip(rows, states)]
 
     def value(self, i: int, j: int) -> float:
-        """CKA of matrices ``i`` and ``j``. Raises :class:`StarError` for fewer than 4 rows, and where a matrix's rows are all the same."""
+        """CKA of matrices ``i`` and ``j``. Raises :class:`StarError` for fewer than 4 rows, and where rows are all the same."""
         if self._total_LL is None:
             if len(self._keys) < 4:
                 raise StarError(f"similarity: {len(self._keys)} frames are too few for the minibatch estimator")
@@ -222,8 +222,10 @@ def measure(encoder: Encoder, clips: Sequence[Clip], config: GroupingConfig, see
     return Similarity(layers, matrix_LL, config.measure, samples / audio.RATE, count, sums.frames)
 
 
-def run(encoders: Sequence[Encoder], clips: Sequence[Clip], seconds: float, seed: int) -> Iterator[tuple[Batch, list[EncoderOutput]]]:
-    """Batches of clips drawn by ``seed`` until they last ``seconds``, with the outputs of each encoder, which are put in eval mode."""
+def run(
+    encoders: Sequence[Encoder], clips: Sequence[Clip], seconds: float, seed: int
+) -> Iterator[tuple[Batch, list[EncoderOutput]]]:
+    """Batches of clips drawn by ``seed`` until they last ``seconds``, with the outputs of each encoder in eval mode."""
     shortest = max(encoder.config.receptive_field for encoder in encoders)
     clips = [clip for clip in clips if clip.samples >= shortest]
     if not clips:
@@ -255,9 +257,10 @@ def valid_state(output: EncoderOutput, layer: int, zeroth: str, frames_B: Tensor
 
 def cluster(measured: Similarity, config: GroupingConfig) -> Clustering:
     """``config.number`` groups by agglomeration. Raises :class:`StarError` when there are fewer layers."""
-    distance_LL, count = measured.distance_LL, len(measured.layers)
+    count = len(measured.layers)
     _check_number(config, count)
-    merges = _agglomerate(measured, config) if config.linkage == "ward" or not config.contiguous else _chain(distance_LL, config.linkage)
+    chain = config.contiguous and config.linkage != "ward"
+    merges = _chain(measured.distance_LL, config.linkage) if chain else _agglomerate(measured, config)
     nodes: list[tuple[int, ...]] = [(place,) for place in range(count)]
     ordered = []
     for first, second, distance in merges:
@@ -294,8 +297,8 @@ def _agglomerate(measured: Similarity, config: GroupingConfig) -> list[tuple[int
 
 
 def _chain(distance_LL: np.ndarray, linkage: str) -> list[tuple[int, int, float]]:
-    """Merges of neighbouring groups alone. scikit-learn's ``connectivity`` would not do: it forgets the distances of layers that are no
-    neighbours, so that along a chain average, complete and single linkage are the same."""
+    """Merges of neighbouring groups alone. scikit-learn's ``connectivity`` would not do: it forgets the distances of layers that
+    are no neighbours, so that along a chain average, complete and single linkage are the same."""
     join = {"average": np.mean, "complete": np.max, "single": np.min}[linkage]
     runs, merges, count = [(i, [i]) for i in range(len(distance_LL))], [], len(distance_LL)
     while len(runs) > 1:

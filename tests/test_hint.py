@@ -66,7 +66,9 @@ def test_zero_maps_give_the_teachers_own_size_and_finite_gradients():
     total, terms = loss(output(TEACHER), output(student))
     assert terms["l1"].item() == pytest.approx((9 / 4 + 2 / 4) / 2) and terms["cosine"].item() == 0.0
     total.backward()
-    assert all(p.grad.isfinite().all() for p in [*loss.parameters(), *student]) and loss.distance.maps[0].weight.grad.abs().sum() > 0
+    assert (
+        all(p.grad.isfinite().all() for p in [*loss.parameters(), *student]) and loss.distance.maps[0].weight.grad.abs().sum() > 0
+    )
 
 
 def test_weight_zero_asks_no_gradient_and_is_still_shown():
@@ -83,7 +85,9 @@ def test_arrangements_of_maps(maps, numbers):
     assert loss.distance.numbers == numbers and len(loss.distance.maps) == len(set(numbers or []))
     for linear in loss.distance.maps:
         assert torch.equal(linear.weight, torch.eye(2)) and not linear.bias.any()
-    assert not hint(config(12), config(12), teacher_layers=[4, 8], maps="zero_apart").distance.numbers[0], "no map is left without work"
+    assert not hint(config(12), config(12), teacher_layers=[4, 8], maps="zero_apart").distance.numbers[0], (
+        "no map is left without work"
+    )
 
 
 def test_widths_may_differ_and_maps_start_as_a_cut_identity():

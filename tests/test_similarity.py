@@ -10,7 +10,17 @@ import torch
 from star_upstream import checkpoint, cli, layer_report
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.similarity import Clustering, ExactCka, Framewise, GroupingConfig, MinibatchCka, Similarity, cluster, gram, hsic
+from star_upstream.similarity import (
+    Clustering,
+    ExactCka,
+    Framewise,
+    GroupingConfig,
+    MinibatchCka,
+    Similarity,
+    cluster,
+    gram,
+    hsic,
+)
 
 
 def rows(count, width, seed=0):
@@ -47,7 +57,9 @@ def test_cka_does_not_see_orthogonal_maps_scale_and_shift():
     assert cka(x, x) == pytest.approx(1.0) and 0.1 < cka(x, y) < 0.9
     assert cka(x @ turn, y) == pytest.approx(cka(x, y)) == pytest.approx(cka(x, 1e4 * y + 7))
     assert cka(x, x @ turn * 3 + 100) == pytest.approx(1.0) and cka(y, x) == pytest.approx(cka(x, y))
-    assert cka(x @ torch.diag(torch.tensor([9.0, 1, 1, 1, 1, 1]).double()), y) != pytest.approx(cka(x, y), rel=0.01), "but other maps"
+    assert cka(x @ torch.diag(torch.tensor([9.0, 1, 1, 1, 1, 1]).double()), y) != pytest.approx(cka(x, y), rel=0.01), (
+        "but other maps"
+    )
 
 
 def test_streamed_equals_whole_even_far_from_zero():
@@ -255,7 +267,10 @@ def test_the_mini_teachers_layers(capsys, audio, tmp_path):
     assert np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1) and 0 < matrix.min() < 0.9
     assert (result["clips"], result["estimator"], result["linkage"]) == (8, "exact", "average")
     assert result["hours"] == pytest.approx(sum(soundfile.info(f).duration for f in files) / 3600, abs=1e-4)
-    assert "frames are few for exact CKA at width 256" in err and f"groups of layers: {' | '.join(layer_report.names(result['groups']))}" in err
+    assert (
+        "frames are few for exact CKA at width 256" in err
+        and f"groups of layers: {' | '.join(layer_report.names(result['groups']))}" in err
+    )
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["similarity.json", "similarity.png"]
     assert json.loads((tmp_path / "out" / "similarity.json").read_text())["groups"] == result["groups"]
     assert (tmp_path / "out" / "similarity.png").read_bytes()[:4] == b"\x89PNG"
@@ -267,10 +282,16 @@ def test_part_of_the_audio_is_drawn_by_the_seed(capsys, models, audio):
     assert one["matrix"] == again["matrix"] != other["matrix"]
 
 
-@pytest.mark.parametrize("options", [["--measure", "cosine"], ["--measure", "l2", "--linkage", "ward"], ["--estimator", "minibatch"]])
+@pytest.mark.parametrize(
+    "options", [["--measure", "cosine"], ["--measure", "l2", "--linkage", "ward"], ["--estimator", "minibatch"]]
+)
 def test_other_measures(capsys, models, audio, options, tmp_path):
     result, _ = command(capsys, models / "teacher", audio, *options, "--zeroth", "none", "--groups", "2", "--out", tmp_path)
-    assert result["layers"] == [1, 2, 3, 4] and len(result["groups"]) == 2 and ("estimator" in result) == (result["measure"] == "cka")
+    assert (
+        result["layers"] == [1, 2, 3, 4]
+        and len(result["groups"]) == 2
+        and ("estimator" in result) == (result["measure"] == "cka")
+    )
     assert np.allclose(np.diag(result["matrix"]), float(result["measure"] != "l2"))
 
 
@@ -283,7 +304,9 @@ def test_a_students_distance_grows_where_it_was_not_distilled(capsys, models, au
         near = [abs(row[key]) < 1e-5 for key in ("cka_distance", "l1", "cosine_distance")]
         assert all(near) if row["layer"] <= 2 else not any(near)
     means = student["means"]
-    assert means["distilled"]["l1"] == 0 and means["undistilled"]["l1"] == pytest.approx(np.mean([r["l1"] for r in student["distances"][3:]]), abs=1e-5)
+    assert means["distilled"]["l1"] == 0 and means["undistilled"]["l1"] == pytest.approx(
+        np.mean([r["l1"] for r in student["distances"][3:]]), abs=1e-5
+    )
     assert (tmp_path / "distance.png").read_bytes()[:4] == b"\x89PNG"
     given, _ = command(capsys, models / "teacher", audio, "--student", models / "moved", "--distilled", "3,4")
     assert given["student"]["distilled"] == [3, 4] and given["student"]["distilled_from"] == "option"
@@ -332,8 +355,14 @@ def test_groups_are_named_by_their_runs():
         (["{models}/teacher", "{audio}", "--linkage", "ward", "--estimator", "minibatch"], "ward needs estimator exact"),
         (["{models}/teacher", "{audio}", "--measure", "rsa"], "invalid choice: 'rsa'"),
         (["{models}/teacher", "{audio}", "--distilled", "1,2"], "--distilled: goes with --student"),
-        (["{models}/teacher", "{audio}", "--student", "{models}/half", "--distilled", "1,x"], "expected layers such as 4,8,12, got '1,x'"),
-        (["{models}/teacher", "{audio}", "--student", "{models}/half", "--distilled", "3"], "the student has layers 0 to 2, got 3"),
+        (
+            ["{models}/teacher", "{audio}", "--student", "{models}/half", "--distilled", "1,x"],
+            "expected layers such as 4,8,12, got '1,x'",
+        ),
+        (
+            ["{models}/teacher", "{audio}", "--student", "{models}/half", "--distilled", "3"],
+            "the student has layers 0 to 2, got 3",
+        ),
         (["star_mini_teacher", "{audio}", "--student", "{models}/slow"], "strides are 320 (teacher) and 160"),
         (["{models}/teacher", "{audio}", "--device", "quantum"], "--device quantum: "),
         (["{models}/teacher", "{audio}", "--out", "{audio}/0.wav"], "0.wav: File exists"),

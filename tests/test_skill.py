@@ -44,7 +44,9 @@ def test_by_hand():
     assert total.item() == pytest.approx(1.0 - 32 / (5 * 41**0.5), abs=1e-6)
     # with layer 0 as its own group: L1 1, cosine 0
     total, terms = loss(groups=[[0], [1, 2]], cosine=2.0, reduction="sum")(output(TEACHER), output(STUDENT))
-    assert terms["l1"].item() == pytest.approx(1.0 + 1.0) and total.item() == pytest.approx(2.0 - 2 * 18 / (5 * 13**0.5), abs=1e-6)
+    assert terms["l1"].item() == pytest.approx(1.0 + 1.0) and total.item() == pytest.approx(
+        2.0 - 2 * 18 / (5 * 13**0.5), abs=1e-6
+    )
 
 
 def random_output(frames, generator, layers=3, width=4):
@@ -97,7 +99,10 @@ def test_every_layer_and_map_has_a_gradient():
         ({"groups": [[0], [1, 2], [2]]}, r"named twice: \[2\]"),
         ({"groups": [[0], [1, 2, 3]]}, r"not a layer: \[3\]"),
         ({"groups": [[0, 1, 2], []]}, r"a group is empty"),
-        ({"groups": [[0], [1, 2]], "zeroth": "none"}, r"every layer from 1 to 2 .*, 0 left out by zeroth: none; not a layer: \[0\]"),
+        (
+            {"groups": [[0], [1, 2]], "zeroth": "none"},
+            r"every layer from 1 to 2 .*, 0 left out by zeroth: none; not a layer: \[0\]",
+        ),
         ({"groups": [1, 2]}, r"loss.skill.groups: expected a list of a list of int or null"),
         ({"number": 0}, r"loss.skill.number: must be 1 or more, got 0"),
         ({"seconds": 0}, r"loss.skill.seconds: must be above 0"),
@@ -136,7 +141,9 @@ def clips(tmp_path_factory):
 def teacher():
     """Layers 1 to 3 change next to nothing; the fourth does."""
     torch.manual_seed(0)
-    encoder = Encoder(EncoderConfig(conv_layers=((16, 400, 320),), width=16, layers=4, heads=2, head_width=8, ffn=32, position_groups=2))
+    encoder = Encoder(
+        EncoderConfig(conv_layers=((16, 400, 320),), width=16, layers=4, heads=2, head_width=8, ffn=32, position_groups=2)
+    )
     for layer in encoder.layers[:3]:
         for linear in (layer.ffn_out, layer.attention.output):
             linear.weight.data.mul_(0.01)
@@ -148,7 +155,10 @@ def teacher():
 def test_groups_are_found_once_and_build_the_loss(teacher, clips):
     sections = {"skill": {"number": 2, "zeroth": "layer_input"}, "hint": {"teacher_layers": [1]}}
     resolved = losses.resolve(sections, teacher, clips, seed=1)
-    assert resolved == {"skill": {"number": 2, "zeroth": "layer_input", "groups": [[0, 1, 2, 3], [4]]}, "hint": {"teacher_layers": [1]}}
+    assert resolved == {
+        "skill": {"number": 2, "zeroth": "layer_input", "groups": [[0, 1, 2, 3], [4]]},
+        "hint": {"teacher_layers": [1]},
+    }
     assert "groups" not in sections["skill"], "what was given is left as it was"
     assert losses.resolve(sections, teacher, clips, seed=1) == resolved == losses.resolve(resolved, teacher, [], seed=2)
     assert teacher.training, "the teacher is left in the mode that it was in"

@@ -63,8 +63,9 @@ def build(sections: Mapping[str, Any], teacher: EncoderConfig, student: EncoderC
 
 
 def resolve(sections: Mapping[str, Any], teacher: Encoder, clips: Sequence[Clip], seed: int = 0) -> dict[str, Any]:
-    """The ``loss`` section with everything in it that has to be measured on audio first: skill's groups. Call it once, before training,
-    and keep what it gives with the run: :func:`build` takes it. Other losses are returned as they are.
+    """The ``loss`` section with everything in it that has to be measured on audio first: skill's groups.
+
+    Call it once, before training, and keep what it gives with the run: :func:`build` takes it. Other losses are left as they are.
     """
     resolved = dict(sections)
     if "skill" in resolved:

@@ -1,11 +1,11 @@
 """Layer-to-layer distillation as DPHuBERT has it (Peng et al., Interspeech 2023, arXiv 2305.17651, section 2.2 and its code).
 
-For each pair (teacher layer i, student layer j), W a linear map from the student's width to the teacher's that starts as the identity:
+For each pair (teacher layer i, student layer j), W a linear map from the student's width to the teacher's, at first the identity:
 
     mean |T_i - (W S_j + b)|  -  mean cos(T_i, W S_j + b)
 
-the first mean over valid frames and channels, the second over valid frames. Layer 0 is the projected CNN output before the positional
-convolution. :class:`FrameDistance` is the part that :mod:`.skill` shares.
+the first mean over valid frames and channels, the second over valid frames. Layer 0 is the projected CNN output before the
+positional convolution. :class:`FrameDistance` is the part that :mod:`.skill` shares.
 Shapes: B utterances, T frames, D width, V valid frames of the batch, P pairs.
 """
 
@@ -58,7 +58,8 @@ class HintConfig(DistanceConfig):
             raise StarError("teacher_layers: name at least one layer")
         if self.student_layers is not None and len(self.student_layers) != len(self.teacher_layers):
             raise StarError(
-                f"student_layers: expected {len(self.teacher_layers)} layers, one for each of teacher_layers, got {list(self.student_layers)}"
+                f"student_layers: expected {len(self.teacher_layers)} layers, one for each of teacher_layers, "
+                f"got {list(self.student_layers)}"
             )
         pairs = list(zip(self.teacher_layers, self.student_layers or self.teacher_layers))
         if len(set(pairs)) != len(pairs):
@@ -97,8 +98,8 @@ class HintLoss(nn.Module):
 class FrameDistance(nn.Module):
     """L1 minus cosine similarity between teacher frames and mapped student frames.
 
-    ``numbers``: for each pair, which map it takes (0, 1, ...); None maps nothing and needs equal widths. A map starts as the identity;
-    where widths differ, as its first rows or columns: channels that only the teacher has start at 0.
+    ``numbers``: for each pair, which map it takes (0, 1, ...); None maps nothing and needs equal widths. A map starts as the
+    identity; where widths differ, as its first rows or columns: channels that only the teacher has start at 0.
     """
 
     def __init__(self, config: DistanceConfig, numbers: Sequence[int] | None, teacher_width: int, student_width: int, where: str):
@@ -110,7 +111,7 @@ class FrameDistance(nn.Module):
         self.maps = nn.ModuleList(_identity(student_width, teacher_width) for _ in set(numbers or ()))
 
     def forward(self, targets: Sequence[Tensor], estimates: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """P tensors V x D of the teacher and P of the student -> the loss and its terms; means over frames, then over the pairs."""
+        """P tensors V x D of the teacher and P of the student -> the loss and its terms: means over frames, then over pairs."""
         l1, cosine = 0.0, 0.0
         for i, (target_VD, estimate_VD) in enumerate(zip(targets, estimates, strict=True)):
             if self.numbers is not None:
@@ -129,7 +130,9 @@ class FrameDistance(nn.Module):
 def check_rates(name: str, teacher: EncoderConfig, student: EncoderConfig) -> None:
     """Raises :class:`StarError` when teacher and student have different frame rates."""
     if teacher.stride != student.stride:
-        raise StarError(f"{name}: teacher and student must have one frame rate, their strides are {teacher.stride} and {student.stride}")
+        raise StarError(
+            f"{name}: teacher and student must have one frame rate, their strides are {teacher.stride} and {student.stride}"
+        )
 
 
 def layer_state(output: EncoderOutput, layer: int, zeroth: str) -> Tensor:
@@ -138,7 +141,7 @@ def layer_state(output: EncoderOutput, layer: int, zeroth: str) -> Tensor:
 
 
 def valid_frames(teacher: EncoderOutput, student: EncoderOutput) -> Callable[[Tensor], Tensor]:
-    """A function that takes the frames valid in both models out of a B x T x D tensor: V x D, the same V frames of either model."""
+    """A function that takes the frames valid in both models out of a B x T x D tensor: V x D, the same frames of either model."""
     frames_B = torch.minimum(teacher.lengths_B, student.lengths_B)
     utterance_V, frame_V = valid_mask(frames_B, int(frames_B.max())).nonzero(as_tuple=True)
 

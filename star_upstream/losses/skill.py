@@ -1,7 +1,7 @@
 """Layer-group distillation: SKILL (Zampierin, Boukli Hacene, Nguyen, Ravanelli, 2024, arXiv 2402.16830).
 
-Hierarchical clustering of the teacher's layer-to-layer similarity on a small calibration set makes groups of layers; the target is the
-average of each group. For group g, W_g a linear map that starts as the identity, and the distance of :mod:`.hint`:
+Hierarchical clustering of the teacher's layer-to-layer similarity on a small calibration set makes groups of layers; the target
+is the average of each group. For group g, W_g a linear map that starts as the identity, and the distance of :mod:`.hint`:
 
     mean |mean_{l in g} T_l - (W_g s + b_g)|  -  mean cos(mean_{l in g} T_l, W_g s + b_g),     s = mean_{l in g} S_l
 
@@ -28,7 +28,7 @@ from .hint import DistanceConfig, FrameDistance, check_rates, layer_state, valid
 
 @dataclass(frozen=True)
 class SkillConfig(GroupingConfig, DistanceConfig):
-    """The distance (``l1``, ``cosine``, ``reduction``), the groups, and how they are found where they are not given. Our choices."""
+    """The distance (``l1``, ``cosine``, ``reduction``), the groups, and how they are found where not given. Our choices."""
 
     groups: Groups | None = None
     """Layers of each group, every layer in one group: those of the teacher, counted from 1, and 0 unless ``zeroth`` is ``none``.
@@ -44,8 +44,8 @@ class SkillConfig(GroupingConfig, DistanceConfig):
 
 
 class SkillLoss(nn.Module):
-    """The weighted loss over the groups. Raises :class:`StarError` without groups, for groups that are no partition of the teacher's
-    layers, and for models of different depth or frame rate."""
+    """The weighted loss over the groups. Raises :class:`StarError` without groups, for groups that are no partition of the
+    teacher's layers, and for models of different depth or frame rate."""
 
     needs_attention = False
 
@@ -54,11 +54,13 @@ class SkillLoss(nn.Module):
         self.config = config
         check_rates("skill", teacher, student)
         if teacher.layers != student.layers:
-            raise StarError(f"skill: teacher and student must have one depth, they have {teacher.layers} and {student.layers} layers")
+            raise StarError(
+                f"skill: teacher and student must have one depth, they have {teacher.layers} and {student.layers} layers"
+            )
         if config.groups is None:
             raise StarError(
-                "skill.groups: not known yet; give them (e.g. [[0], [1, 2, 3], [4, 5, 6]]) or let losses.resolve find them on audio "
-                "before the loss is built, as star distill does"
+                "skill.groups: not known yet; give them (e.g. [[0], [1, 2, 3], [4, 5, 6]]) or let losses.resolve find them on "
+                "audio before the loss is built, as star distill does"
             )
         check_groups(config.groups, teacher.layers, config.zeroth)
         self.groups = config.groups
@@ -79,7 +81,7 @@ class SkillLoss(nn.Module):
 
 
 def check_groups(groups: Groups, layers: int, zeroth: str) -> None:
-    """Raises :class:`StarError` unless every layer (1 to ``layers``, and 0 unless ``zeroth`` is ``none``) is in exactly one group."""
+    """Raises :class:`StarError` unless every layer (1 to ``layers``, and 0 unless ``zeroth`` is ``none``) is in one group."""
     named = [layer for group in groups for layer in group]
     expected = range(1 if zeroth == "none" else 0, layers + 1)
     faults = {
@@ -98,7 +100,7 @@ def resolve(config: SkillConfig, teacher: Encoder, clips: Sequence[Clip], seed: 
     """The groups: those of ``config``, else those found on ``config.seconds`` of ``clips``, drawn by ``seed``.
 
     The same arguments give the same groups; keep them with the run all the same, since another machine may round otherwise.
-    ``teacher`` runs where its parameters are. Raises :class:`StarError` for groups that do not fit the teacher, and for too few clips.
+    ``teacher`` runs where its parameters are. Raises :class:`StarError` for groups that do not fit the teacher, and for no audio.
     """
     if config.groups is not None:
         check_groups(config.groups, teacher.config.layers, config.zeroth)
