@@ -17,8 +17,12 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.star_upstream-$(subst /,_,$(CURDIR))
 DISTILLED := runs/mini
 MINI := data/mini/README.md
-CORPORA := $(if $(filter mini,$(DATA)),data/mini,$(DATA))
-RESULTS := $(or $(OUT),results/$(notdir $(UPSTREAM)))
+CORPUS := $(if $(filter mini,$(DATA)),$(MINI))
+CORPORA := $(if $(CORPUS),data/mini,$(DATA))
+SHIPPED := fbank star_mini_teacher star_mini
+SCORES := $(or $(OUT),results/$(if $(CORPUS),mini,$(notdir $(DATA:%/=%))))
+# runs/mini/best is named for its folder, or several students would share one place
+RESULTS := $(or $(OUT),results/$(subst /,-,$(patsubst /%,%,$(patsubst runs/%,%,$(UPSTREAM:%/=%)))))
 
 .PHONY: help setup test superb-all superb-shipped superb-one distill clean
 .DEFAULT_GOAL := help
@@ -39,20 +43,22 @@ $(STAMP): setup.cfg pyproject.toml
 test: $(STAMP) ## run the test suite (under 6 minutes on 2 cores)
 	$(PY) -m pytest tests
 
-superb-all: $(STAMP) ## a short distillation, then FBANK and the shipped models on every task, and a table (with UPSTREAM=: that one)
+superb-all: $(STAMP) ## FBANK and the shipped models on every task, and a table (with UPSTREAM= DATA= OUT=: that one, there)
 	@$(MAKE) --no-print-directory $(if $(UPSTREAM),superb-one,superb-shipped)
 
-superb-shipped: distill
-	@status=0; for model in fbank star_mini_teacher star_mini $(DISTILLED)/best; do \
-	  name=$$(case $$model in $(DISTILLED)/best) echo distilled;; *) echo $$model;; esac); \
-	  $(PY) -m eval run --upstream $$model --tasks $(TASKS) --data $(CORPORA) --out results/mini/$$name > /dev/null || status=1; \
+superb-shipped: $(CORPUS)
+	@status=0; for model in $(SHIPPED); do \
+	  $(PY) -m eval run --upstream $$model --tasks $(TASKS) --data $(CORPORA) --out $(SCORES)/$$model > /dev/null || status=$$?; \
+	  [ $$status -le 1 ] || exit $$status; \
 	done; \
-	$(PY) -m eval report results/mini/fbank results/mini/star_mini_teacher results/mini/star_mini results/mini/distilled --out results/mini/table \
-	&& echo "the table is in results/mini/table.md and table.html; mini scores compare with one another, not with published ones" >&2 && exit $$status
+	$(PY) -m eval report $(SHIPPED:%=$(SCORES)/%) --out $(SCORES)/table \
+	&& echo "the table is in $(SCORES)/table.md and table.html (mini scores compare with one another, not with published ones)" >&2 \
+	&& exit $$status
 
-superb-one: $(if $(filter mini,$(DATA)),$(MINI))
-	$(PY) -m eval run --upstream $(UPSTREAM) --tasks $(TASKS) --data $(CORPORA) --out $(RESULTS)
-	$(PY) -m eval report $(RESULTS) --out $(RESULTS)/table
+superb-one: $(CORPUS)
+	@status=0; $(PY) -m eval run --upstream $(UPSTREAM) --tasks $(TASKS) --data $(CORPORA) --out $(RESULTS) || status=$$?; \
+	[ $$status -le 1 ] || exit $$status; \
+	$(PY) -m eval report $(RESULTS) --out $(RESULTS)/table && exit $$status
 
 superb-%: $(STAMP) ## one task, for example superb-ks
 	@$(MAKE) --no-print-directory superb-all TASKS=$*
@@ -62,6 +68,7 @@ $(MINI): $(STAMP)
 
 distill: $(STAMP) $(MINI) ## distil a star_mini student from the shipped teacher for MINUTES minutes (default 2)
 	$(PY) -m star_upstream distill star_mini data.train=data/mini training.minutes=$(MINUTES) --out $(DISTILLED)
+	@echo "the student is in $(DISTILLED)/best; score it with: make superb-all UPSTREAM=$(DISTILLED)/best" >&2
 
 clean: ## remove what the other targets made, the environment excepted
 	rm -rf data/mini runs/mini results/mini
