@@ -1,0 +1,124 @@
+"""Our side: a task's probe on the same table, its features encoded once, and our training loop, with a clock on it.
+
+Shapes: B utterances, L layers, T frames, D channels.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Sequence
+
+import pandas as pd
+import torch
+from torch import nn
+
+from star_upstream import corpora
+from star_upstream.audio import RATE
+
+from .. import encode, train
+from ..probe import Schedule, Task
+from ..upstreams import Upstream
+
+UNKNOWN = 10**6
+"""Frames of an utterance that is not encoded: more than any filter asks for."""
+
+
+def table_of(task: Task, root: Path, stride: int) -> pd.DataFrame:
+    """The task's table; of er's folds, the first is test."""
+    prepared = task.probe.prepare(task, corpora.load(task.name, root), root, stride, None)
+    return task.probe.splits(task, prepared)[0]
+
+
+class Ours:
+    """The probe of one task with features of those rows that are asked for."""
+
+    def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, upstream: Upstream, store: Any, seed: int = 0):
+        self.task, self.schedule, self.upstream, self.store, self.seed = task, schedule, upstream, store, seed
+        self.probe = task.probe(task, table, schedule, seed)
+
+    def batches(self, count: int) -> list[list[int]]:
+        """The first training batches of the task's own sampling."""
+        found: list[list[int]] = []
+        epoch = 0
+        while len(found) < count:
+            found += self.probe.epoch(epoch)
+            epoch += 1
+        return found[:count]
+
+    def encode(self, rows: Sequence[int]) -> tuple[Picked, float, float]:
+        """Features of ``rows``, seconds spent on them, and seconds of audio that the corpus has in these rows."""
+        rows, means = list(dict.fromkeys(rows)), self.task.features == "means"
+        part = self.probe.table.iloc[rows]
+        self.upstream.expert.eval()  # s3prl switches between the two, and both sides share the module
+        windows = encode.windows(part, self.task.crop_seconds if means else None, self.schedule.crops)
+        begun = time.perf_counter()
+        if means:
+            made = encode.Means(windows, self.upstream, self.store, self.task.effects)
+        else:
+            longest = self.schedule.crop_seconds or self.task.crop_seconds
+            crop = None if longest is None else round(longest * RATE / self.upstream.stride)
+            made = encode.Frames(windows, self.upstream, self.store, self.task.effects, crop)
+        spent = time.perf_counter() - begun
+        return Picked(made, rows, self.upstream), spent, float(part["samples"].sum()) / RATE
+
+    def head(self) -> train.Head:
+        """A head as :func:`eval.train.fit` starts it."""
+        with train.own_randomness(self.seed):
+            return train.Head(self.upstream.layers, self.probe.head(self.upstream.width, self.upstream.stride))
+
+    def train(
+        self, features: Picked, batches: Sequence[Sequence[int]], steps: int, accumulate: int
+    ) -> tuple[list[float], list[float], train.Head]:
+        """Run our loop over ``batches`` again and again. Returns each batch's loss, seconds a step (reading features, forward,
+        backward, update), and the head."""
+        schedule = replace(self.schedule, steps=steps, accumulate=accumulate, eval_every=steps, scheduler="none", warmup=0)
+        probe, losses, ends = self.probe, [], []
+        official = {name: getattr(probe, name) for name in ("loss", "schedule")}
+
+        def recorded(head: nn.Module, x_BTD: torch.Tensor, lengths_B: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+            loss = official["loss"](head, x_BTD, lengths_B, rows)
+            losses.append(float(loss.detach()))
+            return loss
+
+        def over() -> list[int]:
+            ends.append(time.perf_counter())
+            return []
+
+        patched = {
+            "loss": recorded, "schedule": schedule, "dev_rows": over, "dev_value": lambda predictions, rows: 0.0,
+            "epoch": lambda number: [list(batch) for batch in batches],
+        }  # fmt: skip
+        probe.__dict__.update(patched)
+        features.asked.clear()
+        try:
+            upstream = self.upstream
+            fitted = train.fit(probe, features, upstream.layers, upstream.width, upstream.stride, (self.schedule.lr,))
+        finally:
+            for name in patched:
+                probe.__dict__.pop(name, None)
+            probe.schedule = official["schedule"]
+        starts = [*features.asked[: steps * accumulate : accumulate], ends[0]]
+        return losses, [b - a for a, b in zip(starts, starts[1:])], fitted.lanes[0].head
+
+    def evaluate(self, head: train.Head, features: Picked, rows: Sequence[int]) -> float:
+        """Seconds that predictions for ``rows`` take, from features that are there."""
+        begun = time.perf_counter()
+        train.predict(head, self.probe, features, list(rows))
+        return time.perf_counter() - begun
+
+
+class Picked:
+    """Features of some of the table's rows, asked for by the table's numbers; notes when a batch was asked for."""
+
+    def __init__(self, features: Any, rows: Sequence[int], upstream: Upstream):
+        self.features, self.upstream, self.asked = features, upstream, []
+        self.places = {row: place for place, row in enumerate(rows)}
+
+    def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        self.asked.append(time.perf_counter())
+        return self.features.batch([self.places[row] for row in rows], generator)
+
+    def length(self, row: int) -> int:
+        return self.features.length(self.places[row]) if row in self.places else UNKNOWN

@@ -1,0 +1,102 @@
+"""The measurements as a page of Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ABOUT = """Both sides have the same upstream module, the same audio, the same batches (those of our sampling, which is s3prl's own but
+for pr and sf) and the same head; they take turns in one process.
+
+- *s3prl*: the problem's own `run` up to its training loop, then that loop; only its data step is replaced, by one that writes the csv
+  files it wants. A step is the measured time of a batch (reading, forward, backward, update) times the batches of an update.
+- *ours*: `encode` and `train.fit` as `python -m eval run` calls them. A step is the measured time of an update with all its batches.
+- *projected*: whole hours at the official schedule on the official amount of audio. s3prl: steps, and its evaluation of dev as often as
+  the schedule says and once of test, each of which encodes. Ours: all audio once, steps, and the same evaluations from kept features.
+  Left out on both sides: start, and the writing of checkpoints (s3prl's hold the upstream: 378 MB for HuBERT Base).
+- *losses*: largest relative difference of any batch's loss over the first updates from the same head on the same batches (short
+  utterances, batches of 2, the official accumulation and head, SpecAugment and dropout drawn alike), features in fp32 on both sides; in
+  brackets with features as a run keeps them, frames in fp16. *head*: how far apart the two heads are then, as a share of the way that
+  ours went.
+- The frames that ours keeps are read from the page cache here, and all of them are kept; *GB* is what the whole corpus takes. With a
+  smaller `--cache-gb` utterances are encoded again."""
+
+
+def page(result: dict[str, Any]) -> str:
+    environment = result["environment"]
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "s3prl", "numpy", "safetensors"))
+    parts = [
+        "# s3prl's problems against this package, side by side",
+        f"`{result['command']}`",
+        f"{result['processor']}, {environment['threads']} threads, {environment['platform']}, Python {environment['python']}, {versions}; "
+        f"commit {environment['git_commit']}; {environment['finished']}.",
+        ABOUT,
+        _data(result),
+    ]
+    for name, tasks in result["upstreams"].items():
+        parts.append(f"## {name} ({result['about'].get(name, 'as `run --upstream` takes it')})")
+        projected = [record for record in tasks.values() if "projected_hours" in record]
+        if projected:
+            parts.append(_projections(projected))
+        parts.append(_measurements(list(tasks.values())))
+    return "\n\n".join(parts) + "\n"
+
+
+def _data(result: dict[str, Any]) -> str:
+    if result["data"] != "generated":
+        return f"Data: {result['data']}."
+    lengths = "; ".join(f"{task} {about}" for task, about in result["lengths"].items())
+    return f"Data: generated noise with the official numbers of classes and these lengths: {lengths}."
+
+
+def _projections(records: list[dict[str, Any]]) -> str:
+    rows = []
+    for record in records:
+        hours, aim = record["projected_hours"], record["aim"]
+        met = "" if aim is None else f"{aim} {'met' if hours['ratio'] >= aim else '**not met**'}"
+        rows.append([
+            record["task"], _number(hours["theirs_training"]), _number(hours["theirs_evaluating"]), _number(hours["theirs"]),
+            _number(hours["ours_encoding"]), _number(hours["ours_training"]), _number(hours["ours_evaluating"]), _number(hours["ours"]),
+            f"{hours['ratio']:.1f}", met, _number(hours["features_gb"]) if hours["features_gb"] else "-",
+        ])  # fmt: skip
+    header = [
+        "task", "s3prl: training h", "evaluating h", "all h", "ours: encoding h", "training h", "evaluating h", "all h", "ratio", "aim",
+        "GB",
+    ]  # fmt: skip
+    return "Projected:\n\n" + _table(header, rows)
+
+
+def _measurements(records: list[dict[str, Any]]) -> str:
+    rows = []
+    for record in records:
+        theirs, ours = record["theirs_seconds_a_batch"] * record["accumulate"], record["ours_seconds_a_step"]
+        agreed = record["agreement"]
+        losses, heads = "-", "-"
+        if agreed:
+            kept = "" if agreed["worst_as_kept"] == agreed["worst"] else f" ({agreed['worst_as_kept']:.0e})"
+            losses, heads = f"{agreed['worst']:.0e}{kept}{'' if agreed['good'] else ' **differs**'}", f"{agreed['weights']:.0e}"
+        rows.append([
+            record["task"], f"{record['batch']} x {record['accumulate']}", f"{record['batch_audio_seconds']:.0f}",
+            f"{_number(theirs)} ({len(record['theirs_batches'])}: {_spread(record['theirs_batches'], record['accumulate'])})",
+            f"{_number(ours)} ({len(record['ours_steps'])}: {_spread(record['ours_steps'])})",
+            f"{theirs / ours:.0f}", f"{record['encode_seconds'] / record['encode_audio_seconds']:.3f}", losses, heads,
+        ])  # fmt: skip
+    header = [
+        "task", "batch x accumulated", "audio s a batch", "s3prl s a step (n: range)", "ours s a step (n: range)", "ratio of steps",
+        "ours: encoding s a second of audio", "losses", "head",
+    ]  # fmt: skip
+    steps = {record["agreement"]["steps"] for record in records if record["agreement"]}
+    return f"Measured (medians; losses over {' or '.join(map(str, sorted(steps))) or 'no'} updates):\n\n" + _table(header, rows)
+
+
+def _spread(times: list[float], factor: float = 1.0) -> str:
+    return _number(factor * times[0]) if len(times) == 1 else f"{_number(factor * min(times))} to {_number(factor * max(times))}"
+
+
+def _number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
