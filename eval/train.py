@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
 
+from .encode import out_of_memory
 from .probe import Probe, Schedule
 
 SAVE_EVERY, _SHARE = 20.0, 20.0
@@ -61,6 +62,8 @@ class Lane:
     best_state: dict[str, Tensor] = field(default_factory=dict)
     history: list[list[float]] = field(default_factory=list)
     """[step, dev value] pairs."""
+    most: int | None = None
+    """Utterances that fit into memory at once; None: a whole batch."""
     skipped: int = 0
     """Updates left out because the gradient was not a number, as s3prl leaves them out."""
 
@@ -206,15 +209,43 @@ def _update(lane: Lane, probe: Probe, micro: list, step: int) -> None:
     lane.head.train()
     for group in lane.optimizer.param_groups:
         group["lr"] = rate(probe.schedule, lane.lr, step)
-    lane.optimizer.zero_grad()
-    for x_BLTD, lengths_B, rows in micro:
-        loss = probe.loss(lane.head.task, lane.head.mix(x_BLTD), lengths_B, rows)
-        (loss / len(micro)).backward()
+    while True:
+        lane.optimizer.zero_grad()
+        try:
+            for x_BLTD, lengths_B, rows in micro:
+                for part in _parts(len(rows), lane.most):
+                    kept = lengths_B[part]
+                    x_part = x_BLTD[part] if part == slice(0, len(rows)) else x_BLTD[part, :, : int(kept.max())]
+                    loss = probe.loss(lane.head.task, lane.head.mix(x_part), kept, rows[part])
+                    (loss * (len(kept) / len(rows) / len(micro))).backward()
+            break
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            _fewer(lane, error, max(len(rows) for _, _, rows in micro), x_BLTD.device)
     norm = nn.utils.clip_grad_norm_(lane.head.parameters(), probe.schedule.clip)
     if torch.isfinite(norm):
         lane.optimizer.step()
     else:
         lane.skipped += 1
+
+
+def _parts(count: int, most: int | None) -> list[slice]:
+    size = count if most is None else min(most, count)
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def _fewer(lane: Lane, error: Exception, count: int, device: torch.device) -> None:
+    """Halve what the lane's head takes at once; other errors than that memory ran out are raised again."""
+    if not out_of_memory(error):
+        raise error
+    at_once = min(count, lane.most or count)
+    if at_once == 1:
+        raise StarError(f"out of memory on {device}: the head does not fit with a single utterance; try --device cpu") from None
+    lane.most = at_once // 2
+    print(
+        f"out of memory on {device}: the head's batches of {count} go in parts of {lane.most} from here on; an update is the sum of"
+        " the parts, each with its share of the batch",
+        file=sys.stderr,
+    )
 
 
 def selection(probe: Probe) -> tuple[str, str]:

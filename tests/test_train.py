@@ -27,6 +27,9 @@ SMALL_ASR = {
 }  # fmt: skip
 
 
+NO_SPECAUG = {"freq_mask_width_range": (0, 1), "num_freq_mask": 1, "time_mask_width_range": (0, 1), "num_time_mask": 1}
+
+
 class Memory:
     """Random features in memory; each class has its own mean."""
 
@@ -199,6 +202,32 @@ def test_progress_of_another_run_is_not_used_and_a_damaged_one_is_named(tmp_path
         fit(probe, features, progress=tmp_path / "p.pt", identity="a")
 
 
+@pytest.mark.parametrize("task, schedule", [(KS, KS_SMALL), (ASR, CTC_SMALL)], ids=["ks", "asr"])
+def test_out_of_memory_halves_the_heads_batch_and_takes_the_same_steps(task, schedule, monkeypatch, capsys):
+    head = {**SMALL_ASR, "model_conf": {**SMALL_ASR["model_conf"], "dropout": [0.0]}, "specaug_conf": NO_SPECAUG}
+    schedule = dataclasses.replace(schedule, steps=4, batch=5, eval_every=4, head=head if task is ASR else schedule.head)
+    values = ("AB A", "BA") if task is ASR else ("yes", "no", "up")
+    probe, features = make(task, schedule, values, pooled=task is KS)
+    whole = fit(probe, features)
+    seen, real = [], probe.loss
+
+    def small(head, x_BTD, lengths_B, rows):
+        seen.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return real(head, x_BTD, lengths_B, rows)
+
+    monkeypatch.setattr(probe, "loss", small)
+    parted = fit(probe, features)
+    assert "batches of 5 go in parts of 2" in capsys.readouterr().err and seen.count(5) == 1 and set(seen[1:]) <= {1, 2}
+    for name, tensor in whole.head.state_dict().items():
+        assert torch.allclose(tensor, parted.head.state_dict()[name], atol=1e-4), name
+
+    monkeypatch.setattr(probe, "loss", lambda *rest: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+    with pytest.raises(StarError, match="does not fit with a single utterance"):
+        fit(probe, features)
+
+
 def test_lanes_do_not_touch_each_other_nor_the_global_generator():
     probe, features = make(ASR, CTC_SMALL, ("AB A", "BA"), pooled=False, layers=1)
     torch.manual_seed(5)
@@ -233,6 +262,8 @@ def test_value_is_s3prls_metric_and_the_ratio_of_counts():
     # 4 x "AB A" (2 words) and 4 x "BA" (1 word); by hand: i=0,3 wrong on "AB A" (2 edits), i=6 wrong on "BA" (3), i=4,5,7 (2)
     assert (top, bottom) == (2 + 2 + 3 + 2 + 2 + 2, 12)
     assert probe.value(predictions, rows) == pytest.approx(100 * top / bottom)
+    # in characters: a space too much twice, three characters too many once, two too many three times, of 4 x 4 + 4 x 2
+    assert probe.details(predictions, rows) == {"character_error_rate": pytest.approx(100 * (2 + 3 + 6) / 24)}
     probe, _ = make(KS, KS_SMALL)
     rows = probe.split["test"]
     predictions = ["yes"] * len(rows)

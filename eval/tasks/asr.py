@@ -32,6 +32,12 @@ class SpeechRecognition(WordErrors):
         unpack(model.model)
         return problem.build_task({"log_metrics": ["wer"]}, model, self.tokenizer)
 
+    def details(self, predictions, rows):
+        """Of a weak encoder nearly every word has an error; its characters still tell it from others."""
+        from s3prl.metric import cer
+
+        return {"character_error_rate": 100.0 * cer(list(predictions), [self.targets[r] for r in rows])}
+
     def epoch(self, number):
         from s3prl.dataio.sampler import SortedBucketingSampler
 
