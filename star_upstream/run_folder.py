@@ -8,6 +8,9 @@
     state.pt           everything that a resumed run needs, written whole or not at all
     last/ best/        the student, as checkpoints
     loss.png done.json at the end
+    groups.json        layers that a loss takes together, where they were found on audio
+    stage1/            of a run that prunes: log and state of stage 1, and at its end the student with its gates (gated/), the loss's
+                       own parameters (loss.pt) and, written last, the smaller student (cut/) with which stage 2 starts
 """
 
 from __future__ import annotations
@@ -53,12 +56,12 @@ class RunFolder:
         """
         file = self.path / "recipe.yaml"
         if not self.lead:
-            self._wait_for(file)
+            self.wait_for(file)
         else:
             self._lock()
         if not file.is_file():
             # the recipe is written last, so a start that failed leaves at most these
-            others = {p.name for p in self.path.iterdir() if not p.name.startswith(".")} - {"data.tsv", "skipped.tsv"}
+            others = {p.name for p in self.path.iterdir() if not p.name.startswith(".")} - {"data.tsv", "skipped.tsv", "groups.json"}
             if others:
                 raise StarError(f"{self.path}: is not empty and holds no run; choose another folder")
             return "new"
@@ -90,7 +93,8 @@ class RunFolder:
         except OSError as error:
             raise StarError(f"{self.path}: cannot be written ({error.strerror})") from None
 
-    def _wait_for(self, file: Path, seconds: float = 3600.0) -> None:
+    def wait_for(self, file: Path, seconds: float = 3600.0) -> None:
+        """Until the first process has written ``file``."""
         limit = time.monotonic() + seconds
         while not file.is_file():
             if time.monotonic() > limit:
@@ -171,6 +175,12 @@ class RunFolder:
             (self.path / "log.csv").unlink(missing_ok=True)
 
     # the state
+
+    def inner(self, name: str) -> RunFolder:
+        """The folder of a stage of this run."""
+        folder = RunFolder(self.path / name, self.lead)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         with replacing(self.path / "state.pt") as part:

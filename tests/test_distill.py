@@ -1,13 +1,10 @@
 """Distillation end to end on a tiny teacher: it learns, it resumes exactly, and it stops where it must."""
 
-import csv
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +13,17 @@ import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny_runs import ROOT, kill_after, log, start, voice, write_audio
 
 from star_upstream import checkpoint, distill, recipe, run_folder, training
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.recipe import Initialisation, TrainingConfig
 
-ROOT = Path(__file__).resolve().parents[1]
 CONVS = [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]]
 SMALL = {"conv_layers": CONVS, "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2}
 TEACHER = {**SMALL, "width": 32, "head_width": 16, "ffn": 48}
 STUDENT = {**SMALL, "width": 24, "projection": False, "head_width": 12, "ffn": 32, "hidden_states": "layers"}
-
-
-def voice(seconds: float, random: np.random.Generator) -> np.ndarray:
-    """Noise through two moving resonances, pulsed: as little like speech as will do."""
-    n = int(seconds * 16_000)
-    time_N = np.arange(n) / 16_000
-    glides = (3 * np.sin(2 * np.pi * random.uniform(1, 4) * time_N) for _ in range(2))
-    tones = sum(np.sin(2 * np.pi * f * time_N + glide) for f, glide in zip(random.uniform(200, 3000, 2), glides))
-    pulses = np.sin(2 * np.pi * random.uniform(2, 5) * time_N) ** 2
-    return (0.1 * pulses * (tones + 0.3 * random.standard_normal(n))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +31,7 @@ def world(tmp_path_factory):
     """A folder with a teacher and audio, and the environment that keeps caches there."""
     folder = tmp_path_factory.mktemp("world")
     os.environ["STAR_CACHE"] = str(folder / "cache")
-    random = np.random.default_rng(0)
-    (folder / "audio").mkdir()
-    for i in range(30):
-        soundfile.write(folder / "audio" / f"{i:02}.wav", voice(random.uniform(0.5, 1.2), random), 16_000)
+    write_audio(folder / "audio")
     torch.manual_seed(0)
     checkpoint.save(folder / "teacher", Encoder(EncoderConfig(**TEACHER)), {})
     yield folder
@@ -69,31 +53,6 @@ def make(world: Path, name: str = "recipe.yaml", **overrides) -> Path:
         (values[section] if section else values)[key] = value
     (world / name).write_text(yaml.safe_dump(values))
     return world / name
-
-
-def log(run: Path) -> list[dict[str, str]]:
-    """The log's rows as text, without what the clock decides."""
-    with open(run / "log.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in ("seconds", "audio_seconds_per_second")} for row in rows]
-
-
-def start(file: Path, run: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "star_upstream", "distill", str(file), "--out", str(run)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=run.parent, env=environment, start_new_session=True, **pipes)
-
-
-def kill_after(process: subprocess.Popen, run: Path, rows: int) -> None:
-    """SIGKILL for the run and its workers as soon as its log has that many rows."""
-    limit = time.monotonic() + 300
-    while not (run / "log.csv").is_file() or len((run / "log.csv").read_text().splitlines()) <= rows:
-        assert process.poll() is None and time.monotonic() < limit, process.communicate()
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (run / "done.json").exists()
 
 
 # the whole

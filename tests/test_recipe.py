@@ -15,7 +15,12 @@ TEACHERS = {"star_mini_teacher": EncoderConfig(layers=8, width=256, heads=4, ffn
 def test_every_shipped_recipe_is_whole(name, tmp_path):
     loaded = recipe.load(name)
     assert loaded.about and not loaded.data.train
-    losses.build(loaded.loss, TEACHERS.get(loaded.teacher, EncoderConfig()), loaded.student)
+    teacher = TEACHERS.get(loaded.teacher, EncoderConfig())
+    sections = dict(loaded.loss)
+    if "skill" in sections:  # its groups are found on audio
+        assert "groups" not in sections["skill"]
+        sections["skill"] = {**sections["skill"], "groups": [[0, 1], list(range(2, teacher.layers + 1))]}
+    losses.build(sections, teacher, loaded.student_config(teacher))
     (tmp_path / "copy.yaml").write_text(recipe.dump(loaded), encoding="utf-8")
     assert recipe.load(tmp_path / "copy.yaml") == loaded
     if name.startswith("star_") and name != "star_mini":
@@ -63,6 +68,12 @@ def test_base_states_only_differences(tmp_path):
         (["training.schedule=step"], "training.schedule: expected 'cosine' or 'linear' or 'constant', got 'step'"),
         (["training.precision=64"], "training.precision: expected 32 or 'bf16-mixed' or '16-mixed', got 64"),
         (["student.width=433"], "width 433"),
+        (["student=techer"], "student: expected EncoderConfig or 'teacher', got 'techer'"),
+        (["student_changes.dropout=0.0"], "student_changes: only for student: teacher"),
+        (["pruning.second.updates=1", "pruning.target=1"], "pruning.target: must be above 0 and below 1"),
+        (["pruning.second.learning_rate=1"], "pruning.second.epochs, updates, minutes: set exactly one"),
+        (["pruning.target=0.5"], "pruning.second: missing"),
+        (["pruning.second.updates=1", "pruning.gates.head=false"], "pruning.gates.head: unknown key; did you mean 'heads'"),
         (["data.batch_seconds=5"], "data.batch_seconds: must be at least max_seconds"),
         (["data.min_seconds=50"], "data.min_seconds: must be above 0 and at most"),
         (["data.train=7"], "data.train: expected a list of str"),
@@ -76,6 +87,42 @@ def test_a_wrong_override_is_named(overrides, message):
     with pytest.raises(StarError) as error:
         recipe.load("star_hubert", overrides)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["student.dropout=0"], "student.dropout: cannot be set, since student is 'teacher'; give student_changes.dropout"),
+        (["training.initialise_from_teacher.frontend=true"], "training.initialise_from_teacher: a student that is a copy"),
+        (["pruning.gates.stretch=[0.1, 1.1]"], "pruning.gates.stretch: must reach below 0 and above 1"),
+        (["pruning.second.minutes=3"], "pruning.second.epochs, updates, minutes: set exactly one"),
+    ],
+)
+def test_a_wrong_override_of_a_pruning_recipe_is_named(overrides, message):
+    with pytest.raises(StarError) as error:
+        recipe.load("dphubert", overrides)
+    assert message in str(error.value)
+
+
+def test_a_student_that_is_its_teacher():
+    loaded = recipe.load("dphubert", ["student_changes.attention_dropout=0.0"])
+    teacher = EncoderConfig(layers=5)
+    student = loaded.student_config(teacher)
+    assert (student.hidden_states, student.attention_dropout, student.dropout, student.layers) == ("features", 0.0, teacher.dropout, 5)
+    with pytest.raises(StarError, match="copy of its teacher .facebook/hubert-base-ls960.; name a checkpoint"):
+        loaded.student_config()
+    plain = recipe.load("dphubert", ["pruning=null", "student_changes={}"])
+    assert plain.pruning is None and plain.student_config(teacher) == teacher
+
+
+def test_schedules_of_the_papers():
+    loaded = recipe.load("skill_wavlm_plus")
+    training, pruning = loaded.training, loaded.pruning
+    assert (training.updates, training.learning_rate, training.weight_decay, training.clip) == (50_000, 2e-4, 0.0, 10.0)
+    assert (training.warmup * 50_000, training.schedule, training.devices, loaded.data.batch_seconds) == (15_000, "linear", 4, 160.0)
+    assert (pruning.target, pruning.target_warmup * 50_000, pruning.gate_learning_rate) == (0.75, 5_000, 0.02)
+    assert (pruning.second.updates, pruning.second.learning_rate, pruning.second.warmup * 25_000) == (25_000, 1e-4, 5_000)
+    assert (loaded.data.min_seconds, loaded.data.max_seconds, loaded.data.crop) == (2.0, 15.6, "shortest-random")
 
 
 @pytest.mark.parametrize(

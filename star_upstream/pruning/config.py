@@ -78,6 +78,9 @@ class PruningConfig:
     gate_learning_rate: float = 0.02
     """Like the next one at its highest: both follow the run's warm-up and decay (our choice)."""
     multiplier_learning_rate: float = 0.02
+    quadratic_start: float = 0.0
+    """Where the multiplier of the squared gap starts. In a short run the linear multiplier has no time to come back once the gates
+    overshoot; a quadratic one of 10 to 100 pulls them back at once."""
     gates: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self):
@@ -88,3 +91,5 @@ class PruningConfig:
         for name in ("seconds", "gate_learning_rate", "multiplier_learning_rate"):
             if not getattr(self, name) > 0:
                 raise StarError(f"{name}: must be above 0, got {getattr(self, name)}")
+        if not self.quadratic_start >= 0:
+            raise StarError(f"quadratic_start: must be 0 or more, got {self.quadratic_start}")

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 class SparsityConstraint(nn.Module):
     """``linear * (s - t) + quadratic * (s - t)^2``: minimised over the gates, maximised over the two multipliers.
 
-    The optimizer must ascend in this module's parameters (a group with ``maximize=True``). Both start at 0.
+    The optimizer must ascend in this module's parameters (a group with ``maximize=True``). The linear one starts at 0, the quadratic one where
+    it is told to (DPHuBERT: 0 too).
     """
 
-    def __init__(self):
+    def __init__(self, quadratic: float = 0.0):
         super().__init__()
         self.linear = nn.Parameter(torch.zeros(()))
-        self.quadratic = nn.Parameter(torch.zeros(()))
+        self.quadratic = nn.Parameter(torch.tensor(quadratic))
 
     def forward(self, sparsity: Tensor, target: float) -> Tensor:
         """The penalty, a scalar in fp32."""
