@@ -25,9 +25,9 @@ UNKNOWN = 10**6
 """Frames of an utterance that is not encoded: more than any filter asks for."""
 
 
-def table_of(task: Task, root: Path, stride: int) -> pd.DataFrame:
-    """The task's table; of er's folds, the first is test."""
-    prepared = task.probe.prepare(task, corpora.load(task.name, root), root, stride, None)
+def table_of(task: Task, root: Path, stride: int, limit: int | None = None) -> pd.DataFrame:
+    """The task's table, at most ``limit`` rows a split; of er's folds, the first is test."""
+    prepared = task.probe.prepare(task, corpora.load(task.name, root), root, stride, limit)
     return task.probe.splits(task, prepared)[0]
 
 

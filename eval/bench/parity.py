@@ -49,6 +49,8 @@ class Options:
     lr: float | None = None
     """None: the published one."""
     seeds: tuple[int, ...] = (0,)
+    limit: int | None = None
+    """Rows of a split, at most."""
     arguments: tuple[str, ...] = ()
 
 
@@ -62,34 +64,53 @@ def run(options: Options) -> int:
         raise StarError(f"--out {options.out}: must end in .md (the numbers go beside it, in .json)")
     if options.steps < 1:
         raise StarError(f"--steps {options.steps}: must be at least 1")
+    if options.limit is not None and options.limit < 1:
+        raise StarError(f"--limit {options.limit}: must be at least 1")
     root = _data(options.data)[0]
     upstream = upstreams.get(options.upstream)
-    records = []
+    file = options.out.with_suffix(".json")
+    identity = {"data": str(root), "upstream": options.upstream, "upstream_digest": upstream.digest}
+    result = _begun(file, identity)
+    command = shlex.join(["python", "-m", "eval", *options.arguments])
+    apart = []
     for task in wanted:
         for seed in options.seeds:
-            records.append(compare(task, upstream, root, options, seed))
-            r = records[-1]
+            record = compare(task, upstream, root, options, seed)
+            difference = record["difference"]
             say(
-                f"{task.name}, seed {seed}: s3prl {r['theirs']['value']:.2f}, ours {r['ours']['value']:.2f}, difference "
-                f"{r['difference']['value']:+.2f} [{r['difference']['interval_95'][0]:+.2f}, {r['difference']['interval_95'][1]:+.2f}]"
+                f"{task.name}, seed {seed}: s3prl {record['theirs']['value']:.2f}, ours {record['ours']['value']:.2f}, difference "
+                f"{difference['value']:+.2f} [{difference['interval_95'][0]:+.2f}, {difference['interval_95'][1]:+.2f}]"
             )
-    result = {
-        "command": shlex.join(["python", "-m", "eval", *options.arguments]), "data": str(root), "upstream": options.upstream,
-        "upstream_digest": upstream.digest, "environment": environment(), "runs": records,
-    }  # fmt: skip
-    write_json(options.out.with_suffix(".json"), result)
-    with replacing(options.out) as part:
-        part.write_text(_page(result), encoding="utf-8")
-    apart = [f"{r['task']} (seed {r['seed']})" for r in records if not r["within_noise"]]
+            if not record["within_noise"]:
+                apart.append(f"{task.name} (seed {seed})")
+            others = [r for r in result["runs"] if (r["task"], r["seed"]) != (task.name, seed)]
+            result["runs"] = sorted([*others, {**record, "command": command}], key=lambda r: (r["task"], r["seed"]))
+            result["environment"] = environment()
+            write_json(file, result)
+            with replacing(options.out) as part:
+                part.write_text(_page(result), encoding="utf-8")
     print(json.dumps({"out": str(options.out), "differing": apart}))
     return 1 if apart else 0
+
+
+def _begun(file: Path, identity: dict[str, str]) -> dict[str, Any]:
+    """What is there of the same data and upstream: other tasks and seeds stay on the page."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if all(found[key] == value for key, value in identity.items()):
+            return found
+    except FileNotFoundError:
+        return {**identity, "runs": []}
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise StarError(f"{file}: is of other data or another upstream; choose another --out, or remove it")
 
 
 def compare(task: Task, upstream: Upstream, root: Path, options: Options, seed: int) -> dict[str, Any]:
     """Both sides' scores on test, and their difference over the same utterances, each with a 95 % interval."""
     published = task.schedules["superb"]
     schedule = replace(published, steps=options.steps, eval_every=options.steps, lr=options.lr or published.lr)
-    table = table_of(task, root, upstream.stride)
+    table = table_of(task, root, upstream.stride, options.limit)
     with tempfile.TemporaryDirectory(prefix="star_parity_") as folder:
         ours = Ours(task, table, schedule, upstream, Store(Path(folder), 20.0), seed)
         rows = ours.probe.split["test"]
@@ -157,12 +178,12 @@ def _page(result: dict[str, Any]) -> str:
         low, high = r["difference"]["interval_95"]
         rows.append([
             f"{r['task']} ({r['metric']}, {r['unit']})", str(r["seed"]), str(r["schedule"]["steps"]), f"{r['schedule']['lr']:g}",
-            f"{r['schedule']['batch']} x {r['schedule']['accumulate']}", str(r["items"]), *sides,
+            f"{r['schedule']['batch']} x {r['schedule']['accumulate']}", f"{r['train']} / {r['items']}", *sides,
             f"{r['difference']['value']:+.2f} [{low:+.2f}, {high:+.2f}]", "yes" if r["within_noise"] else "**no**",
             f"{100 * r['same_answers']:.0f} %", f"{_number(r['theirs']['seconds'])} / {_number(r['ours']['seconds'])}",
         ])  # fmt: skip
     header = [
-        "task", "seed", "steps", "lr", "batch", "test items", "s3prl", "ours", "ours - s3prl, paired", "0 inside", "same answers",
+        "task", "seed", "steps", "lr", "batch", "train / test items", "s3prl", "ours", "ours - s3prl, paired", "0 inside", "same answers",
         "seconds s3prl / ours",
     ]  # fmt: skip
     environment = result["environment"]
@@ -176,7 +197,7 @@ def _page(result: dict[str, Any]) -> str:
             means.append(f"- {name}, mean of {len(runs)} seeds: s3prl {text[0]}, ours {text[1]}")
     parts = [
         "# Scores of s3prl's own problems beside ours",
-        f"`{result['command']}`",
+        "\n".join(f"- `{command}`" for command in dict.fromkeys(r["command"] for r in result["runs"])),
         f"Upstream {result['upstream']} ({result['upstream_digest'][:12]}), data {result['data']}; {versions}, {environment['threads']} "
         f"threads; commit {environment['git_commit']}; {environment['finished']}.",
         "s3prl: the problem's `run` with its own encoders, tokenizer, samplers, training, checkpoint and test; only its data step is "

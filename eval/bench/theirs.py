@@ -169,7 +169,7 @@ class Theirs:
 
     def _end(self, task: nn.Module, arguments: tuple, output: tuple) -> None:
         if task.training:
-            self.losses.append(float(output[0]))
+            self.losses.append(float(output[0].detach()))
 
     def train(self, batches: Sequence[Sequence[int]], steps: int, accumulate: int) -> list[float]:
         """Run the training loop over ``batches`` (rows of the table); its losses are in ``losses``. Returns seconds a batch: reading,
