@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from star_upstream import corpora
+from star_upstream import compat, corpora
 from star_upstream.audio import RATE
 
 from .. import encode, train
@@ -35,6 +35,7 @@ class Ours:
     """The probe of one task with features of those rows that are asked for."""
 
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, upstream: Upstream, store: Any, seed: int = 0):
+        compat.apply()  # the probes import s3prl
         self.task, self.schedule, self.upstream, self.store, self.seed = task, schedule, upstream, store, seed
         self.probe = task.probe(task, table, schedule, seed)
 
