@@ -201,7 +201,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         fits.append(
             train.fit(probe, features, *shape, lrs, device, marks[-1], identity, say)
             if schedule.steps
-            else probe.choose(features, upstream.layers, say)
+            else probe.choose(features, upstream.layers, say, marks[-1], identity)
         )
     chosen_by, direction = train.selection(probes[0])
     lr, dev, heads = train.agree(fits, direction)

@@ -375,3 +375,11 @@ def test_real_manifests(task, shared):
         rows = probe.split["test"]
         said = [probe.targets[r] for r in rows]
         assert probe.value(said, rows) == 100 and probe.further(said, rows)[0][0] == 0
+
+
+def test_exact_runs_of_every_task(data, tmp_path):
+    arguments = ["--data", str(data), "--out", str(tmp_path / "o"), "--tasks", "pr,ic,er,sf", "--steps", "2", "--exact"]
+    assert main(["run", "--upstream", "tiny_corpus:upstream", "--schedule", "mini", *arguments]) == 0
+    for name in ("pr", "ic", "er", "sf"):
+        record = json.loads((tmp_path / "o" / f"{name}.json").read_text())
+        assert record["encoding"] == "every step" and "fp16" not in str(record["differences"])

@@ -13,6 +13,7 @@ from torch import nn
 
 from eval import encode, tasks, train
 from eval.__main__ import main
+from eval.tasks import qbe as qbe_module
 from eval.tasks import sd as sd_module
 from eval.upstreams import Upstream
 from star_upstream import compat, corpora, metrics
@@ -110,6 +111,35 @@ def test_queries_are_scored_as_s3prl_does(data, tmp_path):
         expected = (expected - expected.mean()) / expected.std()
         assert scores_QN[q] == pytest.approx(expected, abs=1e-3)
     assert relevant_QN.sum() == 12 and (relevant_QN >= 0).all()
+
+
+def test_a_broken_search_goes_on_with_the_next_layer(data, tmp_path, monkeypatch):
+    probe = make(QBE, data)
+    features, searched = frames(QBE, probe, tmp_path / "f"), []
+    whole = probe.choose(features, 3, lambda line: None)
+    real = qbe_module.predict
+    monkeypatch.setattr(qbe_module, "predict", lambda head, *rest: (searched.append(head.layer), real(head, *rest))[1])
+
+    def stop(line):
+        if "layer 1" in line:
+            raise KeyboardInterrupt
+
+    progress = tmp_path / "qbe.pt"
+    with pytest.raises(KeyboardInterrupt):
+        probe.choose(features, 3, stop, progress, "a")
+    again = probe.choose(features, 3, lambda line: None, progress, "a")
+    assert searched == [0, 1, 1, 2] and again.grid == whole.grid and again.head.layer == whole.head.layer
+    probe.choose(features, 3, lambda line: None, progress, "other")
+    assert searched[4:] == [0, 1, 2]
+    progress.write_text("{")
+    with pytest.raises(StarError, match="damaged progress file"):
+        probe.choose(features, 3, lambda line: None, progress, "a")
+
+
+def test_exact_runs_of_tasks_over_frames(data, tmp_path):
+    assert evaluate(data, tmp_path / "o", "asv,sd,qbe", "--steps", 2, "--exact") == 0
+    ways = {task: record_of(tmp_path / "o", task)["encoding"] for task in ("asv", "sd", "qbe")}
+    assert ways == {"asv": "every step", "sd": "every step", "qbe": "once"}  # nothing is trained there, so nothing is padded
 
 
 def test_a_short_query_finds_nothing_rather_than_everything(data, tmp_path):

@@ -5,7 +5,9 @@ Shapes: Q queries, N documents, T frames, D channels.
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from star_upstream import corpora, metrics
 from star_upstream.errors import StarError
+from star_upstream.files import write_json
 
 from ..dtw import SHORTEST_QUERY, Documents
 from ..probe import Probe, Schedule, Task, protocols
@@ -71,17 +74,25 @@ class QueryByExample(Probe):
         docs = {doc for row in queries for doc, _ in self.table["pairs"].iloc[row]}
         return queries + sorted(self.row_of[doc] for doc in docs)
 
-    def choose(self, features, layers: int, say) -> Fitted:
-        """The layer with the largest term-weighted value on dev."""
+    def choose(self, features, layers: int, say, progress: Path | None = None, identity: str = "") -> Fitted:
+        """The layer with the largest term-weighted value on dev. ``progress`` is a file from which a later call with the same
+        ``identity`` goes on after the last layer that was searched."""
         begun, lanes = time.perf_counter(), []
+        known, spent = _searched_before(progress, identity)
         for layer in range(layers):
             lane = Lane(None, Layer(layer, layers), None)
-            lane.best = self.value(predict(lane.head, self, features, self.split["dev"]), self.split["dev"])
+            if layer < len(known):
+                lane.best = known[layer]
+            else:
+                lane.best = self.value(predict(lane.head, self, features, self.split["dev"]), self.split["dev"])
             lanes.append(lane)
             say(f"{self.task.name}: layer {layer} of {layers}, dev {self.task.metric} {lane.best:.4f}")
+            if progress is not None and layer >= len(known):
+                seconds = spent + time.perf_counter() - begun
+                write_json(progress, {"identity": identity, "dev": [lane.best for lane in lanes], "spent": seconds})
         best = max(lanes, key=lambda lane: lane.best)
         grid = [{"layer": layer, "dev": lane.best} for layer, lane in enumerate(lanes)]
-        return Fitted(best.head, None, best.best, grid, time.perf_counter() - begun, lanes)
+        return Fitted(best.head, None, best.best, grid, spent + time.perf_counter() - begun, lanes)
 
     def predict(self, head, x_BTD, lengths_B, rows):
         return [x_TD[:length].numpy() for x_TD, length in zip(x_BTD.cpu(), lengths_B.tolist())]
@@ -134,6 +145,17 @@ class QueryByExample(Probe):
             scores_N /= max(scored.std(), 1e-9)
         self._searched = (predictions, relevant_QN, scores_QN)
         return relevant_QN, scores_QN
+
+
+def _searched_before(progress: Path | None, identity: str) -> tuple[list[float], float]:
+    """The dev values of the layers that a broken run has searched, and its seconds."""
+    try:
+        kept = json.loads(progress.read_text(encoding="utf-8"))
+        return (kept["dev"], kept["spent"]) if kept["identity"] == identity else ([], 0.0)
+    except (AttributeError, FileNotFoundError):
+        return [], 0.0
+    except (ValueError, KeyError, TypeError):
+        raise StarError(f"{progress}: damaged progress file; remove it to start anew") from None
 
 
 def _statistics(utterances: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
