@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from star_upstream import checkpoint, cli, recipe
+from star_upstream.multitask import recipe as finetuning
 from star_upstream.encoder import Encoder, EncoderConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,9 @@ def fails(capsys, *words) -> str:
 def test_recipes_are_listed_with_what_they_are(capsys):
     cli.main(["recipes"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == recipe.names() and all(len(line.split()) > 3 for line in lines)
+    shown = [line.split() for line in lines if line.startswith("  ")]
+    assert [words[0] for words in shown] == [*recipe.names(), *finetuning.names()] and all(len(words) > 3 for words in shown)
+    assert [line for line in lines if not line.startswith("  ")] == ["star distill:", "star finetune:"]
 
 
 def test_dry_run_prints_the_resolved_recipe(capsys):

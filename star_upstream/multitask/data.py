@@ -152,10 +152,16 @@ class Utterances(Dataset):
         return task.name, x, int(line["target"]), line["path"]
 
 
+ROUND = 4_000
+"""Waveforms are padded to a multiple of so many samples: the CPU's kernels keep something for each new shape."""
+
+
 def collate(items: Sequence[tuple[str, Tensor, int, str]]) -> Batch:
     """One :class:`Batch`, padded with zeros."""
     names, values, targets, paths = zip(*items)
     x = torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
+    if x.dim() == 2:
+        x = torch.nn.functional.pad(x, (0, -x.shape[1] % ROUND))
     lengths_B, targets_B = torch.tensor([len(v) for v in values]), torch.tensor(targets)
     if x.dim() == 2:
         return Batch(names[0], x, lengths_B, targets_B, list(paths))

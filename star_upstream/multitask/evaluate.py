@@ -42,7 +42,7 @@ def vectors(model: MultitaskModel, utterances: Utterances, number: int, rows: Se
 def embed(model: MultitaskModel, batch, device) -> torch.Tensor:
     """B x E: the vectors of a batch of waveforms or of kept states."""
     if batch.states_BTSD is None:
-        return model(batch.task, batch.waveforms_BN.to(device), padding(batch.lengths_B, device))
+        return model(batch.task, batch.waveforms_BN.to(device), padding(batch, device))
     states = batch.states_BTSD.to(device).float().unbind(2)
     return model.heads[batch.task](states, batch.lengths_B.to(device))
 

@@ -11,6 +11,7 @@ import math
 import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -134,7 +135,6 @@ class Finetuning(Learner):
         provenance = {**self.provenance, "iterations": self.update // per, "validation": scores}
         for name in (LAST, BEST) if best else (LAST,):
             save_model(self.folder.path / name, self.model, provenance)
-        # the classifiers that an exported speaker head goes without are needed to choose and to resume, not to answer
 
 
 def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
@@ -169,6 +169,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
         counts = ", ".join(f"{name}: {len(t.rows('train'))} utterances of {len(t.labels)} classes" for name, t in tasks.items())
         print(f"{folder.path}: {at}; {recipe.setting}; encoder of {_size(encoder) / 1e6:.2f} M parameters; {counts}", file=sys.stderr)
     if state is None or not state["finished"]:
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # a frozen encoder
         # heads take turns, and prediction heads may have no part at all
         fit(learner, unused_parameters=True)
     if not folder.lead:

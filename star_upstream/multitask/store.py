@@ -97,7 +97,7 @@ def states(task: TaskData, model: MultitaskModel, encoder_digest: str, folder: P
         batches, done, told = whole([task], 0, range(len(task.table))), 0, time.monotonic()
         for keys, batch in zip(batches, DataLoader(data, batch_sampler=batches, collate_fn=collate)):
             with torch.no_grad(), autocast(precision, device):
-                found, lengths_B = model.states(task.name, batch.waveforms_BN.to(device), padding(batch.lengths_B, device))
+                found, lengths_B = model.states(task.name, batch.waveforms_BN.to(device), padding(batch, device))
             x_BTSD = torch.stack(found, 2).float().cpu().numpy().astype(np.float16)
             for (_, row, _, _), own_TSD, valid in zip(keys, x_BTSD, lengths_B.tolist()):
                 # a file may be shorter than the table says; its last frame fills up what is missing
@@ -121,9 +121,9 @@ def autocast(precision, device: torch.device):
     return torch.autocast(device.type, kinds[precision]) if precision in kinds else nullcontext()
 
 
-def padding(lengths_B: Tensor, device) -> Tensor | None:
-    """The lengths, or None where all are equal: then nothing is masked, and attention takes its fast path."""
-    return None if (lengths_B == lengths_B[0]).all() else lengths_B.to(device)
+def padding(batch, device) -> Tensor | None:
+    """The lengths, or None where there is no padding: then nothing is masked, and attention takes its fast path."""
+    return None if (batch.lengths_B == batch.waveforms_BN.shape[1]).all() else batch.lengths_B.to(device)
 
 
 def _kept(path: Path, make: Callable[[Path], None]) -> Path:
