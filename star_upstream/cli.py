@@ -29,25 +29,30 @@ def _distill(args: argparse.Namespace) -> None:
 
 
 def _profile(args: argparse.Namespace) -> None:
-    from . import checkpoint, strict
-    from . import recipe as recipes
-    from .encoder import EncoderConfig
-    from .profile import profile
+    from . import latency
 
-    if checkpoint.is_checkpoint(args.source):
-        config = strict.build(EncoderConfig, checkpoint.describe(args.source).get("encoder"), "encoder")
-    elif args.source in recipes.names() or args.source.endswith((".yaml", ".yml")):
-        config = recipes.load(args.source).student
-    else:
-        from . import teachers
-
-        config = teachers.load(args.source).config
-    values = profile(config)
+    if len(args.source) == 1 and not args.time:
+        values = latency.sizes(args.source[0])
+        if args.json:
+            print(json.dumps(values))
+        else:
+            for name, value in values.items():
+                print(f"{name:<20} {value:>16,}" if isinstance(value, (int, float)) else f"{name:<20} {value}")
+        return
+    found = latency.compare(args.source, args.time, args.seconds, args.repeats, args.threads)
     if args.json:
-        print(json.dumps(values))
-    else:
-        for name, value in values.items():
-            print(f"{name:<20} {value:>16,}" if isinstance(value, (int, float)) else f"{name:<20} {value}")
+        print(json.dumps(found))
+        return
+    print(latency.table(found["models"]))
+    if args.time:
+        how = f"{found['threads']} threads, median of {found['repeats']} rounds in turns"
+        print(f"{found['seconds']} s of audio on the {found['device'].upper()}, {how}", file=sys.stderr)
+
+
+def _cut(args: argparse.Namespace) -> None:
+    from .pruning import stage
+
+    print(json.dumps(stage.cut_again(args.gated, args.target_folder, args.sparsity, args.round)))
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -144,9 +149,19 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, metavar="DIR", help="the run's folder: logs, state, last/ and best/")
     command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
 
-    command = add("profile", _profile, "Parameters and multiply-accumulates of a recipe's student or of a checkpoint.")
-    command.add_argument("source", help="a recipe, or anything that can be a teacher")
+    command = add("profile", _profile, "Parameters, multiply-accumulates and time of recipes' students and of checkpoints.")
+    command.add_argument("source", nargs="+", help="a recipe, or anything that can be a teacher; with --time also RUN/stage1/gated")
     command.add_argument("--json", action="store_true")
+    command.add_argument("--time", action="store_true", help="time one forward pass of each on this machine's CPU, in turns")
+    command.add_argument("--seconds", type=float, default=10.0, help="length of the audio (10)")
+    command.add_argument("--repeats", type=int, default=15, help="rounds (15)")
+    command.add_argument("--threads", type=int, help="CPU threads (torch's own number)")
+
+    command = add("cut", _cut, "Cut a pruned run's gated student once more: channels rounded for speed, or another sparsity.")
+    command.add_argument("gated", type=Path, help="RUN/stage1/gated")
+    command.add_argument("target_folder", type=Path, metavar="folder", help="the checkpoint to write; it has had no second stage")
+    command.add_argument("--round", type=int, help="convolution channels and FFN units are kept in multiples of this, e.g. 8")
+    command.add_argument("--sparsity", type=float, help="0 to 1; without it the run's own target")
 
     command = add("convert", _convert, "Write a checkpoint of any known format in ours.")
     command.add_argument("source")

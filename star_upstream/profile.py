@@ -43,7 +43,8 @@ def count_macs(config: EncoderConfig, samples: int, convs: Sequence, heads: Sequ
         if config.relative_position and not reuse:
             each += 8  # the gate on the position bias
         total = total + frames * (inner * each + units[layer] * config.width * 2)
-    return total + config.layers * frames * config.width * config.output_projection
+    heads_out = config.layers * config.output_projection + 2 * len(config.prediction_layers) * config.width
+    return total + frames * config.width * heads_out
 
 
 def parameters(config: EncoderConfig) -> int:

@@ -150,7 +150,7 @@ class Recipe:
     def __post_init__(self):
         if self.student == "teacher":
             if self.training.initialise_from_teacher != Initialisation():
-                raise StarError("training.initialise_from_teacher: a student that is a copy of the teacher has all of its weights; leave it out")
+                raise StarError("training.initialise_from_teacher: a student that is a copy of the teacher has its weights; leave it out")
         elif self.student_changes != StudentChanges():
             raise StarError("student_changes: only for student: teacher; write them into the student's configuration")
 

@@ -213,7 +213,7 @@ def read_log(folder: str | Path) -> pd.DataFrame:
 
 
 def draw_losses(folder: str | Path) -> None:
-    """``loss.png``: training and validation loss over updates."""
+    """``loss.png``: training and validation loss over updates, and where a run prunes sparsity against its target."""
     from matplotlib.figure import Figure
 
     file = Path(folder) / "log.csv"
@@ -229,6 +229,12 @@ def draw_losses(folder: str | Path) -> None:
     axes.set(xlabel="updates", ylabel="loss", yscale="log" if (table.filter(like="/loss").min().min() > 0) else "linear")
     axes.grid(alpha=0.3)
     axes.legend()
+    if "pruning/sparsity" in table:
+        rows, right = table[table["pruning/sparsity"].notna()], axes.twinx()
+        right.plot(rows["update"], rows["pruning/sparsity"], color="tab:green", lw=1.0, label="expected sparsity")
+        right.plot(rows["update"], rows["pruning/target"], color="tab:green", ls="--", lw=1.0, label="its target")
+        right.set(ylabel="sparsity", ylim=(0, 1))
+        right.legend(loc="center right")
     with replacing(Path(folder) / "loss.png") as part:
         figure.savefig(part, format="png", dpi=130)
 

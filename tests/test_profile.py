@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from star_upstream import latency
 from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
+from star_upstream.errors import StarError
 from star_upstream.profile import LENGTHS, SECONDS_COUNTED, macs, profile
 
 STAR_CONVS = ((128, 10, 5), (256, 1, 1), *[(256, 3, 2)] * 4, (432, 1, 1), (432, 2, 2), (432, 2, 2))
@@ -40,6 +42,8 @@ def test_the_32_utterances_last_as_long_as_stated():
                       reuse_attention=(False, True), output_projection=10),
         EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=8, position_groups=4,
                       relative_position=RelativePosition(buckets=8, max_distance=16, total_heads=3)),
+        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=(1, 2), head_width=8, ffn=20, position_kernel=8, position_groups=4,
+                      relative_position=RelativePosition(buckets=8, max_distance=16, total_heads=3, kept_heads=((2,), (0, 1))), prediction_layers=(1, 4)),
     ],
 )  # fmt: skip
 def test_against_torchs_flop_counter(config):
@@ -47,3 +51,31 @@ def test_against_torchs_flop_counter(config):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(torch.randn(1, 500), attention_maps=True)  # the explicit form, which every device counts alike
     assert counter.get_total_flops() == 2 * macs(config, 500)
+
+
+# time
+
+
+def tiny(ffn: int) -> Encoder:
+    config = EncoderConfig(conv_layers=((16, 10, 320),), width=32, layers=2, heads=2, head_width=16, ffn=ffn, position_kernel=4, position_groups=2)
+    return Encoder(config).eval()
+
+
+def test_times_are_taken_in_turns_and_state_their_conditions():
+    calls, models = [], {"large": tiny(20_000), "small": tiny(20)}
+    for name, model in models.items():
+        model.register_forward_pre_hook(lambda module, inputs, name=name: calls.append((name, inputs[0].shape, torch.get_num_threads())))
+    before = torch.get_num_threads()
+    found = latency.side_by_side(models, seconds=1.0, repeats=4, threads=1, utterances=2)
+    assert [name for name, _, _ in calls] == ["large", "small", "small", "large"] * 2 + ["large", "small"]
+    assert {call[1:] for call in calls} == {((2, 16_000), 1)} and torch.get_num_threads() == before
+    assert {k: v for k, v in found.items() if k != "models"} == {"seconds": 1.0, "utterances": 2, "repeats": 4, "threads": 1, "device": "cpu"}
+    large, small = found["models"]["large"], found["models"]["small"]
+    assert large["speedup"] == 1.0 and small["speedup"] == pytest.approx(large["median_s"] / small["median_s"], rel=0.05) and small["speedup"] > 3
+    assert small["fastest_s"] <= small["median_s"] <= small["slowest_s"]
+    assert small["times_real_time"] == pytest.approx(2.0 / small["median_s"], rel=0.05)
+
+
+def test_too_little_audio_to_time_is_refused():
+    with pytest.raises(StarError, match="seconds must be enough for one frame"):
+        latency.side_by_side({"tiny": tiny(8)}, seconds=0.0001)

@@ -12,7 +12,7 @@ import yaml
 from tiny_runs import kill_after, log, start, write_audio
 
 import star_upstream
-from star_upstream import checkpoint, distill, recipe, run_folder, training
+from star_upstream import checkpoint, cli, distill, recipe, run_folder, training
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.pruning import PruningConfig, stage
@@ -135,6 +135,47 @@ def test_the_result_is_an_ordinary_checkpoint(world, unbroken):
     with torch.no_grad():
         for own, other in zip(gated(wave_BN).states, encoder(wave_BN).states, strict=True):
             torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
+
+
+def test_gated_cut_and_rounded_side_by_side(world, unbroken, tmp_path, capsys):
+    file, run = unbroken
+    cli.main(["cut", str(run / "stage1" / "gated"), str(tmp_path / "rounded"), "--round", "8"])
+    result = json.loads(capsys.readouterr().out)
+    rounded = checkpoint.load(tmp_path / "rounded")
+    sizes = [*(n for n, _, _ in rounded.config.conv_layers), *rounded.config.ffn]
+    assert all(n % 8 == 0 or n == 12 for n in sizes) and result["sparsity"] == pytest.approx(TARGET, abs=0.03)
+    cli.main(["cut", str(run / "stage1" / "gated"), str(tmp_path / "smaller"), "--sparsity", "0.7"])
+    assert json.loads(capsys.readouterr().out)["sparsity"] == pytest.approx(0.7, abs=0.01)
+
+    sources = [str(folder) for folder in (world / "teacher", run / "stage1" / "gated", run / "stage1" / "cut", tmp_path / "rounded")]
+    cli.main(["profile", *sources, "--time", "--seconds", "1", "--repeats", "2", "--threads", "1", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["models"]) == sources and (found["threads"], found["repeats"], found["seconds"]) == (1, 2, 1.0)
+    whole, gated, cut, _ = found["models"].values()
+    assert whole["speedup"] == 1.0 and cut["parameters"] < 0.51 * gated["parameters"] and cut["bytes"] < 0.6 * whole["bytes"]
+    assert all(row["median_s"] > 0 for row in found["models"].values())
+    cli.main(["profile", *sources])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["model", *sources] and "speedup" not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cut", "{run}/stage1/cut", "{new}"], "no gates.json; the gated student of a pruned run is in RUN/stage1/gated"),
+        (["cut", "{run}/stage1/gated", "{run}/stage1/cut"], "is there already; choose another folder"),
+        (["cut", "{run}/stage1/gated", "{new}", "--sparsity", "0.99"], "0.99 cannot be reached"),
+        (["cut", "{run}/stage1/gated", "{new}", "--round", "0"], "gates.round_channels and round_units: must be 1 or more"),
+        (["profile", "{run}/best", "{run}/best", "--time"], "a model is named twice"),
+        (["profile", "{run}/best", "--time", "--seconds", "0.001"], "seconds must be enough for one frame"),
+    ],
+)
+def test_wrong_words_are_one_line(unbroken, tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([word.format(run=unbroken[1], new=tmp_path / "new") for word in words])
+    assert stop.value.code == 2 and not (tmp_path / "new").exists()
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
 
 
 def test_the_losss_maps_learn_and_go_on_in_stage_2(unbroken):

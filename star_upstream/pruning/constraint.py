@@ -1,4 +1,4 @@
-"""The augmented Lagrangian that steers the expected sparsity to its target (Wang, Wohlwend, Lei 2020, section 3.2; DPHuBERT, section 2.2)."""
+"""The augmented Lagrangian that steers the expected sparsity to its target (Wang, Wohlwend, Lei 2020; DPHuBERT, section 2.2)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class SparsityConstraint(nn.Module):
     """``linear * (s - t) + quadratic * (s - t)^2``: minimised over the gates, maximised over the two multipliers.
 
-    The optimizer must ascend in this module's parameters (a group with ``maximize=True``). The linear one starts at 0, the quadratic one where
-    it is told to (DPHuBERT: 0 too).
+    The optimizer must ascend in this module's parameters (a group with ``maximize=True``). The linear one starts at 0, the quadratic one
+    where it is told to (DPHuBERT: 0 too).
     """
 
     def __init__(self, quadratic: float = 0.0):

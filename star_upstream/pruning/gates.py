@@ -1,7 +1,7 @@
 """Hard-concrete gates on an encoder (Louizos, Welling, Kingma 2018, equations 10 to 12).
 
-A gate is ``clamp(stretched sigmoid((log u - log(1 - u) + log a) / temperature), 0, 1)`` with u uniform and ``log a`` learned: 0 and 1 have a
-probability of their own, and the probability that it is not 0 has a closed form.
+A gate is ``clamp(stretched sigmoid((log u - log(1 - u) + log a) / temperature), 0, 1)`` with u uniform and ``log a`` learned: 0 and 1
+have a probability of their own, and the probability that it is not 0 has a closed form.
 
 Shapes: B utterances, T frames, C channels, D width, n gates of a group.
 """

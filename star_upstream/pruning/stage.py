@@ -20,9 +20,10 @@ from .. import checkpoint, profile, strict
 from ..data import Batch, Clip
 from ..distillation import Distillation, make_student
 from ..encoder import Encoder
+from ..errors import StarError
 from ..files import replacing, write_json
 from ..recipe import Recipe
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, draw_losses
 from ..training import fit, parameter_groups
 from .config import GateConfig
 from .constraint import SparsityConstraint, target_at
@@ -113,6 +114,7 @@ def run(learner: GatedDistillation) -> None:
     if not folder.lead:
         folder.wait_for(folder.path / "cut" / checkpoint.CONFIG)
         return
+    draw_losses(folder.path)
     expected = learner.size.sparsity(model.expected()).item()
     reached = model.settle(pruning.target, pruning.measure, pruning.seconds)
     smaller = cut(model)
@@ -132,8 +134,9 @@ def run(learner: GatedDistillation) -> None:
     }
     if abs(expected - pruning.target) > 0.05:
         print(
-            f"{folder.path}: the gates ended at an expected sparsity of {expected:.3f}, far from {pruning.target}; the model is cut to the target "
-            "all the same, but gates that had come there would be better: train longer, or raise pruning.gate_learning_rate",
+            f"{folder.path}: the gates ended at an expected sparsity of {expected:.3f}, far from {pruning.target}; the model is cut to the "
+            "target all the same, but gates that had come there would be better: train longer, raise pruning.gate_learning_rate, or "
+            "where the target was overshot pruning.quadratic_start",
             file=sys.stderr,
         )
     save_gated(folder.path / "gated", model, provenance)
@@ -143,7 +146,8 @@ def run(learner: GatedDistillation) -> None:
     print(
         f"{folder.path}: {pruning.measure} cut by {reached:.2%} (expected {expected:.2%}, target {pruning.target:.2%}): "
         f"{before:,} -> {after:,} parameters, {' -> '.join(map(str, provenance['pruning']['macs_g']))} G MACs\n"
-        f"  channels {[n for n, _, _ in smaller.config.conv_layers]}, heads {list(smaller.config.heads)}, FFN units {list(smaller.config.ffn)}",
+        f"  channels {[n for n, _, _ in smaller.config.conv_layers]}, heads {list(smaller.config.heads)}, "
+        f"FFN units {list(smaller.config.ffn)}",
         file=sys.stderr,
     )
 
@@ -168,17 +172,41 @@ def second(recipe: Recipe) -> Recipe:
 
 def save_gated(folder: Path, model: GatedEncoder, provenance: dict[str, Any]) -> None:
     """The whole encoder as an ordinary checkpoint, with its gates beside it (``gates.safetensors``, ``gates.json``)."""
-    checkpoint.save(folder, model.encoder, {**provenance, "gates": "not applied to these weights"})
+    made_by = "star distill, stage 1: the weights before the cut, gates not applied"
+    checkpoint.save(folder, model.encoder, {**provenance, "made_by": made_by})
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
     with replacing(folder / "gates.safetensors") as part:
         save_file(tensors, part)
     write_json(folder / "gates.json", strict.plain(model.options))
 
 
-def load_gated(folder: str | Path) -> GatedEncoder:
-    """What :func:`save_gated` wrote, in eval mode: as slow as the whole encoder, with the states of the cut one."""
-    options = strict.build(GateConfig, json.loads((Path(folder) / "gates.json").read_text(encoding="utf-8")), "gates")
+def load_gated(folder: str | Path, **changes: Any) -> GatedEncoder:
+    """What :func:`save_gated` wrote, in eval mode: as slow as the whole encoder, with the states of the cut one. ``changes``: options of
+    the gates that shall differ, such as ``round_channels``."""
+    file = Path(folder) / "gates.json"
+    if not file.is_file():
+        raise StarError(f"{folder}: no gates.json; the gated student of a pruned run is in RUN/{FOLDER}/gated")
+    options = strict.build(GateConfig, {**json.loads(file.read_text(encoding="utf-8")), **changes}, "gates")
     model = GatedEncoder(checkpoint.load(folder), options)
     missing, unknown = model.load_state_dict(load_file(Path(folder) / "gates.safetensors"), strict=False)
-    assert not unknown and all(name.startswith("encoder.") for name in missing)
+    if unknown or any(not name.startswith("encoder.") for name in missing):
+        raise StarError(f"{folder}: gates.safetensors does not fit gates.json")
     return model.eval()
+
+
+def cut_again(gated: Path, folder: Path, sparsity: float | None = None, multiple: int | None = None) -> dict[str, Any]:
+    """Cut a gated student to ``sparsity`` (None: the run's target) with channels and units in multiples of ``multiple`` (None: as the
+    run has it), and write it to ``folder``, a new one; what was reached."""
+    rounding = {} if multiple is None else {"round_channels": multiple, "round_units": multiple}
+    model, provenance = load_gated(gated, **rounding), checkpoint.describe(gated)["provenance"]
+    if folder.exists():
+        raise StarError(f"{folder}: is there already; choose another folder")
+    pruned = provenance["pruning"]
+    target = pruned["target"] if sparsity is None else sparsity
+    reached = model.settle(target, pruned["measure"], provenance["recipe"]["pruning"]["seconds"])
+    smaller = cut(model)
+    counts = [sum(p.numel() for p in encoder.parameters()) for encoder in (model.encoder, smaller)]
+    result = {**pruned, "target": target, "sparsity": round(reached, 6), "parameters": counts, **rounding}
+    result["macs_g"] = [profile.profile(encoder.config)["macs_g"] for encoder in (model.encoder, smaller)]
+    checkpoint.save(folder, smaller, {**provenance, "made_by": "star cut", "pruning": result})
+    return {"checkpoint": str(folder), **result}

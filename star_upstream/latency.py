@@ -1,0 +1,128 @@
+"""Models side by side: sizes, and the time that one forward pass takes, measured in turns on this machine.
+
+In turns, because a machine's speed drifts: round after round each model is timed once, in another order each round, and a model's
+time is the median over the rounds. Shapes: B utterances, N samples.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from . import audio, checkpoint, strict
+from . import recipe as recipes
+from .encoder import Encoder, EncoderConfig
+from .errors import StarError
+from .profile import profile
+
+
+def sizes(source: str) -> dict[str, Any]:
+    """:func:`~star_upstream.profile.profile` of a recipe's student (as it starts) or of anything that can be a teacher, without loading
+    weights where they are not needed; for a checkpoint of ours also ``bytes``, the size of its weights on disk."""
+    if checkpoint.is_checkpoint(source):
+        values = profile(strict.build(EncoderConfig, checkpoint.describe(source).get("encoder"), "encoder"))
+        path = Path(source)
+        weights = path if checkpoint.is_single(path) else (path if path.is_dir() else path.parent) / checkpoint.WEIGHTS
+        return {**values, "bytes": weights.stat().st_size} if weights.is_file() else values
+    if _is_recipe(source):
+        loaded = recipes.load(source)
+        teacher = _teacher(loaded.teacher).config if loaded.student == "teacher" else None
+        return profile(loaded.student_config(teacher))
+    return profile(_teacher(source).config)
+
+
+def model(source: str) -> nn.Module:
+    """What runs, in eval mode: random weights for a recipe, and for the ``gated`` folder of a run that prunes the model with its gates."""
+    if (Path(source) / "gates.json").is_file():
+        from .pruning import stage
+
+        return stage.load_gated(source)
+    if checkpoint.is_checkpoint(source) or not _is_recipe(source):
+        return _teacher(source)
+    loaded = recipes.load(source)
+    return _teacher(loaded.teacher) if loaded.student == "teacher" else Encoder(loaded.student).eval()
+
+
+def side_by_side(
+    models: Mapping[str, nn.Module], seconds: float = 10.0, repeats: int = 15, threads: int | None = None, utterances: int = 1
+) -> dict[str, Any]:
+    """Time each model on the same ``utterances`` of ``seconds`` of noise on the CPU, ``repeats`` rounds after one to warm up.
+
+    ``threads``: None takes torch's number. The result states all of these; per model: the median, fastest and slowest of its rounds in
+    seconds, how many times faster than the audio the median is, and ``speedup`` over the first model.
+    """
+    if seconds * audio.RATE < max(m.config.receptive_field for m in models.values()) or repeats < 1 or utterances < 1:
+        raise StarError("seconds must be enough for one frame, repeats and utterances 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    waves_BN = torch.randn(utterances, round(seconds * audio.RATE), generator=torch.Generator().manual_seed(0)) * 0.1
+    names, taken = list(models), {name: [] for name in models}
+    try:
+        with torch.inference_mode():
+            for round_ in range(repeats + 1):
+                for i in range(len(names)):
+                    name = names[(i + round_) % len(names)]
+                    start = time.perf_counter()
+                    models[name](waves_BN)
+                    if round_:
+                        taken[name].append(time.perf_counter() - start)
+        used = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    first = statistics.median(taken[names[0]])
+    rows = {}
+    for name, times in taken.items():
+        median = statistics.median(times)
+        rows[name] = {
+            "median_s": round(median, 5),
+            "fastest_s": round(min(times), 5),
+            "slowest_s": round(max(times), 5),
+            "times_real_time": round(seconds * utterances / median, 1),
+            "speedup": round(first / median, 3),
+        }
+    return {"seconds": seconds, "utterances": utterances, "repeats": repeats, "threads": used, "device": "cpu", "models": rows}
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Names down the side; sizes and times across, where any model has them."""
+    shown = ("parameters", "bytes", "macs_g", "median_s", "fastest_s", "slowest_s", "times_real_time", "speedup")
+    columns = [key for key in shown if any(key in row for row in rows.values())]
+    width = max(map(len, ["model", *rows]))
+    cells = {key: [_cell(row.get(key)) for row in rows.values()] for key in columns}
+    widths = {key: max(len(key), *map(len, texts)) for key, texts in cells.items()}
+    lines = ["  ".join(["model".ljust(width), *(key.rjust(widths[key]) for key in columns)])]
+    for i, name in enumerate(rows):
+        lines.append("  ".join([name.ljust(width), *(cells[key][i].rjust(widths[key]) for key in columns)]))
+    return "\n".join(lines)
+
+
+def compare(
+    sources: Sequence[str], timed: bool, seconds: float = 10.0, repeats: int = 15, threads: int | None = None
+) -> dict[str, Any]:
+    """``models``: sizes of each source and, where ``timed``, its times; then the conditions of the timing."""
+    if len(set(sources)) != len(sources):
+        raise StarError("a model is named twice")
+    rows = {source: sizes(source) for source in sources}
+    if not timed:
+        return {"models": rows}
+    measured = side_by_side({source: model(source) for source in sources}, seconds, repeats, threads)
+    return {**measured, "models": {source: {**rows[source], **times} for source, times in measured["models"].items()}}
+
+
+def _is_recipe(source: str) -> bool:
+    return source in recipes.names() or source.endswith((".yaml", ".yml"))
+
+
+def _teacher(source: str) -> Encoder:
+    from . import teachers
+
+    return teachers.load(source)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
