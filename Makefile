@@ -1,10 +1,12 @@
 # PYTHON    interpreter to use: one inside a virtual environment is used as it is, any other makes .venv (default: python3)
 # UPSTREAM  name, checkpoint or module:function to evaluate; without it superb-all runs on FBANK and the shipped models
 # DATA      "mini" or a folder with corpora or manifests       TASKS  tasks to run (default: all)       OUT  results folder
+# JOBS      tasks side by side without UPSTREAM (default: 2)
 TORCH ?= 2.11.0
 DATA ?= mini
 TASKS ?= all
 MINUTES ?= 2
+JOBS ?= 2
 
 ifdef PYTHON
   ENVIRONMENT := $(shell $(PYTHON) -c 'import sys; print(sys.prefix if sys.prefix != sys.base_prefix else "")')
@@ -48,7 +50,7 @@ superb-all: $(STAMP) ## FBANK and the shipped models on every task, and a table 
 
 superb-shipped: $(CORPUS)
 	@status=0; for model in $(SHIPPED); do \
-	  $(PY) -m eval run --upstream $$model --tasks $(TASKS) --data $(CORPORA) --out $(SCORES)/$$model > /dev/null || status=$$?; \
+	  $(PY) -m eval run --upstream $$model --tasks $(TASKS) --data $(CORPORA) --jobs $(JOBS) --out $(SCORES)/$$model > /dev/null || status=$$?; \
 	  [ $$status -le 1 ] || exit $$status; \
 	done; \
 	$(PY) -m eval report $(SHIPPED:%=$(SCORES)/%) --out $(SCORES)/table \

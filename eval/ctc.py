@@ -82,3 +82,5 @@ def lstm_head(projection: int, hidden: Sequence[int], dropout: float, specaug: d
 SPECAUG = {"freq_mask_width_range": (0, 50), "num_freq_mask": 4, "time_mask_width_range": (0, 40), "num_time_mask": 2}
 """The published tasks' SpecAugment."""
 SMALL_SPECAUG = {"freq_mask_width_range": (0, 10), "num_freq_mask": 2, "time_mask_width_range": (0, 10), "num_time_mask": 1}
+NO_SPECAUG = {"apply_time_warp": False, "apply_freq_mask": False, "time_mask_width_range": (0, 1), "num_time_mask": 1}
+"""At most one frame: s3prl's module wants one kind of mask."""
