@@ -288,3 +288,12 @@ def test_a_wrong_override_is_named(overrides, message):
 def test_a_recipe_of_ones_own_states_what_differs(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"base": "multitask_mini", "tasks": {"intent": {"data": "ic"}, "speaker": None}}))
     assert {n: t.data for n, t in recipe.load(tmp_path / "mine.yaml").tasks.items()} == {"keyword": "ks", "intent": "ic"}
+
+
+def test_a_file_with_untrained_heads_answers(tmp_path):
+    import star_upstream
+    from star_upstream.multitask import untrained
+
+    untrained("star_mini", tmp_path / "answers.safetensors", keyword=["yes", "no"])
+    model = star_upstream.load(tmp_path / "answers.safetensors")
+    assert model.keyword(torch.randn(16000)) in ("yes", "no") and model.speaker_embedding(torch.randn(400)).shape == (128,)

@@ -11,3 +11,15 @@
     table.py      runs beside the published rows
     grid.py       many runs from one command
 """
+
+from __future__ import annotations
+
+
+def untrained(encoder: str, path: str, keyword: list[str]) -> None:
+    """Write the file that ``star finetune multitask_mini`` would, with heads of random weights: for trying out what reads it."""
+    from .. import teachers
+    from . import export, recipe
+    from .heads import MultitaskModel
+
+    model = MultitaskModel(teachers.load(encoder), recipe.load("multitask_mini").tasks, {"keyword": keyword})
+    export.save(path, model, {"made_by": "star_upstream.multitask.untrained"})
