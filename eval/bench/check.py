@@ -11,9 +11,11 @@ from .. import encode, train
 from .ours import Ours, Picked
 from .theirs import Theirs
 
-TOLERANCE = 1e-4
-"""Largest relative difference of a loss, with fp32 features on both sides: what is left is the order of additions, since padding does
-not change these encoders' states. It grows from about 1e-7 with every update."""
+TOLERANCE, TOLERANCE_AT_FIRST = {"asv": 1e-2}, 1e-5
+"""Largest relative difference of a loss (1e-4 but for asv), and the same of the first update's batches, with fp32 features on both
+sides: what is left is the order of additions, since padding does not change these encoders' states. It begins at about 1e-7 and grows
+with every update, since Adam divides a gradient by its size: a weight whose gradient is rounding moves as far as any other. The
+x-vector of asv has millions of those; there 1e-7 has become 2e-3 after 20 updates."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,15 @@ class Agreement:
     """Largest relative difference of any batch's loss."""
     worst_as_kept: float
     """The same with the features as a run keeps them: frames in fp16, time means in fp32."""
+    worst_at_first: float
+    """The largest of the first update's batches, before rounding had an update to grow in."""
     tolerance: float
     weights: float
     """Distance of the two heads at the end, as a share of the distance that ours went."""
 
     @property
     def good(self) -> bool:
-        return self.worst <= self.tolerance
+        return self.worst <= self.tolerance and self.worst_at_first <= TOLERANCE_AT_FIRST
 
 
 def agreement(ours: Ours, theirs: Theirs, steps: int) -> Agreement:
@@ -56,12 +60,13 @@ def agreement(ours: Ours, theirs: Theirs, steps: int) -> Agreement:
     theirs.before = None
     state, weights = theirs.state()
     mine_state, mine_weights = s3prl_state(head)
-    pairs = [(mine_state[name], state[name]) for name in mine_state] + ([(mine_weights, weights)] if weights is not None else [])
+    pairs = [(mine_state[name], state[name].detach()) for name in mine_state]
+    pairs += [] if weights is None else [(mine_weights, weights.detach())]
     gone = (flat(head) - before).norm()
     apart = torch.cat([(a - b).flatten() for a, b in pairs]).norm()
     return Agreement(
         steps, accumulate, ours.schedule.batch, mine[0], mine[-1], _worst(mine, theirs.losses), _worst(as_kept, theirs.losses),
-        TOLERANCE, float(apart / gone),
+        _worst(mine[:accumulate], theirs.losses[:accumulate]), TOLERANCE.get(ours.task.name, 1e-4), float(apart / gone),
     )  # fmt: skip
 
 

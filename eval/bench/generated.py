@@ -68,7 +68,7 @@ def make(root: Path, task: str, train: int, held_out: int = 8, seconds: float | 
     (root / "manifests").mkdir(parents=True, exist_ok=True)
     (root / "wav").mkdir(exist_ok=True)
     waves = _waves(root, task, rng, seconds)
-    items = {"train": max(train, held_out, len(_labels(task))), "dev": held_out, "test": held_out}
+    items = {"train": max(train, held_out, len(_labels(task)), 60 if task == "er" else 0), "dev": held_out, "test": held_out}
     rows = []
     for split, count in items.items():
         for i in range(count):

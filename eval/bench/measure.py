@@ -21,9 +21,9 @@ from .theirs import Theirs
 
 BY_LENGTH = ("pr", "asr", "sf")
 """Their batches are of utterances of about one length; the generated ones are all alike, so that one batch stands for all."""
-LOOKED = 8
+LOOKED = 4
 """Utterances of an evaluation that is timed."""
-CHECK_SECONDS, CHECK_BATCH = 1.0, 2
+CHECK_SECONDS, CHECK_BATCH = 0.7, 2
 """Average length and number of the utterances of a batch in the check."""
 
 
