@@ -257,7 +257,7 @@ def test_every_shipped_recipe_is_whole(name, tmp_path):
 
 
 def test_overrides_choose_tasks_data_and_mode():
-    one = recipe.load("multitask_mini", ["data=/corpora", "tasks=speaker", "frozen=true", "tasks.speaker.loss=additive_angular"])
+    one = recipe.load("multitask_mini", ["data=/corpora", "tasks=speaker", "frozen=true", "tasks.speaker.loss=additive_angular", "tasks.speaker.relax=0"])
     assert list(one.tasks) == ["speaker"] and one.data.root == "/corpora" and one.setting == "single task, frozen"
     assert one.stepping.updates == one.training.updates
     both = recipe.load("multitask_mini", ["training.updates=10", "training.accumulate=3"])

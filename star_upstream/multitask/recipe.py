@@ -54,7 +54,7 @@ class TaskConfig:
         if self.loss == "cross_entropy" and (self.margin is not None or self.scale is not None):
             raise StarError("margin, scale: cross_entropy has none; leave them out or choose another loss")
         if self.relax and self.loss != "angular":
-            raise StarError("relax: only for loss angular")
+            raise StarError("relax: only for loss angular; set it to 0")
         if self.loss == "angular" and self.margin not in (None, 1, 2, 3, 4):
             raise StarError(f"margin: angular softmax multiplies the angle by 1, 2, 3 or 4, got {self.margin}")
         if self.loss == "additive_angular" and not 0.0 <= (self.margin or 0.0) < 1.5:
