@@ -1,8 +1,8 @@
 """``python -m eval parity``: s3prl's own problem, from its data to its test score, beside our run on the same utterances.
 
-Both sides have the same upstream, train, dev and test, batch size, accumulation, number of updates, learning rate and head sizes. They
-differ in what a run of either would: initial weights and the order of batches, padding, features kept in fp16, and our own metric code's
-place. The difference of the two scores is judged on the same test utterances, resampled in pairs.
+Both sides have the same upstream, train, dev and test, batch size, accumulation, number of updates, learning rate, initial head and seed of
+the sampler (which for pr is not the same sampler: its slices are sorted by tokens here, by sound there). The difference of the two
+scores is judged on the same test utterances, resampled in pairs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ..run import _data, say
 from ..store import Store
 from ..upstreams import Upstream, unseeded
 from . import upstreams
+from .check import s3prl_state
 from .ours import Ours, table_of
 from .page import _number, _table
 from .theirs import NEVER, Theirs, silent
@@ -162,7 +163,8 @@ def _theirs(ours: Ours, table, seed: int) -> tuple[list[str], dict[str, float], 
     }
     begun = time.perf_counter()
     with silent(), unseeded():
-        theirs = Theirs(name, table, ours.upstream.expert, changes=changes, whole=True)
+        initial = s3prl_state(ours.head())
+        theirs = Theirs(name, table, ours.upstream.expert, changes=changes, whole=True, initial=initial)
     spent = time.perf_counter() - begun
     answers = dict(zip(theirs.tested["unique_name"], theirs.tested["prediction"]))
     found = [answers[str(uid)] for uid in table["id"].iloc[ours.probe.split["test"]]]
@@ -202,7 +204,8 @@ def _page(result: dict[str, Any]) -> str:
         f"threads; commit {environment['git_commit']}; {environment['finished']}.",
         "s3prl: the problem's `run` with its own encoders, tokenizer, samplers, training, checkpoint and test; only its data step is "
         "replaced, by one that writes our table as its csv files. Ours: as `python -m eval run` does it. Both look at dev once, at the "
-        "last step, and use the published batch, accumulation and head. Intervals: 95 %, percentile bootstrap over test utterances, "
+        "last step, begin with the same head, and use the published batch and accumulation; the samplers have the same seed (for pr they are "
+        "two: slices sorted by tokens here, by sound there). Intervals: 95 %, percentile bootstrap over test utterances, "
         "1000 resamples; that of the difference resamples both sides' answers together.",
         _table(header, rows),
         *(["\n".join(means)] if means else []),

@@ -97,18 +97,19 @@ class Theirs:
 
     expert: an upstream in s3prl's sense. tokenizer: for pr, asr and sf, so that both sides have the same symbols. changes: what
     differs from the problem's ``default_config``. whole: train and test too; ``tested`` then holds the answers on test (lists under
-    ``prediction`` and ``unique_name``), ``result`` s3prl's own metrics.
+    ``prediction`` and ``unique_name``), ``result`` s3prl's own metrics. initial: what :meth:`state` gives, to begin with.
     """
 
     def __init__(
-        self, task: str, table: pd.DataFrame, expert: nn.Module, tokenizer: Any = None, changes: dict | None = None, whole: bool = False
-    ):
+        self, task: str, table: pd.DataFrame, expert: nn.Module, tokenizer: Any = None, changes: dict | None = None,
+        whole: bool = False, initial: tuple[dict, torch.Tensor | None] | None = None,
+    ):  # fmt: skip
         compat.apply()
         from s3prl import hub
 
         self.folder = tempfile.TemporaryDirectory(prefix="star_bench_")
         self.expert, self.losses, self.head, self.fresh = expert, [], None, 0
-        self.initial: tuple[dict, torch.Tensor | None] | None = None
+        self.initial, self.whole = initial, whole
         self.before: Callable[[int], None] | None = None
         setattr(hub, UPSTREAM, lambda **_: self.expert)
         self.problem = _class(task)()
@@ -149,6 +150,8 @@ class Theirs:
                     part.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
             if weights is not None:
                 task.model.featurizer.weights.data.copy_(weights)
+            if self.whole:  # the next one is read from the checkpoint
+                self.initial = None
         reduction = task.reduction
 
         def reduced(mode: str, results: list[dict], *args, **kwargs) -> dict:
