@@ -173,6 +173,8 @@ def _notes(rows: list[Row], scored: list[str], official: bool) -> list[str]:
     for row in rows:
         if row.kind == OURS and row.missing:
             absent.setdefault(", ".join(row.missing), []).append(row.name)
+    if unlike := _of_other_data(rows):
+        notes.append(f"NOT THE SAME DATA, though of one name: the rows' {', '.join(unlike)} are of different tables of utterances.")
     notes += [f"No overall score for {', '.join(names)}: {what} missing." for what, names in absent.items()]
     if scored and not official:
         notes.append("No generalizability: it is measured between FBANK's and the best scores on the official corpora.")
@@ -185,6 +187,16 @@ def _notes(rows: list[Row], scored: list[str], official: bool) -> list[str]:
             "Rows marked digitised, secondary, reimplementation or unavailable are not the authors' printed numbers; none is bold."
         )
     return notes + [f"{row.full_label}: {row.source}." for row in rows if row.source]
+
+
+def _of_other_data(rows: list[Row]) -> list[str]:
+    """Tasks whose records are of corpora that differ (another version, a limit, other labels)."""
+    digests: dict[str, set[str]] = {}
+    for row in rows:
+        for record in row.records.values():
+            if record.get("table_digest"):
+                digests.setdefault(record["task"], set()).add(record["table_digest"])
+    return [task for task, found in digests.items() if len(found) > 1]
 
 
 def _differences(rows: list[Row], beside: list[Row]) -> Table:

@@ -59,7 +59,7 @@ def test_three_tasks_end_to_end(corpus, tmp_path, capsys):
     assert (ks["items"], sid["items"], asr["items"]) == (12, 8, 4)
     for record in records.values():
         assert record["limited"] is True and record["steps"] == 20 and record["schedule"] == "mini"
-        assert record["corpus"] == f"manifest:{corpus}" and record["stride"] == 160 and record["parameters"] == 3 * 201 * 24
+        assert record["corpus"] == f"manifest:{corpus.name}" and record["stride"] == 160 and record["parameters"] == 3 * 201 * 24
         assert [g["lr"] for g in record["grid"]] == [1e-3, 1e-2] and record["lr"] in (1e-3, 1e-2)
         assert len(record["layer_weights"]) == 3 and sum(record["layer_weights"]) == pytest.approx(1, abs=1e-4)
         assert record["versions"]["s3prl"] and record["peak_memory_mb"] > 10 and len(record["upstream_digest"]) == 64

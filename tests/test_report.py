@@ -164,3 +164,12 @@ def test_folders_of_one_name_and_odd_names(tmp_path):
         report.main([a], tmp_path / "..")
     with pytest.raises(StarError, match="cannot be written"):
         report.main([a], a / "ks_acc.json" / "table")
+
+
+def test_data_of_one_name_that_differ_are_pointed_out(tmp_path):
+    def run(name, digest):
+        return write(tmp_path / name, record("ks_acc", 50.0, corpus="manifest:mine", schedule="mini", table_digest=digest))
+
+    a, same, other = run("a", "1"), run("same", "1"), run("other", "2")
+    assert "NOT THE SAME DATA" not in markdown(a, same)
+    assert "NOT THE SAME DATA, though of one name: the rows' ks are" in markdown(a, same, other)
