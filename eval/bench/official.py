@@ -30,7 +30,7 @@ OFFICIAL = {
     "sf": Hours(87.2, 2.3, 2.3, 91.8),
     "er": Hours(4.5, 1.1, 1.4, 7.0, folds=5),
 }
-"""LibriSpeech, VoxCeleb1, Libri2Mix: published; Fluent Speech Commands: its paper; Speech Commands: one second an utterance; IEMOCAP
+"""LibriSpeech and Libri2Mix: published; VoxCeleb1: its 352 h shared out by utterance counts times 8.25 s; Fluent Speech Commands: its paper; Speech Commands: one second an utterance; IEMOCAP
 and SNIPS: published counts times 4.55 s and 3 s, which are our estimates. asv is looked at on its test utterances."""
 
 AIMS = {"ks": 20, "sid": 20, "ic": 20, "er": 20, "pr": 5, "sd": 5, "asr": 2, "sf": 2}

@@ -14,7 +14,8 @@ for pr and sf) and the same head; they take turns in one process.
   the schedule says and once of test, each of which encodes. Ours: all audio once, steps, and the same evaluations from kept features.
   Left out on both sides: start, and the writing of checkpoints (s3prl's hold the upstream: 378 MB for HuBERT Base).
 - *losses*: largest relative difference of any batch's loss over the first updates from the same head on the same batches (short
-  utterances, batches of 2, the official accumulation and head, SpecAugment and dropout drawn alike), features in fp32 on both sides; in
+  utterances, batches of 2 at as small a share of the official learning rate, the official accumulation and head, SpecAugment and dropout
+  drawn alike), features in fp32 on both sides; in
   brackets with features as a run keeps them, frames in fp16. *head*: how far apart the two heads are then, as a share of the way that
   ours went. Allowed: 1e-5 in the first update, 1e-4 over all (asv 1e-2): what is rounding at first grows with Adam's updates.
 - The frames that ours keeps are read from the page cache here, and all of them are kept; *GB* is what the whole corpus takes. With a
