@@ -13,7 +13,7 @@ Columns:
 
 A task's tsv file is ``<task>.tsv``, but for asv ``asv_train.tsv`` and ``asv_test.tsv`` (no ``split``), and for qbe
 ``qbe_queries.tsv`` and ``qbe_docs.tsv`` (``set`` for ``split``, no ``kind``); sd's has ``rttm_path`` besides. What links
-utterances, ``asv_trials.tsv``, the rttm files and ``qbe_truth.tsv``, is read by :mod:`eval.corpora.relations`.
+utterances, ``asv_trials.tsv``, the rttm files and ``qbe_truth.tsv``, is read by :mod:`star_upstream.corpora.relations`.
 
 A tsv file has one header line and no quoting, and is UTF-8. Columns besides these are ignored.
 """
