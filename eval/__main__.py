@@ -170,6 +170,7 @@ def _add_parity(verbs: argparse._SubParsersAction) -> None:
     parity.add_argument("--steps", type=int, default=300, help="updates on both sides (default 300)")
     parity.add_argument("--lr", type=float, help="learning rate (default: the published one)")
     parity.add_argument("--limit", type=int, help="at most this many rows a split")
+    parity.add_argument("--same-batches", action="store_true", help="s3prl trains on our batches, in the place of its own sampling")
     parity.add_argument("--seeds", type=_seeds, default=(0,), help="commas between (default 0)")
     parity.add_argument("--out", type=Path, default=Path("results/parity.md"), help="the page; the numbers go beside it, in .json")
     parity.set_defaults(verb=_parity)

@@ -158,7 +158,7 @@ def _tones():
 
 def test_a_difference_beyond_noise_is_said(tmp_path, monkeypatch, upstream):
     data = tiny_corpus.make(tmp_path / "data")
-    monkeypatch.setattr(parity, "_theirs", lambda ours, table, seed: (["yes"] * 12, {}, 0.0))
+    monkeypatch.setattr(parity, "_theirs", lambda ours, table, seed, same_batches: (["yes"] * 12, {}, 0.0))
     options = parity.Options(tmp_path / "p.md", str(data), "ks", "tiny_random", 40, 1e-2)
     record = parity.compare(tasks.get("ks"), _tones(), data, options, 0)
     assert record["theirs"]["value"] == pytest.approx(100 / 3) and not record["within_noise"]

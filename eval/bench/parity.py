@@ -1,7 +1,8 @@
 """``python -m eval parity``: s3prl's own problem, from its data to its test score, beside our run on the same utterances.
 
 Both sides have the same upstream, train, dev and test, batch size, accumulation, number of updates, learning rate, initial head and seed of
-the sampler (which for pr is not the same sampler: its slices are sorted by tokens here, by sound there). The difference of the two
+the sampler (which for pr is not the same sampler: its slices are sorted by tokens here, by sound there; ``same_batches`` gives s3prl
+ours). The difference of the two
 scores is judged on the same test utterances, resampled in pairs.
 """
 
@@ -52,6 +53,8 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     limit: int | None = None
     """Rows of a split, at most."""
+    same_batches: bool = False
+    """s3prl trains on our batches, in the place of its own sampling."""
     arguments: tuple[str, ...] = ()
 
 
@@ -84,14 +87,18 @@ def run(options: Options) -> int:
             )
             if not record["within_noise"]:
                 apart.append(f"{task.name} (seed {seed})")
-            others = [r for r in result["runs"] if (r["task"], r["seed"]) != (task.name, seed)]
-            result["runs"] = sorted([*others, {**record, "command": command}], key=lambda r: (r["task"], r["seed"]))
+            others = [r for r in result["runs"] if _which(r) != _which(record)]
+            result["runs"] = sorted([*others, {**record, "command": command}], key=_which)
             result["environment"] = environment()
             write_json(file, result)
             with replacing(options.out) as part:
                 part.write_text(_page(result), encoding="utf-8")
     print(json.dumps({"out": str(options.out), "differing": apart}))
     return 1 if apart else 0
+
+
+def _which(record: dict[str, Any]) -> tuple[str, int, bool]:
+    return record["task"], record["seed"], record["same_batches"]
 
 
 def _begun(file: Path, identity: dict[str, str]) -> dict[str, Any]:
@@ -123,7 +130,7 @@ def compare(task: Task, upstream: Upstream, root: Path, options: Options, seed: 
         )
         mine = train.predict(fitted.head, ours.probe, features, rows)
         spent = time.perf_counter() - begun
-    theirs, official_value, their_spent = _theirs(ours, table, seed)
+    theirs, official_value, their_spent = _theirs(ours, table, seed, options.same_batches)
     sides = {"theirs": (theirs, their_spent), "ours": (mine, spent)}
     counts = {name: np.asarray(ours.probe.counts(predictions, rows), dtype=float) for name, (predictions, _) in sides.items()}
 
@@ -134,7 +141,7 @@ def compare(task: Task, upstream: Upstream, root: Path, options: Options, seed: 
     low, high = metrics.bootstrap([drawn], 0)
     return {
         "task": task.name, "metric": task.metric, "unit": task.unit, "seed": seed, "items": len(rows), "train": len(ours.probe.split["train"]),
-        "schedule": asdict(schedule),
+        "schedule": asdict(schedule), "same_batches": options.same_batches,
         **{
             name: {
                 "value": ours.probe.value(predictions, rows), "interval_95": list(metrics.bootstrap([counts[name]], 0)),
@@ -153,7 +160,7 @@ def _value(counts: np.ndarray) -> float:
     return 100.0 * counts[:, 0].sum() / counts[:, 1].sum()
 
 
-def _theirs(ours: Ours, table, seed: int) -> tuple[list[str], dict[str, float], float]:
+def _theirs(ours: Ours, table, seed: int, same_batches: bool) -> tuple[list[str], dict[str, float], float]:
     """s3prl's answers for our test rows, its own metrics, and the seconds of its whole run."""
     schedule, name = ours.schedule, ours.task.name
     changes = {
@@ -161,10 +168,11 @@ def _theirs(ours: Ours, table, seed: int) -> tuple[list[str], dict[str, float], 
         "build_optimizer": {"conf": {"lr": schedule.lr}},
         "build_batch_sampler": {"train": {"seed": seed}},
     }
+    batches = ours.batches(schedule.steps * schedule.accumulate) if same_batches else None
     begun = time.perf_counter()
     with silent(), unseeded():
         initial = s3prl_state(ours.head())
-        theirs = Theirs(name, table, ours.upstream.expert, changes=changes, whole=True, initial=initial)
+        theirs = Theirs(name, table, ours.upstream.expert, changes=changes, whole=True, initial=initial, batches=batches)
     spent = time.perf_counter() - begun
     answers = dict(zip(theirs.tested["unique_name"], theirs.tested["prediction"]))
     found = [answers[str(uid)] for uid in table["id"].iloc[ours.probe.split["test"]]]
@@ -180,19 +188,20 @@ def _page(result: dict[str, Any]) -> str:
         low, high = r["difference"]["interval_95"]
         rows.append([
             f"{r['task']} ({r['metric']}, {r['unit']})", str(r["seed"]), str(r["schedule"]["steps"]), f"{r['schedule']['lr']:g}",
-            f"{r['schedule']['batch']} x {r['schedule']['accumulate']}", f"{r['train']} / {r['items']}", *sides,
+            f"{r['schedule']['batch']} x {r['schedule']['accumulate']}", "ours on both sides" if r["same_batches"] else "each its own",
+            f"{r['train']} / {r['items']}", *sides,
             f"{r['difference']['value']:+.2f} [{low:+.2f}, {high:+.2f}]", "yes" if r["within_noise"] else "**no**",
             f"{100 * r['same_answers']:.0f} %", f"{_number(r['theirs']['seconds'])} / {_number(r['ours']['seconds'])}",
         ])  # fmt: skip
     header = [
-        "task", "seed", "steps", "lr", "batch", "train / test items", "s3prl", "ours", "ours - s3prl, paired", "0 inside", "same answers",
+        "task", "seed", "steps", "lr", "batch", "sampling", "train / test items", "s3prl", "ours", "ours - s3prl, paired", "0 inside", "same answers",
         "seconds s3prl / ours",
     ]  # fmt: skip
     environment = result["environment"]
     versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "s3prl"))
     means = []
-    for name in dict.fromkeys(r["task"] for r in result["runs"]):
-        runs = [r for r in result["runs"] if r["task"] == name]
+    for name, same in dict.fromkeys((r["task"], r["same_batches"]) for r in result["runs"]):
+        runs = [r for r in result["runs"] if (r["task"], r["same_batches"]) == (name, same)]
         if len(runs) > 1:
             sides = {s: [r[s]["value"] for r in runs] for s in ("theirs", "ours")}
             text = [f"{statistics.mean(v):.2f} (deviation {statistics.stdev(v):.2f})" for v in sides.values()]
@@ -204,8 +213,8 @@ def _page(result: dict[str, Any]) -> str:
         f"threads; commit {environment['git_commit']}; {environment['finished']}.",
         "s3prl: the problem's `run` with its own encoders, tokenizer, samplers, training, checkpoint and test; only its data step is "
         "replaced, by one that writes our table as its csv files. Ours: as `python -m eval run` does it. Both look at dev once, at the "
-        "last step, begin with the same head, and use the published batch and accumulation; the samplers have the same seed (for pr they are "
-        "two: slices sorted by tokens here, by sound there). Intervals: 95 %, percentile bootstrap over test utterances, "
+        "last step, begin with the same head, and use the published batch and accumulation. Sampling: each its own with one seed (for pr they "
+        "are two samplers: slices sorted by tokens here, as the published runs had them, by sound there), or our batches on both sides. Intervals: 95 %, percentile bootstrap over test utterances, "
         "1000 resamples; that of the difference resamples both sides' answers together.",
         _table(header, rows),
         *(["\n".join(means)] if means else []),

@@ -50,6 +50,8 @@ def _class(task: str) -> type:
         before_training: Callable[[dict], None] | None = None
         """Given the arguments of ``train`` in its place."""
         on_task: Callable[[nn.Module], None] | None = None
+        batches: list[list[int]] | None = None
+        """Of training, in the place of s3prl's own."""
 
         def prepare_data(self, prepare_data, target_dir, cache_dir, get_path_only=False):
             paths = [Path(target_dir) / f"{name}.csv" for name in ("train", "valid", "test")[-len(self.csvs) :]]
@@ -68,9 +70,13 @@ def _class(task: str) -> type:
         def train_for_real(self, **kwargs):
             super().train(**kwargs)
 
-        def build_batch_sampler(self, *args, **kwargs):
+        def build_batch_sampler(self, build_batch_sampler, target_dir, cache_dir, mode, *args, **kwargs):
             """Not where batches are given: s3prl's reads all the audio for its lengths."""
-            return super().build_batch_sampler(*args, **kwargs) if self.before_training is None else None
+            if mode == "train" and self.batches is not None:
+                return _Fixed(self.batches)
+            if self.before_training is not None:
+                return None
+            return super().build_batch_sampler(build_batch_sampler, target_dir, cache_dir, mode, *args, **kwargs)
 
         def build_task(self, *args, **kwargs):
             task = super().build_task(*args, **kwargs)
@@ -97,12 +103,14 @@ class Theirs:
 
     expert: an upstream in s3prl's sense. tokenizer: for pr, asr and sf, so that both sides have the same symbols. changes: what
     differs from the problem's ``default_config``. whole: train and test too; ``tested`` then holds the answers on test (lists under
-    ``prediction`` and ``unique_name``), ``result`` s3prl's own metrics. initial: what :meth:`state` gives, to begin with.
+    ``prediction`` and ``unique_name``), ``result`` s3prl's own metrics. initial: what :meth:`state` gives, to begin with. batches: rows of
+    the table to train on, in the place of its own sampling.
     """
 
     def __init__(
         self, task: str, table: pd.DataFrame, expert: nn.Module, tokenizer: Any = None, changes: dict | None = None,
         whole: bool = False, initial: tuple[dict, torch.Tensor | None] | None = None,
+        batches: Sequence[Sequence[int]] | None = None,
     ):  # fmt: skip
         compat.apply()
         from s3prl import hub
@@ -115,6 +123,7 @@ class Theirs:
         self.problem = _class(task)()
         self.problem.csvs, self.places = tables(task, table)
         self.problem.tokenizer, self.problem.on_task = tokenizer, self._on_task
+        self.problem.batches = None if batches is None else [[self.places["train"][row] for row in batch] for batch in batches]
         self.problem.before_training = None if whole else self._stop
         self.tested: dict[str, list] = {}
         self.result: dict[str, float] = {}
