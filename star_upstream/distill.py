@@ -174,14 +174,4 @@ def _shareable(recipe: Recipe) -> dict[str, Any]:
 
 def _difference(text: str, recipe: Recipe) -> str:
     """The first value in which a run's recipe differs; the number of data workers may change."""
-    there, here = _flat(strict.plain(strict.build(Recipe, yaml.safe_load(text)))), _flat(strict.plain(recipe))
-    for key in {**there, **here}:
-        if key != "data.workers" and there.get(key) != here.get(key):
-            return f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-    return ""
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {prefix[:-1]: values}
-    return {name: value for key, child in values.items() for name, value in _flat(child, f"{prefix}{key}.").items()}
+    return strict.difference(strict.build(Recipe, yaml.safe_load(text)), recipe, ("data.workers",))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, Sequence, TypeVar, Union
 
 from .errors import StarError, nearest
 
@@ -107,3 +107,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif hint is type(None) and value is None:
         return None
     raise StarError(f"{where}: expected {_describe(hint)}, got {value!r}")
+
+
+def difference(there: Any, here: Any, free: Sequence[str] = ()) -> str:
+    """The first value in which two configurations differ, as a phrase; empty when they are equal but for the keys in ``free``."""
+    before, now = _flat(plain(there)), _flat(plain(here))
+    for key in {**before, **now}:
+        if key not in free and before.get(key) != now.get(key):
+            return f"{key} is {before.get(key)!r} there and {now.get(key)!r} here"
+    return ""
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {prefix[:-1]: values}
+    return {name: value for key, child in values.items() for name, value in _flat(child, f"{prefix}{key}.").items()}

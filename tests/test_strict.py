@@ -92,3 +92,11 @@ def test_missing_and_not_a_mapping_at_the_top():
         strict.build(Outer, [])
     with pytest.raises(StarError, match="^unknown: unknown key \\(allowed: by_name, flag, "):
         strict.build(Outer, {"name": "x", "unknown": 1})
+
+
+def test_difference_names_the_first_key_unless_it_is_free():
+    there, here = Outer("x", Inner(0.5, 1), by_name={"a": 1.0}), Outer("x", Inner(0.5, 2), by_name={"b": 1.0})
+    assert strict.difference(there, there) == ""
+    assert strict.difference(there, here) == "inner.steps is 1 there and 2 here"
+    assert strict.difference(there, here, ("inner.steps",)) == "by_name.a is 1.0 there and None here"
+    assert strict.difference(there, here, ("inner.steps", "by_name.a", "by_name.b")) == ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Sequence
+from typing import Literal, Sequence
 
 import yaml
 
@@ -172,14 +172,4 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneRecipe:
 
 def difference(text: str, recipe: FinetuneRecipe) -> str:
     """The first value in which a run's recipe, as yaml, differs; where data is cached and who decodes it may change."""
-    there, here = (_flat(strict.plain(r)) for r in (strict.build(FinetuneRecipe, yaml.safe_load(text)), recipe))
-    for key in {**there, **here}:
-        if key not in ("data.workers", "data.cache") and there.get(key) != here.get(key):
-            return f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-    return ""
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {prefix[:-1]: values}
-    return {name: value for key, child in values.items() for name, value in _flat(child, f"{prefix}{key}.").items()}
+    return strict.difference(strict.build(FinetuneRecipe, yaml.safe_load(text)), recipe, ("data.workers", "data.cache"))
