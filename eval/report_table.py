@@ -190,12 +190,12 @@ def _notes(rows: list[Row], scored: list[str], official: bool) -> list[str]:
 
 
 def _of_other_data(rows: list[Row]) -> list[str]:
-    """Tasks whose records are of corpora that differ (another version, a limit, other labels)."""
+    """Tasks whose records are of corpora that differ (another version, other labels)."""
     digests: dict[str, set[str]] = {}
     for row in rows:
         for record in row.records.values():
-            if record.get("table_digest"):
-                digests.setdefault(record["task"], set()).add(record["table_digest"])
+            if record.get("corpus_digest"):
+                digests.setdefault(record["task"], set()).add(record["corpus_digest"])
     return [task for task, found in digests.items() if len(found) > 1]
 
 

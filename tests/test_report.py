@@ -168,7 +168,7 @@ def test_folders_of_one_name_and_odd_names(tmp_path):
 
 def test_data_of_one_name_that_differ_are_pointed_out(tmp_path):
     def run(name, digest):
-        return write(tmp_path / name, record("ks_acc", 50.0, corpus="manifest:mine", schedule="mini", table_digest=digest))
+        return write(tmp_path / name, record("ks_acc", 50.0, corpus="manifest:mine", schedule="mini", corpus_digest=digest))
 
     a, same, other = run("a", "1"), run("same", "1"), run("other", "2")
     assert "NOT THE SAME DATA" not in markdown(a, same)
