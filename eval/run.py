@@ -17,12 +17,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from star_upstream import compat, corpora
+from star_upstream import compat, corpora, jobs
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
 
-from . import encode, jobs, tasks, train, upstreams
+from . import encode, tasks, train, upstreams
 from . import record as record_of
 from .exact import Padded
 from .machine import environment, peak_memory, reset_peak_memory

@@ -95,7 +95,6 @@ class Distillation(Learner):
 
     def _loader(self, part: str, batches) -> DataLoader:
         data = self.recipe.data
-        seed = self.recipe.training.seed if data.crop == "shortest-random" and part == "train" else None
         workers = data.workers if part == "train" else min(data.workers, 1)
         seed = self.config.seed if part == "train" and data.crop == "shortest-random" else None
         return DataLoader(

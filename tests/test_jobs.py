@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from eval.jobs import side_by_side
+from star_upstream.jobs import side_by_side
 
 
 def work(name):
@@ -35,7 +35,7 @@ def sleeps(name):
 def test_none_outlives_a_killed_caller(tmp_path):
     log = tmp_path / "x.log"
     code = (
-        "import pathlib, sys, test_jobs; from eval.jobs import side_by_side; "
+        "import pathlib, sys, test_jobs; from star_upstream.jobs import side_by_side; "
         "list(side_by_side(test_jobs.sleeps, ['x'], 1, lambda name: pathlib.Path(sys.argv[1])))"
     )
     here = Path(__file__).resolve().parent
