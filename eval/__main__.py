@@ -93,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         "--schedule", help="superb, superb-sched (its steps with warm-up and decay) or mini (default: mini for mini data and manifests, else superb)"
     )
     run.add_argument(
+        "--generation", choices=("downstream", "problem"), default="downstream",
+        help="where s3prl's two recipes of a task differ: downstream is what made the published numbers (default), problem its later package",
+    )  # fmt: skip
+    run.add_argument(
         "--lr-grid", type=_rates, default=(), help="learning rates tried together, chosen on dev (default: the schedule's)"
     )
     run.add_argument("--steps", type=int, help="optimizer updates, instead of the schedule's")

@@ -5,7 +5,7 @@ Shapes: B utterances, T frames, D channels, V tokens.
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ class Spelling(Probe):
     tokens: list[list[int]]
 
     def slices(self, number: int) -> list[list[int]]:
-        """Epoch ``number`` as the published runs made it: train sorted from most to fewest tokens; each utterance once begins a
-        slice of the batch size (the last ones share the last whole slice), in random order."""
+        """Epoch ``number``: each utterance once begins a slice of sorted train, in random order. Published runs: sorted from most to
+        fewest tokens, the last ones share the last whole slice. s3prl's problem: from longest to shortest audio, the last are short."""
+        if self.schedule.generation == "problem":
+            return self.sampled("SortedSliceSampler", number)
         order = sorted(self.split["train"], key=lambda row: -len(self.tokens[row]))
         generator = torch.Generator().manual_seed(self.seed + number)
         size, samples = self.schedule.batch, self.table["samples"].to_numpy()
@@ -34,6 +36,15 @@ class Spelling(Probe):
             long = samples[order[start]] > LONG and size > 1
             batches.append(order[start : start + (size // 2 if long else size)])
         return batches
+
+    def sampled(self, sampler: str, number: int, **options: Any) -> list[list[int]]:
+        """Epoch ``number`` by one of s3prl's samplers over the audio's lengths."""
+        from s3prl.dataio import sampler as samplers
+
+        rows = self.split["train"]
+        made = getattr(samplers, sampler)(self.table["samples"].iloc[rows].tolist(), self.schedule.batch, seed=self.seed, **options)
+        made.set_epoch(number)
+        return [[rows[i] for i in batch] for batch in made]
 
     def loss(self, head, x_BTD, lengths_B, rows):
         tokens = [torch.tensor(self.tokens[r]) for r in rows]
@@ -84,3 +95,15 @@ SPECAUG = {"freq_mask_width_range": (0, 50), "num_freq_mask": 4, "time_mask_widt
 SMALL_SPECAUG = {"freq_mask_width_range": (0, 10), "num_freq_mask": 2, "time_mask_width_range": (0, 10), "num_time_mask": 1}
 NO_SPECAUG = {"apply_time_warp": False, "apply_freq_mask": False, "time_mask_width_range": (0, 1), "num_time_mask": 1}
 """At most one frame: s3prl's module wants one kind of mask."""
+
+CHARACTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
+"""The published tasks' characters: s3prl's downstream/ctc/vocab/character.txt and, with | for the space, downstream/asr/char.dict."""
+
+
+def characters(texts: Sequence[str], fixed: bool) -> list[str]:
+    """:data:`CHARACTERS` where ``fixed`` and ``texts`` have no other, else those of ``texts`` as s3prl's problems find them."""
+    from s3prl.dataio.encoder.vocabulary import generate_vocab
+
+    if fixed and set().union(*texts) <= set(CHARACTERS):
+        return list(CHARACTERS)
+    return generate_vocab("character", text_list=list(texts))

@@ -53,6 +53,10 @@ class Window:
     path: str
     start: int
     samples: int
+    within: int = 0
+    """Samples from the start of the file in which ``--exact`` places a training visit's stretch anew; 0: it stays where it is."""
+    plain: bool = False
+    """Read without the task's effects."""
 
     def identity(self) -> list:
         """What decides its samples; a file that was written again counts as another."""
@@ -60,18 +64,21 @@ class Window:
             status = os.stat(self.path)
         except OSError:
             raise StarError(f"{self.path}: no such audio file") from None
-        return [self.path, status.st_size, status.st_mtime_ns, self.start, self.samples]
+        return [self.path, status.st_size, status.st_mtime_ns, self.start, self.samples, *(["plain"] if self.plain else [])]
 
 
-def windows(table: pd.DataFrame, crop_seconds: float | None = None, crops: int = 1) -> list[list[Window]]:
+def windows(
+    table: pd.DataFrame, crop_seconds: float | None = None, crops: int = 1, plain: Sequence[str] = ()
+) -> list[list[Window]]:
     """The windows of each row of ``table``: the utterance; a training one longer than ``crop_seconds`` gives ``crops`` of that
-    length, evenly spaced from its start to its end (one crop: its middle)."""
+    length, evenly spaced from its start to its end (one crop: its middle). Those of the splits ``plain`` have no effects."""
     out = []
     longest = None if crop_seconds is None else round(crop_seconds * audio.RATE)
-    for path, start, samples, split in zip(table["path"], table["start"], table["samples"], table["split"]):
+    places = table["within"] if "within" in table else [0] * len(table)
+    for path, start, samples, split, within in zip(table["path"], table["start"], table["samples"], table["split"], places):
         spare = 0 if longest is None or split != "train" else max(0, int(samples) - longest)
         if not spare:
-            out.append([Window(str(path), int(start), int(samples))])
+            out.append([Window(str(path), int(start), int(samples), int(within), split in plain)])
             continue
         offsets = [spare // 2] if crops == 1 else [round(i * spare / (crops - 1)) for i in range(crops)]
         out.append([Window(str(path), int(start) + o, longest) for o in offsets])
@@ -81,7 +88,7 @@ def windows(table: pd.DataFrame, crop_seconds: float | None = None, crops: int =
 def waveform(window: Window, effects: Effects = ()) -> np.ndarray:
     """The window's samples, through s3prl's sox effects where the task has them. Raises :class:`StarError` for bad audio."""
     wave = audio.read(window.path, window.start, window.samples)
-    if effects:
+    if effects and not window.plain:
         wave = compat.apply_effects_tensor(torch.from_numpy(wave)[None], audio.RATE, effects)[0][0].numpy()
     if not len(wave):
         raise StarError(f"{window.path}: no sound from sample {window.start} on")
@@ -225,7 +232,7 @@ class Frames:
 
 def frames(window: Window, upstream: Upstream, effects: Effects) -> int:
     """Frames of a window, counted without encoding it; effects that cut silence must be heard for that."""
-    samples = len(waveform(window, effects)) if effects else window.samples
+    samples = len(waveform(window, effects)) if effects and not window.plain else window.samples
     return -(-samples // upstream.stride)
 
 

@@ -9,6 +9,7 @@ Shapes: B utterances, L layers, N samples, T frames, D channels.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Sequence
 
 import numpy as np
@@ -61,6 +62,9 @@ class Padded:
 
     def _wave(self, window: Window, generator: torch.Generator | None) -> np.ndarray:
         """As s3prl crops: the sound, after the effects."""
+        if generator is not None and window.within:
+            first = int(torch.randint(window.within - window.samples + 1, (1,), generator=generator))
+            window = replace(window, start=first)
         wave = waveform(window, self.effects)
         spare = 0 if self.crop is None or generator is None else len(wave) - self.crop
         if spare <= 0:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Literal, Sequence
+from typing import Any, Callable, Literal, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from star_upstream.errors import StarError
 from star_upstream.metrics import Counts
 
+Generation = Literal["downstream", "problem"]
+GENERATIONS = {
+    "downstream": "s3prl's legacy recipes (s3prl/downstream), which made the published numbers",
+    "problem": "s3prl's problem package (s3prl/problem)",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Schedule:
     """In the place of the task's, for tasks that keep frames."""
     min_seconds: float = 0.0
     """ASV: training utterances that are not longer, after the effects, are left out."""
+    generation: Generation = "downstream"
+    """Whose way is taken where s3prl's two generations differ (:class:`Choice`)."""
 
 
 def protocols(superb: Schedule, mini: Schedule, warmup: int | None, sched_lr: float | None = None) -> dict[str, Schedule]:
@@ -82,6 +89,20 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What the two generations of s3prl's recipe for a task do differently, and this package either way."""
+
+    downstream: str
+    problem: str
+
+    def told(self, generation: Generation) -> str:
+        """Both, the one that a run took first."""
+        if generation == "downstream":
+            return f"{self.downstream}, as in the published runs; s3prl's problem: {self.problem}"
+        return f"{self.problem}, as in s3prl's problem; the published runs: {self.downstream}"
+
+
+@dataclass(frozen=True)
 class Task:
     """The facts of a SUPERB task. Never edited once its numbers are out: raise ``version``."""
 
@@ -107,8 +128,14 @@ class Task:
     further: tuple[Metric, ...] = ()
     eval_batch: int = 1
     """Dev and test utterances of a batch in s3prl's problem; it matters to ``--exact`` alone."""
+    choices: tuple[Choice, ...] = ()
+    """Where the generations differ. What is taken is in every record."""
+    problem: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the ``superb`` schedules that are others in s3prl's problem."""
+    plain_in_problem: tuple[str, ...] = ()
+    """Splits that s3prl's problem reads without ``effects``."""
     differences: tuple[str, ...] = ()
-    """Where this differs from s3prl's recipe; kept in every record."""
+    """Where this differs from both generations of s3prl's recipe; kept in every record."""
     differences_once: tuple[str, ...] = ()
     """Those that come of encoding an utterance once, and that ``--exact`` does away with."""
 
@@ -139,14 +166,18 @@ class Probe:
         for name, rows in self.split.items():
             if not rows:
                 raise StarError(f"{task.name}: the {name} split is empty")
-        labels = self.labels(task, table)
+        self.check_labels()
+
+    def check_labels(self) -> None:
+        """Raises :class:`StarError` for a label of dev or test that train does not have."""
+        labels = self.labels(self.task, self.table)
         known = set().union(*(labels[row] for row in self.split["train"]))
         for name in ("dev", "test"):
             for row in self.split[name]:
                 if unknown := sorted(labels[row] - known):
                     raise StarError(
-                        f"{task.name}: {' '.join(unknown[0])} is in {name} but not in train: no head can learn it"
-                        f" (utterance {table['id'].iloc[row]!r})"
+                        f"{self.task.name}: {' '.join(unknown[0])} is in {name} but not in train: no head can learn it"
+                        f" (utterance {self.table['id'].iloc[row]!r})"
                     )
 
     @classmethod
@@ -280,11 +311,14 @@ def limited(table: pd.DataFrame, task: Task, limit: int) -> pd.DataFrame:
     return pd.concat(parts).sort_index().reset_index(drop=True)
 
 
-def schedule(task: Task, name: str, steps: int | None = None) -> Schedule:
-    """The task's schedule of that name, with other ``steps`` where given. Raises :class:`StarError` for an unknown name."""
+def schedule(task: Task, name: str, steps: int | None = None, generation: Generation = "downstream") -> Schedule:
+    """The task's schedule of that name in that generation, with other ``steps`` where given. Raises :class:`StarError` for an unknown
+    name."""
     if name not in task.schedules:
         raise StarError(f"{task.name}: unknown schedule {name!r} (there are: {', '.join(task.schedules)})")
-    found = task.schedules[name]
+    found = replace(task.schedules[name], generation=generation)
+    if generation == "problem" and name != "mini":
+        found = replace(found, **task.problem)
     if steps is None or not found.steps:  # a task without training
         return found
     if steps < 1:

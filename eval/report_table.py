@@ -15,6 +15,8 @@ COLUMNS = {
 }  # fmt: skip
 OURS, PRINTED = "measured here", "printed"
 COMPUTED = "†"
+PROBLEM = " by s3prl's problem package"
+"""Beside a schedule's name, of runs with ``--generation problem``."""
 
 Record = dict[str, Any]
 Run = tuple[str, list[Record]]
@@ -80,14 +82,15 @@ class Table:
 
 
 def group(record: Record) -> Group:
-    """Records of one group may be compared with one another: same kind of data, schedule and completeness."""
-    return record["corpus"], record["schedule"], bool(record.get("limited"))
+    """Records of one group may be compared with one another: same kind of data, schedule, generation of recipes and completeness."""
+    generation = PROBLEM if record.get("generation") == "problem" else ""
+    return record["corpus"], record["schedule"] + generation, bool(record.get("limited"))
 
 
 def comparable(key: Group) -> bool:
     """Whether a group's numbers may stand beside published ones."""
     corpus, schedule, limited = key
-    return corpus == "official" and schedule.startswith("superb") and not limited
+    return corpus == "official" and schedule in ("superb", "superb-sched") and not limited
 
 
 def ours(runs: list[Run], key: Group) -> list[Row]:
@@ -173,8 +176,10 @@ def _notes(rows: list[Row], scored: list[str], official: bool) -> list[str]:
     for row in rows:
         if row.kind == OURS and row.missing:
             absent.setdefault(", ".join(row.missing), []).append(row.name)
-    if unlike := _of_other_data(rows):
+    if unlike := _unlike(rows, "corpus_digest"):
         notes.append(f"NOT THE SAME DATA, though of one name: the rows' {', '.join(unlike)} are of different tables of utterances.")
+    if unlike := _unlike(rows, "task_version"):
+        notes.append(f"NOT THE SAME TASK, though of one name: the rows' {', '.join(unlike)} are of different versions; run the older again.")
     notes += [f"No overall score for {', '.join(names)}: {what} missing." for what, names in absent.items()]
     if scored and not official:
         notes.append("No generalizability: it is measured between FBANK's and the best scores on the official corpora.")
@@ -189,14 +194,14 @@ def _notes(rows: list[Row], scored: list[str], official: bool) -> list[str]:
     return notes + [f"{row.full_label}: {row.source}." for row in rows if row.source]
 
 
-def _of_other_data(rows: list[Row]) -> list[str]:
-    """Tasks whose records are of corpora that differ (another version, other labels)."""
-    digests: dict[str, set[str]] = {}
+def _unlike(rows: list[Row], field: str) -> list[str]:
+    """Tasks whose records differ in a field."""
+    found: dict[str, set[Any]] = {}
     for row in rows:
         for record in row.records.values():
-            if record.get("corpus_digest"):
-                digests.setdefault(record["task"], set()).add(record["corpus_digest"])
-    return [task for task, found in digests.items() if len(found) > 1]
+            if record.get(field):
+                found.setdefault(record["task"], set()).add(record[field])
+    return [task for task, values in found.items() if len(values) > 1]
 
 
 def _differences(rows: list[Row], beside: list[Row]) -> Table:

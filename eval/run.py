@@ -26,7 +26,7 @@ from . import encode, tasks, train, upstreams
 from . import record as record_of
 from .exact import Padded
 from .machine import environment, peak_memory, reset_peak_memory
-from .probe import Task
+from .probe import GENERATIONS, Generation, Task
 from .probe import schedule as pick_schedule
 
 FORMAT = 1
@@ -44,6 +44,7 @@ class Options:
     data: str = "mini"
     tasks: str = "all"
     schedule: str | None = None
+    generation: Generation = "downstream"
     lr_grid: tuple[float, ...] = ()
     steps: int | None = None
     limit: int | None = None
@@ -86,6 +87,8 @@ def run(options: Options) -> int:
         raise StarError(f"--jobs {options.jobs}: must be at least 1")
     if not 0 <= options.cache_gb < math.inf:
         raise StarError(f"--cache-gb {options.cache_gb:g}: must be a number of at least 0")
+    if options.generation not in GENERATIONS:
+        raise StarError(f"--generation {options.generation}: there are {' and '.join(GENERATIONS)}")
     for task in wanted:
         pick_schedule(task, options.schedule or "mini", options.steps)
     alone = options.jobs == 1 or len(wanted) == 1
@@ -165,7 +168,7 @@ def say(line: str) -> None:
 def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, device: torch.device) -> dict[str, Any]:
     name = options.schedule or _default_schedule(task, root, kind)
     published = pick_schedule(task, name)
-    schedule = pick_schedule(task, name, options.steps)
+    schedule = pick_schedule(task, name, options.steps, options.generation)
     lrs = tuple(dict.fromkeys(options.lr_grid or schedule.lr_grid or (schedule.lr,))) if schedule.steps else ()
     whole = corpora.load(task.name, root)
     table = task.probe.prepare(task, whole, root, upstream.stride, options.limit)
@@ -177,6 +180,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         "corpus": f"manifest:{root.name}" if corpora.from_manifest(task.name, root) else _kind(task, whole, kind, options),
         "table_digest": _table_digest(table, root),
         "schedule": name,
+        "generation": schedule.generation,
         "steps": schedule.steps,
         "lr_grid": list(lrs),
         "seed": options.seed,
@@ -190,7 +194,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
     reset_peak_memory(device)
     parts = task.probe.splits(task, table)
     probes = [task.probe(task, part, schedule, options.seed) for part in parts]
-    features = _features(task, parts[0], schedule, upstream, store, exact)
+    features = _features(task, probes[0].table, schedule, upstream, store, exact)
     fits, marks = [], []
     for fold, probe in enumerate(probes, start=1):
         name = task.name if len(probes) == 1 else f"{task.name}-fold{fold}"
@@ -215,7 +219,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         "corpus_digest": _table_digest(whole, root),
         "official_corpus": task.corpus,
         "official_splits": task.splits,
-        "differences": _differences(task, upstream, exact),
+        "differences": _differences(task, upstream, exact, schedule.generation),
         "lr": lr,
         "chosen_by": chosen_by,
         "dev_value": dev,
@@ -249,7 +253,8 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
 def _features(task: Task, table: pd.DataFrame, schedule, upstream, store, exact: bool):
     """The task's features of ``table``: encoded here and kept, or encoded with every batch."""
     means = task.features == "means"
-    windows = encode.windows(table, task.crop_seconds if means and not exact else None, schedule.crops)
+    plain = task.plain_in_problem if schedule.generation == "problem" else ()
+    windows = encode.windows(table, task.crop_seconds if means and not exact else None, schedule.crops, plain)
     hours = f"{table['samples'].sum() / RATE / 60:.1f} minutes"
     longest = schedule.crop_seconds or task.crop_seconds
     if exact:
@@ -261,9 +266,10 @@ def _features(task: Task, table: pd.DataFrame, schedule, upstream, store, exact:
     return encode.Frames(windows, upstream, store, task.effects, longest and round(longest * RATE / upstream.stride))
 
 
-def _differences(task: Task, upstream, exact: bool) -> list[str]:
-    """What of this run is not as in s3prl's recipe."""
-    found = list(task.differences) + ([] if exact else list(task.differences_once))
+def _differences(task: Task, upstream, exact: bool, generation: Generation) -> list[str]:
+    """Which of s3prl's recipes this run follows where they differ, and what of it is as in neither."""
+    found = [choice.told(generation) for choice in task.choices]
+    found += list(task.differences) + ([] if exact else list(task.differences_once))
     if not exact and not upstream.padded:
         found.append("each utterance is encoded as if alone; s3prl pads training batches, which changes the states of some upstreams")
     return found
@@ -273,7 +279,7 @@ def _finished(target: Path, settings: dict[str, Any], schedule: dict[str, Any]) 
     """The record that is there, if it is of these settings and this schedule (as far as it tells: fields are added)."""
     try:
         record = json.loads(target.read_text(encoding="utf-8"))
-        record = {"encoding": "once", **record}
+        record = {"encoding": "once", "generation": "downstream", **record}
         kept = record.get("schedule_details", {})
         mine = json.loads(json.dumps({key: value for key, value in schedule.items() if key in kept}))
     except (ValueError, TypeError, AttributeError):

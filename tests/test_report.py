@@ -54,6 +54,16 @@ def test_table_of_mini_runs_says_so_and_gives_no_score(tmp_path, capsys):
     assert len(rows) == 3 and {r["comparable_with_published"] for r in rows} == {"False"}
 
 
+def test_generations_and_versions_of_a_task_are_told_apart(tmp_path):
+    one = write(tmp_path / "one", record("ks_acc", 96.0), record("asr_wer", 9.0, direction="min"))
+    two = write(tmp_path / "two", record("ks_acc", 97.0, generation="problem"), record("asr_wer", 8.0, task_version=2))
+    text = markdown(one, two, beside="DistilHuBERT")
+    assert "96.00" in section(text, "Data: official; schedule: superb\n") and "DistilHuBERT" in section(text, "Data: official; schedule: superb\n")
+    other = section(text, "Data: official; schedule: superb by s3prl's problem package")
+    assert "97.00" in other and "never with published ones" in other and "DistilHuBERT" not in other
+    assert "NOT THE SAME TASK, though of one name: the rows' asr are of different versions" in text and "rows' ks" not in text
+
+
 def test_complete_official_run_is_scored(tmp_path):
     full = write(tmp_path / "full", *(record(m, score.SOTA[m]) for m in score.METRICS))
     part = write(tmp_path / "part", record("ks_acc", 96.0))

@@ -14,6 +14,7 @@ from eval import run, score, tasks, train
 from eval.__main__ import main
 from eval.ctc import lstm_head
 from eval.probe import Schedule, limited
+from eval.probe import schedule as pick_schedule
 from star_upstream import compat, corpora, metrics
 from star_upstream.errors import StarError
 
@@ -92,7 +93,7 @@ def theirs(task, probe, path):
 @pytest.mark.parametrize("task", [PR, IC, ER, SF], ids=lambda task: task.name)
 def test_steps_are_s3prls(task, data, monkeypatch, tmp_path):
     """s3prl's head on frames under its loss, against fit on what the task keeps of them: equal weights after three updates."""
-    probe = make(task, data)
+    probe = make(task, data, dataclasses.replace(SMALL[task.name], generation="problem"))
     generator = torch.Generator().manual_seed(0)
     frames = [torch.randn(3, 18 + i % 5, 8, generator=generator) for i in range(len(probe.table))]
     pooled = task.features == "means"
@@ -142,11 +143,11 @@ def test_official_schedules_are_s3prls():
     import s3prl.problem
 
     for task in (PR, IC, ER, SF):
-        config, schedule = getattr(s3prl.problem, f"Superb{task.name.upper()}")().default_config(), task.schedules["superb"]
-        head = schedule.head if task is not SF else {k: {**v} for k, v in schedule.head.items()}
-        if task is SF:
-            assert head["specaug_conf"].pop("adaptive") is True  # of the published runs
-        assert head == config["build_downstream"]
+        config = getattr(s3prl.problem, f"Superb{task.name.upper()}")().default_config()
+        published, schedule = task.schedules["superb"], pick_schedule(task, "superb", generation="problem")
+        assert schedule.head == config["build_downstream"]
+        assert published == dataclasses.replace(schedule, generation="downstream", head=published.head)
+        assert published.head == schedule.head or task is SF and published.head["specaug_conf"]["adaptive"] is True
         assert (schedule.optimizer, schedule.lr) == (config["build_optimizer"]["name"], config["build_optimizer"]["conf"]["lr"])
         trained = config["train"]
         assert (schedule.steps, schedule.eval_every) == (trained["total_steps"], trained["eval_step"])

@@ -241,7 +241,7 @@ def test_verification_loss_and_scores_are_s3prls(data, tmp_path):
     from s3prl.nn import SuperbXvector
     from s3prl.task.speaker_verification_task import SpeakerVerification
 
-    probe = make(ASV, data, head={})
+    probe = make(ASV, data, head={}, generation="problem")
     features, rows = frames(ASV, probe, tmp_path / "f"), probe.split["train"][:6]
     probe.ready(features)
     x_BLTD, lengths_B = features.batch(rows)

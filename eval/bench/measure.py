@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 from star_upstream.audio import RATE
 
-from .. import tasks
+from .. import probe, tasks
 from ..probe import Schedule, Task
 from ..store import Store
 from ..upstreams import Upstream
@@ -45,7 +45,7 @@ class Sizes:
 
 def measure(task: Task, upstream: Upstream, data: str, sizes: Sizes, say: Callable[[str], None]) -> dict[str, Any]:
     """The record of one task. ``data``: ``generated``, or a folder of corpora or manifests."""
-    official_schedule = task.schedules["superb"]
+    official_schedule = probe.schedule(task, "superb", generation="problem")
     schedule = replace(official_schedule, batch=sizes.batch or official_schedule.batch)
     with tempfile.TemporaryDirectory(prefix="star_bench_") as folder:
         store = Store(Path(folder) / "features", 20.0)

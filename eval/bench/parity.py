@@ -23,7 +23,7 @@ from star_upstream import metrics
 from star_upstream.errors import StarError
 from star_upstream.files import replacing, write_json
 
-from .. import tasks, train
+from .. import probe, tasks, train
 from ..machine import environment
 from ..probe import Task
 from ..run import _data, say
@@ -116,7 +116,7 @@ def _begun(file: Path, identity: dict[str, str]) -> dict[str, Any]:
 
 def compare(task: Task, upstream: Upstream, root: Path, options: Options, seed: int) -> dict[str, Any]:
     """Both sides' scores on test, and their difference over the same utterances, each with a 95 % interval."""
-    published = task.schedules["superb"]
+    published = probe.schedule(task, "superb", generation="problem")
     schedule = replace(published, steps=options.steps, eval_every=options.steps, lr=options.lr or published.lr)
     table = table_of(task, root, upstream.stride, options.limit)
     with tempfile.TemporaryDirectory(prefix="star_parity_") as folder:

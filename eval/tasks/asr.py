@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import pandas as pd
+import torch
 from torch import nn
 
 from star_upstream.errors import StarError
 
-from ..ctc import NO_SPECAUG, SPECAUG, WordErrors, lstm_head
-from ..probe import Schedule, Task, protocols
+from ..ctc import NO_SPECAUG, SPECAUG, WordErrors, characters, lstm_head
+from ..probe import Choice, Schedule, Task, protocols
 from ..rnn import unpack
+
+
+UNUSED = "<s>"
+"""The published runs' list of symbols has one more than s3prl's problem: the start of a sentence, which no text has."""
 
 
 class SpeechRecognition(WordErrors):
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
         super().__init__(task, table, schedule, seed)
         from s3prl.dataio.encoder.tokenizer import CharacterTokenizer
-        from s3prl.dataio.encoder.vocabulary import generate_vocab
 
         for row, text in enumerate(self.targets):
             if not text.strip():
                 raise StarError(f"{task.name}: utterance {table['id'].iloc[row]!r} has no text")
-        self.tokenizer = CharacterTokenizer(generate_vocab("character", text_list=[self.targets[r] for r in self.split["train"]]))
+        published = schedule.generation == "downstream"
+        known = characters([self.targets[r] for r in self.split["train"]], fixed=published)
+        self.tokenizer = CharacterTokenizer([*known, UNUSED] if published else known)
         self.tokens = [self.tokenizer.encode(text) for text in self.targets]
+        if published:
+            last = [self.tokenizer.vocab_to_idx(" "), self.tokenizer.eos_idx]
+            self.tokens = [[*tokens[:-1], *last] for tokens in self.tokens]
 
     def head(self, width: int, stride: int) -> nn.Module:
         from s3prl.problem import SuperbASR
@@ -38,20 +47,31 @@ class SpeechRecognition(WordErrors):
 
         return {"character_error_rate": 100.0 * cer(list(predictions), [self.targets[r] for r in rows])}
 
-    def epoch(self, number):
-        from s3prl.dataio.sampler import SortedBucketingSampler
+    def predict(self, head, x_BTD, lengths_B, rows):
+        """The published runs count words, whatever the number of spaces between and around them."""
+        texts = super().predict(head, x_BTD, lengths_B, rows)
+        return [" ".join(text.split()) for text in texts] if self.schedule.generation == "downstream" else texts
 
-        rows = self.split["train"]
-        samples = self.table["samples"].iloc[rows].tolist()
-        sampler = SortedBucketingSampler(samples, self.schedule.batch, max_length=max(samples), shuffle=True, seed=self.seed)
-        sampler.set_epoch(number)
-        return [[rows[i] for i in batch] for batch in sampler]
+    def epoch(self, number):
+        """Buckets of neighbours by audio length in random order. The published runs made buckets of twice the batch and halved those
+        that are whole; the rest of train is one bucket, and none if it is a single utterance."""
+        batches = self.sampled("SortedBucketingSampler", number, max_length=int(self.table["samples"].max()), shuffle=True)
+        rest = len(self.split["train"]) % (2 * self.schedule.batch)
+        if self.schedule.generation == "problem" or not rest:
+            return batches
+        samples = self.table["samples"].to_numpy()
+        rows = sorted(self.split["train"], key=lambda row: -samples[row])[-rest:]
+        kept = [batch for batch in batches if batch[0] not in rows]
+        if len(rows) > 1 or not kept:
+            generator = torch.Generator().manual_seed(self.seed + number)
+            kept.insert(int(torch.randint(len(kept) + 1, (1,), generator=generator)), rows)
+        return kept
 
 
 TASK = Task(
     name="asr",
     title="Speech recognition",
-    version=1,
+    version=2,
     corpus="LibriSpeech",
     splits="train-clean-100, dev-clean, test-clean",
     metric="asr_wer",
@@ -72,8 +92,15 @@ TASK = Task(
         ),
         warmup=1_400,
     ),
-    differences=(
-        "the vocabulary is made of the training text (s3prl's problem), where the published runs used a fixed list of 32 symbols",
+    choices=(
+        Choice(
+            "32 fixed symbols, 28 of them characters (where the corpus has others, its own); a text ends in a space",
+            "the characters of the training text and three more; no space at the end",
+        ),
+        Choice(
+            "what is left of train after buckets of twice the batch, which are halved, is one batch",
+            "buckets have the size of the batch",
+        ),
     ),
     differences_once=("features are kept in fp16",),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from star_upstream import corpora, metrics
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 
-from ..probe import Probe, Schedule, Task, protocols
+from ..probe import Choice, Probe, Schedule, Task, protocols
 from .sd import shuffled
 
 LOSS = {"margin": 0.4, "scale": 30}
@@ -96,6 +96,9 @@ class SpeakerVerification(Probe):
 
     def loss(self, head, x_BTD, lengths_B, rows):
         speakers = [self.encoder.encode(str(self.table["speaker"].iloc[row])) for row in rows]
+        if self.schedule.generation == "downstream":  # a frame more, whose context ends with the first frame of the padding
+            inside_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) < lengths_B[:, None]
+            x_BTD, lengths_B = x_BTD * inside_BT[..., None], (lengths_B + 1).clamp(max=x_BTD.shape[1])
         return head.loss(head.predict(x_BTD, lengths_B), torch.tensor(speakers, device=x_BTD.device))[0]
 
     def predict(self, head, x_BTD, lengths_B, rows):
@@ -138,7 +141,7 @@ class SpeakerVerification(Probe):
 TASK = Task(
     name="asv",
     title="Speaker verification",
-    version=1,
+    version=2,
     corpus="VoxCeleb1, 1211 training speakers",
     splits="dev speakers for training, voxceleb1_test_v2.txt trials",
     metric="asv_eer",
@@ -163,12 +166,16 @@ TASK = Task(
         ),
         warmup=6_000,
     ),
+    plain_in_problem=("test",),
+    problem={"eval_every": 10_000},
+    choices=(
+        Choice("test utterances have the gain and the silence trimming of the training ones", "they are left as they are"),
+        Choice("in training, the pooling of padded utterances counts a frame more than have their whole context", "it counts those alone"),
+        Choice("a look at the trials every 20,000 updates", "every 10,000"),
+    ),
     differences=(
         "there is no dev split: the checkpoint, and of several learning rates the best, is chosen by the error rate on the "
-        "trials, as the published runs did; schedule mini looks once, at the end",
-        "test utterances have the gain and the silence trimming of the training ones, as in the published runs (s3prl's problem "
-        "leaves them as they are)",
-        "the pooling ends where the utterance's last whole context ends (s3prl's problem); the published runs counted a frame more",
+        "trials, as both of s3prl's recipes do; schedule mini looks once, at the end",
     ),
     differences_once=(
         "a training utterance over 8 s is encoded whole and 8 s of its frames are drawn at random; s3prl draws 8 s of sound",

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-from ..probe import MINI_POOLED, Schedule, Task, UtteranceClassification, protocols
+import pandas as pd
+import torch
+
+from star_upstream.corpora.speech_commands import SILENCE
+
+from ..probe import MINI_POOLED, Choice, Schedule, Task, UtteranceClassification, protocols
 
 
 class KeywordSpotting(UtteranceClassification):
+    """Silence is drawn in two steps in the published runs' way: a noise file, and then one of its rows, which are stretches of it."""
+
     problem = "SuperbKS"
+
+    def __init__(self, task, table, schedule, seed):
+        super().__init__(task, table, schedule, seed)
+        self.files: dict[str, list[int]] = {}
+        """Of each split and noise file, its longest rows: its last second is cut short."""
+        if schedule.generation == "downstream":
+            noise = table[(table["label"] == SILENCE) & table.duplicated(["split", "path"], keep=False)]
+            ends = (noise["start"] + noise["samples"]).groupby(noise["path"]).transform("max")
+            self.table = table.assign(within=ends.reindex(table.index, fill_value=0))
+            whole = noise[noise["samples"] == noise.groupby("path")["samples"].transform("max")]
+            places = pd.Series(range(len(table)), table.index)
+            self.files = {key: places[part.index].tolist() for key, part in whole.groupby(["split", "path"], sort=False)}
 
     def _balanced(self, rows: list[int], number: int) -> list[list[int]]:
         from s3prl.dataio.sampler import BalancedWeightedSampler
 
-        sampler = BalancedWeightedSampler([self.targets[r] for r in rows], self.schedule.batch, seed=self.seed)
+        split, path = (self.table[column].to_numpy() for column in ("split", "path"))
+        groups = {}
+        for row in rows:
+            silence = self.table["within"].iloc[row] if self.files else 0
+            groups[(split[row], path[row]) if silence else row] = self.files[split[row], path[row]] if silence else [row]
+        groups = list(groups.values())
+        sampler = BalancedWeightedSampler([self.targets[group[0]] for group in groups], self.schedule.batch, seed=self.seed)
         sampler.set_epoch(number)
-        return [[rows[i] for i in batch] for batch in sampler]
+        generator = torch.Generator().manual_seed(self.seed + number)
+
+        def drawn(group: list[int]) -> int:
+            return group[int(torch.randint(len(group), (1,), generator=generator))] if len(group) > 1 else group[0]
+
+        return [[drawn(groups[i]) for i in batch] for batch in sampler]
 
     def epoch(self, number):
-        return self._balanced(self.split["train"], number)
+        """The published runs left out the last batch where it is not whole."""
+        batches = self._balanced(self.split["train"], number)
+        whole = [batch for batch in batches if len(batch) == self.schedule.batch]
+        return whole if whole and self.schedule.generation == "downstream" else batches
 
     def dev_rows(self):
         """s3prl chooses on a class-balanced resample of dev, here drawn once."""
@@ -26,7 +59,7 @@ class KeywordSpotting(UtteranceClassification):
 TASK = Task(
     name="ks",
     title="Keyword spotting",
-    version=1,
+    version=2,
     corpus="Speech Commands v1, 12 classes",
     splits="training and validation lists of the training archive, the test archive",
     metric="ks_acc",
@@ -42,7 +75,10 @@ TASK = Task(
         mini=MINI_POOLED,
         warmup=1_400,
     ),
-    differences=(
-        "silence is cut into fixed seconds (s3prl's problem); the published runs drew a random second of a file at every visit",
+    choices=(
+        Choice("silence is a noise file of which a second is drawn at every visit", "silence is every second of the noise files"),
+        Choice("the last batch of an epoch is left out where it is not whole", "it is kept"),
     ),
+    differences=("dev is a class-balanced resample, drawn once and not at every look",),
+    differences_once=("the second of a noise file is one of its whole seconds, not from any sample on",),
 )

@@ -6,11 +6,11 @@ import pandas as pd
 from torch import nn
 
 from ..ctc import WordErrors
-from ..probe import Schedule, Task, protocols
+from ..probe import Choice, Schedule, Task, protocols
 
 
 class PhoneRecognition(WordErrors):
-    """The symbols are s3prl's fixed list where the corpus keeps to it, as the published runs had them, else those of the training
+    """The symbols are s3prl's fixed list where the corpus keeps to it, else, and always as in s3prl's problem, those of the training
     text."""
 
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
@@ -20,7 +20,8 @@ class PhoneRecognition(WordErrors):
 
         self.targets = [" ".join(phones.split()) for phones in self.targets]
         used = generate_vocab("phoneme", text_list=[self.targets[r] for r in self.split["train"]])
-        self.tokenizer = PhonemeTokenizer(list(PHONEME_VOCAB) if set(used) <= set(PHONEME_VOCAB) else used)
+        fixed = schedule.generation == "downstream" and set(used) <= set(PHONEME_VOCAB)
+        self.tokenizer = PhonemeTokenizer(list(PHONEME_VOCAB) if fixed else used)
         self.tokens = [self.tokenizer.encode(phones) for phones in self.targets]
 
     @classmethod
@@ -64,11 +65,12 @@ TASK = Task(
         ),
         warmup=1_400,
     ),
-    differences=(
-        "batches are slices of train sorted by number of phones, as in the published runs; s3prl's problem sorts by audio length"
-        " and lets the last slices be short",
-        "71 fixed symbols as in the published runs where the corpus keeps to them, else those of the training text (s3prl's"
-        " problem)",
+    choices=(
+        Choice(
+            "batches are slices of train sorted by number of phones, the last ones all the last whole slice",
+            "sorted by audio length, and the last slices short",
+        ),
+        Choice("71 fixed symbols (where the corpus has others, its own)", "the symbols of the training text"),
     ),
     differences_once=("features are kept in fp16",),
 )
