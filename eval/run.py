@@ -195,18 +195,15 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
     parts = task.probe.splits(task, table)
     probes = [task.probe(task, part, schedule, options.seed) for part in parts]
     features = _features(task, probes[0].table, schedule, upstream, store, exact)
-    fits, marks = [], []
-    for fold, probe in enumerate(probes, start=1):
-        name = task.name if len(probes) == 1 else f"{task.name}-fold{fold}"
-        marks.append(options.out / PROGRESS / f"{name}.pt")
-        identity = hashlib.sha256(json.dumps([settings, asdict(schedule), fold], sort_keys=True).encode()).hexdigest()
-        shape = (upstream.layers, upstream.width, upstream.stride)
+    mark = options.out / PROGRESS / f"{task.name}.pt"
+    identity = hashlib.sha256(json.dumps([settings, asdict(schedule)], sort_keys=True).encode()).hexdigest()
+    for probe in probes:
         probe.ready(features)
-        fits.append(
-            train.fit(probe, features, *shape, lrs, device, marks[-1], identity, say)
-            if schedule.steps
-            else probe.choose(features, upstream.layers, say, marks[-1], identity)
-        )
+    if schedule.steps:
+        shape = (upstream.layers, upstream.width, upstream.stride)
+        fits = train.fit(probes, features, *shape, lrs, device, mark, identity, say)
+    else:
+        fits = [probe.choose(features, upstream.layers, say, mark, identity) for probe in probes]
     chosen_by, direction = train.selection(probes[0])
     lr, dev, heads = train.agree(fits, direction)
     record = {
@@ -244,8 +241,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         **environment(),
     }
     write_json(target, record)
-    for mark in marks:
-        mark.unlink(missing_ok=True)
+    mark.unlink(missing_ok=True)
     (options.out / f"{task.name}.error.txt").unlink(missing_ok=True)
     return record
 

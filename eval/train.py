@@ -1,4 +1,4 @@
-"""Heads over shared features: one for each learning rate, trained on the same batches in one pass, chosen on dev only.
+"""Heads over shared features: one for each learning rate and fold, trained in one pass, chosen on dev only.
 
 Shapes: B utterances, L layers, T frames, D channels.
 """
@@ -86,12 +86,57 @@ class Fitted:
     dev: float
     grid: list[dict[str, Any]]
     seconds: float
-    """Training and looking at dev, over all runs that were needed."""
+    """Training and looking at dev, over all runs that were needed; of several fits in one pass, an equal share."""
     lanes: list[Lane]
 
 
+class _Course:
+    """One probe's way through its batches, with a head a learning rate."""
+
+    def __init__(self, probe: Probe, name: str, lanes: list[Lane]):
+        self.probe, self.name, self.lanes = probe, name, lanes
+        self.epoch = self.position = 0
+        self.batches: list[list[int]] | None = None
+
+    def step(self, step: int, features: Features, device: torch.device) -> None:
+        """An update of every head, on the same batches."""
+        micro = []
+        for _ in range(self.probe.schedule.accumulate):
+            if self.batches is None:
+                self.batches = self.probe.epoch(self.epoch)
+            if self.position == len(self.batches):
+                self.epoch, self.position = self.epoch + 1, 0
+                self.batches = self.probe.epoch(self.epoch)
+            rows = self.batches[self.position]
+            crops = torch.Generator().manual_seed(_mixed(self.probe.seed, self.epoch, self.position))
+            x_BLTD, lengths_B = features.batch(rows, crops)
+            micro.append((x_BLTD.to(device), lengths_B.to(device), rows))
+            self.position += 1
+        for lane in self.lanes:
+            with own_randomness(_mixed(self.probe.seed, step), device):
+                _update(lane, self.probe, micro, step)
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position, "lanes": [lane.state() for lane in self.lanes]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+        for lane, kept in zip(self.lanes, state["lanes"], strict=True):
+            lane.restore(kept)
+
+    def fitted(self, seconds: float) -> Fitted:
+        better = max if selection(self.probe)[1] == "max" else min
+        chosen = better(self.lanes, key=lambda lane: lane.best)
+        chosen.head.load_state_dict(chosen.best_state)
+        grid = [
+            {"lr": lane.lr, "dev": lane.best, "step": lane.best_step, "skipped_updates": lane.skipped, "curve": lane.history}
+            for lane in self.lanes
+        ]
+        return Fitted(chosen.head.eval(), chosen.lr, chosen.best, grid, seconds, self.lanes)
+
+
 def fit(
-    probe: Probe,
+    probes: Sequence[Probe],
     features: Features,
     layers: int,
     width: int,
@@ -101,50 +146,36 @@ def fit(
     progress: Path | None = None,
     identity: str = "",
     say: Callable[[str], None] = lambda line: None,
-) -> Fitted:
-    """Train one head a learning rate for the probe's schedule and choose by the dev split.
+) -> list[Fitted]:
+    """Train one head a learning rate for each probe (folds of one task, of one schedule), all in one pass over the schedule's updates,
+    and choose each probe's by its dev split.
 
     ``progress`` is a file from which a later call with the same ``identity`` goes on, to the same result as an unbroken one.
     """
-    schedule, device = probe.schedule, torch.device(device)
-    lanes = [_lane(probe, lr, layers, width, stride, device) for lr in lrs]
-    step, epoch, position, spent = _restore(progress, identity, lanes, device, say)
+    schedule, device = probes[0].schedule, torch.device(device)
+    courses = [
+        _Course(probe, probe.task.name + (f", fold {n}" if len(probes) > 1 else ""), [_lane(probe, lr, layers, width, stride, device) for lr in lrs])
+        for n, probe in enumerate(probes, start=1)
+    ]  # fmt: skip
+    step, spent = _restore(progress, identity, courses, device, say)
     begun = saved = time.perf_counter()
     cost = 0.0
-    batches = probe.epoch(epoch)
     while step < schedule.steps:
-        micro = []
-        for _ in range(schedule.accumulate):
-            if position == len(batches):
-                epoch, position = epoch + 1, 0
-                batches = probe.epoch(epoch)
-            rows = batches[position]
-            crops = torch.Generator().manual_seed(_mixed(probe.seed, epoch, position))
-            x_BLTD, lengths_B = features.batch(rows, crops)
-            micro.append((x_BLTD.to(device), lengths_B.to(device), rows))
-            position += 1
         step += 1
-        for lane in lanes:
-            with own_randomness(_mixed(probe.seed, step), device):
-                _update(lane, probe, micro, step)
-        looked = step % schedule.eval_every == 0 or step == schedule.steps
-        if looked:
-            _look(lanes, probe, features, step, device, say)
+        for course in courses:
+            course.step(step, features, device)
+        if step % schedule.eval_every == 0 or step == schedule.steps:
+            for course in courses:
+                _look(course, features, step, device, say)
         now = time.perf_counter()
         if progress is not None and (now - saved > max(SAVE_EVERY, _SHARE * cost) or step == schedule.steps):
-            state = {"identity": identity, "step": step, "epoch": epoch, "position": position, "spent": spent + now - begun}
+            state = {"identity": identity, "step": step, "spent": spent + now - begun, "courses": [course.state() for course in courses]}
             with replacing(progress) as part:
-                torch.save({**state, "lanes": [lane.state() for lane in lanes]}, part)
+                torch.save(state, part)
             saved = time.perf_counter()
             cost = saved - now
-    better = max if selection(probe)[1] == "max" else min
-    chosen = better(lanes, key=lambda lane: lane.best)
-    chosen.head.load_state_dict(chosen.best_state)
-    grid = [
-        {"lr": lane.lr, "dev": lane.best, "step": lane.best_step, "skipped_updates": lane.skipped, "curve": lane.history}
-        for lane in lanes
-    ]
-    return Fitted(chosen.head.eval(), chosen.lr, chosen.best, grid, spent + time.perf_counter() - begun, lanes)
+    seconds = (spent + time.perf_counter() - begun) / len(courses)
+    return [course.fitted(seconds) for course in courses]
 
 
 def agree(fits: Sequence[Fitted], direction: str) -> tuple[float, float, list[Head]]:
@@ -253,29 +284,31 @@ def selection(probe: Probe) -> tuple[str, str]:
     return probe.selection or (probe.task.metric, probe.task.direction)
 
 
-def _look(lanes: list[Lane], probe: Probe, features: Features, step: int, device: torch.device, say) -> None:
-    rows, (name, direction) = probe.dev_rows(), selection(probe)
-    for lane in lanes:
+def _look(course: _Course, features: Features, step: int, device: torch.device, say) -> None:
+    probe, (name, direction) = course.probe, selection(course.probe)
+    rows = probe.dev_rows()
+    for lane in course.lanes:
         value = probe.dev_value(predict(lane.head, probe, features, rows, device), rows)
         lane.history.append([step, round(value, 4)])
         if lane.best is None or (value > lane.best if direction == "max" else value < lane.best):
             lane.best, lane.best_step = value, step
             lane.best_state = copy.deepcopy({k: v.cpu() for k, v in lane.head.state_dict().items()})
-    shown = ", ".join(f"lr {lane.lr:g}: {lane.history[-1][1]:.2f}" for lane in lanes)
-    say(f"{probe.task.name}: step {step}/{probe.schedule.steps}, dev {name} {shown}")
+    shown = ", ".join(f"lr {lane.lr:g}: {lane.history[-1][1]:.2f}" for lane in course.lanes)
+    say(f"{course.name}: step {step}/{probe.schedule.steps}, dev {name} {shown}")
 
 
-def _restore(progress: Path | None, identity: str, lanes: list[Lane], device, say) -> tuple[int, int, int, float]:
+def _restore(progress: Path | None, identity: str, courses: list[_Course], device, say) -> tuple[int, float]:
+    """The step and the seconds that a broken run of this identity had come to; 0 and 0 where there is none."""
     if progress is None or not progress.is_file():
-        return 0, 0, 0, 0.0
+        return 0, 0.0
     try:
         state = torch.load(progress, map_location=device, weights_only=True)
         if state["identity"] != identity:
             print(f"{progress}: is of another run; starting anew", file=sys.stderr)
-            return 0, 0, 0, 0.0
-        for lane, kept in zip(lanes, state["lanes"], strict=True):
-            lane.restore(kept)
+            return 0, 0.0
+        for course, kept in zip(courses, state["courses"], strict=True):
+            course.restore(kept)
     except Exception as error:
         raise StarError(f"{progress}: damaged progress file ({type(error).__name__}); remove it to start anew") from None
     say(f"{progress.stem}: going on after step {state['step']}")
-    return state["step"], state["epoch"], state["position"], state["spent"]
+    return state["step"], state["spent"]

@@ -132,7 +132,7 @@ def test_steps_are_s3prls(task, data, monkeypatch, tmp_path):
         taken.append([p.detach().clone() for p in lane.head.parameters()])
 
     monkeypatch.setattr(train, "_update", update)
-    train.fit(probe, Features(), 3, 8, 320, (1e-2,))
+    train.fit([probe], Features(), 3, 8, 320, (1e-2,))
     expected = [weights, *module.parameters()]
     assert len(taken) == 3 and len(taken[-1]) == len(expected)
     for ours, wanted in zip(taken[-1], expected):
@@ -301,26 +301,45 @@ def test_four_tasks_end_to_end(data, tmp_path, capsys):
     assert written["value"]["sf_cer"] == pytest.approx(printed["sf_cer"]) and written["direction"]["sf_cer"] == "min"
 
 
+def test_folds_in_one_pass_are_the_folds_one_by_one(data):
+    probes = [make(ER, data, part=part) for part in (0, 1, 4)]
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(len(probes[0].table), 3, 1, 8, generator=generator)
+
+    class Features:
+        def batch(self, rows, generator=None):
+            return means[list(rows)], torch.ones(len(rows), dtype=torch.long)
+
+    together = train.fit(probes, Features(), 3, 8, 320, (1e-3, 1e-2))
+    for probe, fitted in zip(probes, together, strict=True):
+        (alone,) = train.fit([probe], Features(), 3, 8, 320, (1e-3, 1e-2))
+        assert alone.grid == fitted.grid and alone.lr == fitted.lr
+        assert all(torch.equal(a, b) for a, b in zip(alone.head.parameters(), fitted.head.parameters(), strict=True))
+
+
 def test_folds_resume(data, tmp_path, monkeypatch, capsys):
     def arguments(name):
         return ["--data", data, "--out", tmp_path / name, "--steps", 12, "--tasks", "er"]
 
+    monkeypatch.setitem(ER.schedules, "mini", dataclasses.replace(ER.schedules["mini"], eval_every=5))
     assert evaluate(*arguments("whole")) == 0
     seen = []
 
     def stop(line):
         seen.append(line)
-        if sum(": step 12/12" in s for s in seen) == 3:
+        if line.startswith("er, fold 3: step 10/12"):
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train, "_SHARE", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(run, "say", stop)
         assert evaluate(*arguments("broken")) == 130
-    left = sorted(p.name for p in (tmp_path / "broken" / ".progress").iterdir())
-    assert left == ["er-fold1.pt", "er-fold2.pt"] and not (tmp_path / "broken" / "er.json").exists()
+    left = [p.name for p in (tmp_path / "broken" / ".progress").iterdir()]
+    assert left == ["er.pt"] and not (tmp_path / "broken" / "er.json").exists()
     capsys.readouterr()
     assert evaluate(*arguments("broken")) == 0
-    assert capsys.readouterr().err.count("going on after step 12") == 2
+    assert "er: going on after step 9" in capsys.readouterr().err
     whole, broken = (json.loads((tmp_path / name / "er.json").read_text()) for name in ("whole", "broken"))
     assert all(whole[key] == broken[key] for key in ("value", "folds", "grid", "layer_weights", "interval_95"))
     assert not (tmp_path / "broken" / ".progress").exists()

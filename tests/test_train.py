@@ -62,7 +62,8 @@ def make(task, schedule, values=("yes", "no", "up"), seed=3, **kwargs):
 
 
 def fit(probe, features, lrs=(1e-2,), **kwargs):
-    return train.fit(probe, features, features.layers, features.width, 320, lrs, **kwargs)
+    (fitted,) = train.fit([probe], features, features.layers, features.width, 320, lrs, **kwargs)
+    return fitted
 
 
 KS_SMALL = Schedule(steps=40, batch=4, accumulate=2, lr=1e-2, eval_every=10, head={"hidden_size": 6})

@@ -96,7 +96,7 @@ class Ours:
         features.asked.clear()
         try:
             upstream = self.upstream
-            fitted = train.fit(probe, features, upstream.layers, upstream.width, upstream.stride, (self.schedule.lr,))
+            (fitted,) = train.fit([probe], features, upstream.layers, upstream.width, upstream.stride, (self.schedule.lr,))
         finally:
             for name in patched:
                 probe.__dict__.pop(name, None)

@@ -125,8 +125,8 @@ def compare(task: Task, upstream: Upstream, root: Path, options: Options, seed: 
         begun = time.perf_counter()
         features = ours.encode(range(len(table)))[0]
         ours.probe.ready(features)
-        fitted = train.fit(
-            ours.probe, features, upstream.layers, upstream.width, upstream.stride, (schedule.lr,), say=lambda line: None
+        (fitted,) = train.fit(
+            [ours.probe], features, upstream.layers, upstream.width, upstream.stride, (schedule.lr,), say=lambda line: None
         )
         mine = train.predict(fitted.head, ours.probe, features, rows)
         spent = time.perf_counter() - begun
