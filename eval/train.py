@@ -195,7 +195,7 @@ def predict(head: Head, probe: Probe, features: Features, rows: Sequence[int], d
 
     In batches of ``features.eval_batch`` in the order of ``rows`` where the features have one, since there the batch matters.
     """
-    device, answers = torch.device(device), {}
+    device, answers, most = torch.device(device), {}, None
     head.eval()
     size = getattr(features, "eval_batch", None)
     todo = list(dict.fromkeys(rows)) if size else sorted(set(rows), key=lambda r: -int(probe.table["samples"].iloc[r]))
@@ -204,8 +204,14 @@ def predict(head: Head, probe: Probe, features: Features, rows: Sequence[int], d
         for i in range(0, len(todo), size):
             batch = todo[i : i + size]
             x_BLTD, lengths_B = features.batch(batch)
-            mixed_BTD = head.mix(x_BLTD.to(device))
-            answers.update(zip(batch, probe.predict(head.task, mixed_BTD, lengths_B.to(device), batch)))
+            while True:
+                try:
+                    for part in _parts(len(batch), most):
+                        mixed_BTD = head.mix(_cut(x_BLTD, lengths_B, part).to(device))
+                        answers.update(zip(batch[part], probe.predict(head.task, mixed_BTD, lengths_B[part].to(device), batch[part])))
+                    break
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    most = _fewer(most, error, len(batch), device, "answers are the same")
     return [answers[r] for r in rows]
 
 
@@ -245,13 +251,13 @@ def _update(lane: Lane, probe: Probe, micro: list, step: int) -> None:
         try:
             for x_BLTD, lengths_B, rows in micro:
                 for part in _parts(len(rows), lane.most):
-                    kept = lengths_B[part]
-                    x_part = x_BLTD[part] if part == slice(0, len(rows)) else x_BLTD[part, :, : int(kept.max())]
-                    loss = probe.loss(lane.head.task, lane.head.mix(x_part), kept, rows[part])
+                    kept, mixed_BTD = lengths_B[part], lane.head.mix(_cut(x_BLTD, lengths_B, part))
+                    loss = probe.loss(lane.head.task, mixed_BTD, kept, rows[part])
                     (loss * (len(kept) / len(rows) / len(micro))).backward()
             break
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            _fewer(lane, error, max(len(rows) for _, _, rows in micro), x_BLTD.device)
+            count = max(len(rows) for _, _, rows in micro)
+            lane.most = _fewer(lane.most, error, count, x_BLTD.device, "an update is the sum of the parts, each with its share of the batch")
     norm = nn.utils.clip_grad_norm_(lane.head.parameters(), probe.schedule.clip)
     if torch.isfinite(norm):
         lane.optimizer.step()
@@ -264,19 +270,22 @@ def _parts(count: int, most: int | None) -> list[slice]:
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
-def _fewer(lane: Lane, error: Exception, count: int, device: torch.device) -> None:
-    """Halve what the lane's head takes at once; other errors than that memory ran out are raised again."""
+def _cut(x_BLTD: Tensor, lengths_B: Tensor, part: slice) -> Tensor:
+    """Those utterances, no longer than the longest of them; a whole batch as it is."""
+    return x_BLTD if part == slice(0, len(lengths_B)) else x_BLTD[part, :, : int(lengths_B[part].max())]
+
+
+def _fewer(most: int | None, error: Exception, count: int, device: torch.device, follows: str) -> int:
+    """Half of what a head took at once; other errors than that memory ran out are raised again."""
     if not out_of_memory(error):
         raise error
-    at_once = min(count, lane.most or count)
+    at_once = min(count, most or count)
     if at_once == 1:
         raise StarError(f"out of memory on {device}: the head does not fit with a single utterance; try --device cpu") from None
-    lane.most = at_once // 2
     print(
-        f"out of memory on {device}: the head's batches of {count} go in parts of {lane.most} from here on; an update is the sum of"
-        " the parts, each with its share of the batch",
-        file=sys.stderr,
+        f"out of memory on {device}: the head's batches of {count} go in parts of {at_once // 2} from here on; {follows}", file=sys.stderr
     )
+    return at_once // 2
 
 
 def selection(probe: Probe) -> tuple[str, str]:

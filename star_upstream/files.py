@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Iterator
+
+LEFT = 3600.0
+"""Seconds after which a temporary file or folder that nothing was added to is not being written any more."""
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` (the folder is made); on success what was written there takes ``path``'s place.
 
-    Works for a file and for a folder. After an error nothing has changed.
+    Works for a file and for a folder. After an error nothing has changed. What a killed process left here goes after an hour.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     _remove(part)
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):  # another process was quicker
+            if time.time() - old.stat().st_mtime > LEFT:
+                _remove(old)
     try:
         yield part
         if part.is_dir() and path.exists():

@@ -1,6 +1,8 @@
 """Files are whole or absent, whatever happens on the way."""
 
 import json
+import os
+import time
 
 import pytest
 
@@ -29,6 +31,16 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
             (part / name).touch()
     assert [p.name for p in target.iterdir()] == ["second"]
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_a_killed_process_left_goes_after_an_hour(tmp_path):
+    old, new, other = (tmp_path / name for name in (".a.json.99999.part", ".a.json.99998.part", ".b.json.99999.part"))
+    for path in (old, other):
+        path.mkdir()
+        os.utime(path, (time.time() - 4000,) * 2)
+    new.touch()
+    write_json(tmp_path / "a.json", 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.json.99998.part", ".b.json.99999.part", "a.json"]
 
 
 def test_json_refuses_what_json_cannot_hold(tmp_path):

@@ -235,6 +235,22 @@ def test_out_of_memory_halves_the_heads_batch_and_takes_the_same_steps(task, sch
     for name, tensor in whole.head.state_dict().items():
         assert torch.allclose(tensor, parted.head.state_dict()[name], atol=1e-4), name
 
+    rows, answer = probe.split["train"], probe.predict
+    expected = train.predict(whole.head, probe, features, rows)
+    seen.clear()
+
+    def few(head, x_BTD, lengths_B, rows):
+        seen.append(len(rows))
+        if len(rows) > 8:
+            raise torch.OutOfMemoryError("no memory")
+        return answer(head, x_BTD, lengths_B, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "predict", few)
+        assert train.predict(whole.head, probe, features, rows) == expected
+    assert f"parts of {6 if task is KS else 4} from here on; answers are the same" in capsys.readouterr().err
+    assert sum(seen[2:]) == len(rows) and max(seen[2:]) <= 8
+
     monkeypatch.setattr(probe, "loss", lambda *rest: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
     with pytest.raises(StarError, match="does not fit with a single utterance"):
         fit(probe, features)
