@@ -1,9 +1,8 @@
 """``python -m eval parity``: s3prl's own problem, from its data to its test score, beside our run on the same utterances.
 
-Both sides have the same upstream, train, dev and test, batch size, accumulation, number of updates, learning rate, initial head and seed of
-the sampler (which for pr is not the same sampler: its slices are sorted by tokens here, by sound there; ``same_batches`` gives s3prl
-ours). The difference of the two
-scores is judged on the same test utterances, resampled in pairs.
+Ours is ``--generation problem``. Both sides have the same upstream, train, dev and test, batch size, accumulation, number of updates, learning
+rate, initial head, sampler and its seed (``same_batches`` gives s3prl the very batches of ours). The difference of the two scores is judged on the
+same test utterances, resampled in pairs.
 """
 
 from __future__ import annotations
@@ -212,9 +211,9 @@ def _page(result: dict[str, Any]) -> str:
         f"Upstream {result['upstream']} ({result['upstream_digest'][:12]}), data {result['data']}; {versions}, {environment['threads']} "
         f"threads; commit {environment['git_commit']}; {environment['finished']}.",
         "s3prl: the problem's `run` with its own encoders, tokenizer, samplers, training, checkpoint and test; only its data step is "
-        "replaced, by one that writes our table as its csv files. Ours: as `python -m eval run` does it. Both look at dev once, at the "
-        "last step, begin with the same head, and use the published batch and accumulation. Sampling: each its own with one seed (for pr they "
-        "are two samplers: slices sorted by tokens here, as the published runs had them, by sound there), or our batches on both sides. Intervals: 95 %, percentile bootstrap over test utterances, "
+        "replaced, by one that writes our table as its csv files. Ours: as `python -m eval run --generation problem` does it. Both look at dev "
+        "once, at the last step, begin with the same head, and use the published batch and accumulation. Sampling: each its own, the same "
+        "sampler with one seed, or our batches on both sides. Intervals: 95 %, percentile bootstrap over test utterances, "
         "1000 resamples; that of the difference resamples both sides' answers together.",
         _table(header, rows),
         *(["\n".join(means)] if means else []),
