@@ -88,8 +88,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
         begin()
     _announce(folder, state, learner.student, f"stage 2, {counts}" if recipe.pruning else counts, stage=2 if recipe.pruning else None)
     if state is None or not state["finished"]:
-        # without attention maps every part of the student takes part in every loss
-        fit(learner, unused_parameters=learner.loss.needs_attention)
+        fit(learner)
     if folder.lead:
         best = checkpoint.describe(folder.path / "best")["provenance"]
         extra = {"pruning": best["pruning"]} if recipe.pruning else {}

@@ -300,15 +300,13 @@ class Progress(pl.Callback):
         self.on_train_end(trainer, learner)
 
 
-def fit(learner: Learner, unused_parameters: bool = False) -> None:
-    """Run the training to its end, on the devices that its configuration asks for.
-
-    ``unused_parameters``: some parameters have no part in the loss (several processes must know).
-    """
+def fit(learner: Learner) -> None:
+    """Run the training to its end, on the devices that its configuration asks for."""
     config, folder = learner.config, learner.folder
     strategy = "auto"
     if config.devices > 1:
-        strategy = DDPStrategy(find_unused_parameters=unused_parameters, gradient_as_bucket_view=True)
+        # a loss may leave parts of the student out: the layers above its highest one, or all but the attention of the last
+        strategy = DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for noise in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*", ".*sync_dist.*"):

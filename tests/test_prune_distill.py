@@ -221,8 +221,9 @@ def assert_equal(run, other):
 
 
 def test_two_processes_go_through_both_stages(world):
+    """With a loss that leaves the last layer out."""
     second = {"updates": 3, "learning_rate": 1e-3}
-    file = make(world, "two.yaml", devices=2, updates=5, validate_every=3, target=0.3, second=second, loss={"hint": {"teacher_layers": [0, 3]}})
+    file = make(world, "two.yaml", devices=2, updates=5, validate_every=3, target=0.3, second=second, loss={"hint": {"teacher_layers": [0, 2]}})
     process = start(file, world / "two")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err.decode()

@@ -171,7 +171,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
     if state is None or not state["finished"]:
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # a frozen encoder
         # heads take turns, and prediction heads may have no part at all
-        fit(learner, unused_parameters=True)
+        fit(learner)
     if not folder.lead:
         return {}
     result = _evaluate(recipe, encoder, utterances, folder, provenance)

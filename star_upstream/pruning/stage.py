@@ -106,7 +106,7 @@ def run(learner: GatedDistillation) -> None:
     """The stage to its end: train, settle, cut, write. A stage that was trained but not cut is cut."""
     state = learner._resumed
     if state is None or not state["finished"]:
-        fit(learner, unused_parameters=learner.loss.needs_attention)
+        fit(learner)
     else:
         learner.load_state_dict(state["model"])
         learner.update, learner.best = state["update"], state["best"]
