@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from star_upstream.errors import StarError
-from star_upstream.files import replacing
+from star_upstream.files import replacing, write_tensors
 
 
 class Store:
@@ -80,7 +79,7 @@ class Store:
         path = self.path(key)
         try:
             with replacing(path) as part:
-                save_file(tensors, part, metadata={"crc32": _crc32(tensors)})
+                write_tensors(part, tensors, {"crc32": _crc32(tensors)})
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
                 raise

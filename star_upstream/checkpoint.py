@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from . import strict
 from .encoder import Encoder, EncoderConfig
 from .errors import StarError
-from .files import replacing, write_json
+from .files import replacing, write_json, write_tensors
 
 CONFIG, WEIGHTS, FORMAT, VERSION = "config.json", "model.safetensors", "star_upstream", 1
 LATER = {"prediction_layers": []}
@@ -31,7 +31,7 @@ def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype
     weights = {k: v.detach().cpu().to(dtype or v.dtype).contiguous() for k, v in encoder.state_dict().items()}
     with replacing(folder) as part:
         part.mkdir()
-        save_file(weights, part / WEIGHTS)
+        write_tensors(part / WEIGHTS, weights)
         write_json(
             part / CONFIG,
             {"format": FORMAT, "version": VERSION, "encoder": strict.plain(encoder.config), "provenance": provenance},
@@ -42,7 +42,7 @@ def save_single(path: str | Path, weights: dict[str, torch.Tensor], content: dic
     """Write one file whole or not at all; ``content`` goes, as json, into its metadata."""
     text = json.dumps({"format": FORMAT, "version": VERSION, **content}, allow_nan=False)
     with replacing(path) as part:
-        save_file(weights, part, {FORMAT: text})
+        write_tensors(part, weights, {FORMAT: text})
 
 
 def load_single(path: str | Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,10 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator, Mapping
+
+if TYPE_CHECKING:  # the command line's help should not wait for torch
+    from torch import Tensor
 
 LEFT = 3600.0
 """Seconds after which a temporary file or folder that nothing was added to is not being written any more."""
@@ -47,6 +50,16 @@ def write_json(path: str | Path, value: Any) -> None:
     """``value`` as indented json, written whole or not at all. NaN and infinity are refused."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that whoever may read the folder can read: the library alone makes it private to its owner."""
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
 
 
 def _remove(path: Path) -> None:

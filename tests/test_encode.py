@@ -242,7 +242,7 @@ def test_a_full_disk_keeps_nothing_and_stops_nothing(tiny, waves, tmp_path, monk
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("eval.store.save_file", full)
+    monkeypatch.setattr("eval.store.write_tensors", full)
     frames = Frames([[w] for w in waves], tiny, Store(tmp_path / "other"))
     assert torch.equal(frames.batch([0, 1])[0], first) and capsys.readouterr().err.count("is full") == 1
 

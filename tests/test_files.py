@@ -5,8 +5,10 @@ import os
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from star_upstream.files import replacing, write_json
+from star_upstream.files import replacing, write_json, write_tensors
 
 
 def test_a_file_appears_only_when_whole(tmp_path):
@@ -49,3 +51,10 @@ def test_json_refuses_what_json_cannot_hold(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["name"] == "é"
+
+
+def test_tensors_can_be_read_by_whoever_may_read_other_files(tmp_path):
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)}, {"k": "v"})
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
+    assert load_file(tmp_path / "a.safetensors")["x"].tolist() == [1, 1]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import checkpoint, profile, strict
@@ -21,7 +21,7 @@ from ..data import Batch, Clip
 from ..distillation import Distillation, make_student
 from ..encoder import Encoder
 from ..errors import StarError
-from ..files import replacing, write_json
+from ..files import replacing, write_json, write_tensors
 from ..recipe import Recipe
 from ..run_folder import RunFolder, draw_losses
 from ..training import fit, parameter_groups
@@ -176,7 +176,7 @@ def save_gated(folder: Path, model: GatedEncoder, provenance: dict[str, Any]) ->
     checkpoint.save(folder, model.encoder, {**provenance, "made_by": made_by})
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
     with replacing(folder / "gates.safetensors") as part:
-        save_file(tensors, part)
+        write_tensors(part, tensors)
     write_json(folder / "gates.json", strict.plain(model.options))
 
 
