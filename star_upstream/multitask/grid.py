@@ -5,6 +5,7 @@ What is finished is left as it is, what was cut off goes on. Decoded audio and s
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 import time
@@ -70,9 +71,19 @@ def run(
 def _one(source: str, plan: Mapping[str, Sequence[str]], out: str, name: str) -> Any:
     from . import learning
 
+    recipe = recipes.load(source, plan[name])
+    if recipe.training.devices > 1:
+        _command_line(["finetune", source, *plan[name], "--out", str(Path(out) / name)])
     try:
-        learning.run(recipes.load(source, plan[name]), Path(out) / name)
+        learning.run(recipe, Path(out) / name)
     except StarError as error:
         print(f"star: {error}", file=sys.stderr)
         return str(error)
     return "done"
+
+
+def _command_line(words: Sequence[str]) -> None:
+    """Make ``star WORDS`` this process's command line: Lightning starts a run's other processes by it, and the grid's own would
+    start the whole grid again."""
+    sys.argv = ["star", *words]
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("star_upstream.__main__")
