@@ -112,6 +112,13 @@ def test_the_table_has_a_column_for_every_task(four, tmp_path):
     assert list(json.loads((tmp_path / "table.json").read_text())["rows"][0]["tasks"]) == list(TASKS)
 
 
+def test_a_table_outside_of_a_clone_says_what_it_lacks(four, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(table, "PUBLISHED", tmp_path / "multitask_published.csv")
+    text = table.write([four[1]])
+    assert "| 0.02 M |" in text and "Published" not in text
+    assert "the published rows are left out; run inside a clone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("task", "change", "message"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -69,11 +70,12 @@ def _score(name: str, runs: list[tuple[dict, Any, Path]]) -> dict[str, Any]:
     return {**kept, **joint, "values": values, "sd": spread, "seeds": sorted(result["seed"] for result, _, _ in runs)}
 
 
-def published(file: Path = PUBLISHED) -> list[dict[str, str]]:
-    """The paper's rows; none outside of a clone, where the file is not."""
-    if not file.is_file():
+def published() -> list[dict[str, str]]:
+    """The paper's rows; none outside of a clone, where the file is not: a line on stderr says so."""
+    if not PUBLISHED.is_file():
+        print(f"{PUBLISHED}: not there, so the published rows are left out; run inside a clone to have them", file=sys.stderr)
         return []
-    with file.open(encoding="utf-8", newline="") as lines:
+    with PUBLISHED.open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines))
 
 
