@@ -24,6 +24,7 @@ from star_upstream import audio, checkpoint, cli, teachers
 from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError
 from star_upstream.multitask import data, grid, learning, recipe, table
+from star_upstream.recipe import dump
 from star_upstream.run_folder import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +111,14 @@ def test_the_table_has_a_column_for_every_task(four, tmp_path):
     lines = (tmp_path / "table.csv").read_text().splitlines()
     assert sum(line.startswith("ours,") for line in lines) == 4
     assert list(json.loads((tmp_path / "table.json").read_text())["rows"][0]["tasks"]) == list(TASKS)
+
+
+def test_a_run_goes_on_with_its_tasks_in_their_order(world):
+    loaded = recipe.load(world / "four.yaml")
+    turned = dataclasses.replace(loaded, tasks=dict(reversed(loaded.tasks.items())))
+    assert recipe.difference(dump(loaded), loaded) == ""
+    found = recipe.difference(dump(loaded), turned)
+    assert found.startswith("tasks take turns as keyword, intent, emotion, identity there and as identity, emotion")
 
 
 def test_a_table_outside_of_a_clone_says_what_it_lacks(four, tmp_path, monkeypatch, capsys):

@@ -172,4 +172,8 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneRecipe:
 
 def difference(text: str, recipe: FinetuneRecipe) -> str:
     """The first value in which a run's recipe, as yaml, differs; where data is cached and who decodes it may change."""
-    return strict.difference(strict.build(FinetuneRecipe, yaml.safe_load(text)), recipe, ("data.workers", "data.cache"))
+    there = strict.build(FinetuneRecipe, yaml.safe_load(text))
+    found = strict.difference(there, recipe, ("data.workers", "data.cache"))
+    if not found and list(there.tasks) != list(recipe.tasks):
+        return f"tasks take turns as {', '.join(there.tasks)} there and as {', '.join(recipe.tasks)} here"
+    return found
