@@ -188,5 +188,6 @@ TASK = Task(
         "prior 0.0008), over the English queries that are in a document; the corpus's own scorer also counts the queries of all "
         "other languages, which score 0, so that published values are smaller by the English share of the queries",
         "features are kept in fp16",
+        "s3prl's problem package has no such task: --generation makes no difference",
     ),
 )
