@@ -5,7 +5,7 @@ Shapes: B utterances, T frames, D channels, V tokens.
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -25,26 +25,17 @@ class Spelling(Probe):
     def slices(self, number: int) -> list[list[int]]:
         """Epoch ``number``: each utterance once begins a slice of sorted train, in random order. Published runs: sorted from most to
         fewest tokens, the last ones share the last whole slice. s3prl's problem: from longest to shortest audio, the last are short."""
-        if self.schedule.generation == "problem":
-            return self.sampled("SortedSliceSampler", number)
-        order = sorted(self.split["train"], key=lambda row: -len(self.tokens[row]))
-        generator = torch.Generator().manual_seed(self.seed + number)
+        problem, rows = self.schedule.generation == "problem", self.split["train"]
         size, samples = self.schedule.batch, self.table["samples"].to_numpy()
+        order = sorted(rows, key=lambda row: -(samples[row] if problem else len(self.tokens[row])))
+        place = {row: i for i, row in enumerate(order)}
+        generator = torch.Generator().manual_seed(self.seed + number)
         batches = []
-        for start in torch.randperm(len(order), generator=generator).tolist():
-            start = max(0, min(start, len(order) - size))
+        for drawn in torch.randperm(len(order), generator=generator).tolist():
+            start = place[rows[drawn]] if problem else max(0, min(drawn, len(order) - size))
             long = samples[order[start]] > LONG and size > 1
             batches.append(order[start : start + (size // 2 if long else size)])
         return batches
-
-    def sampled(self, sampler: str, number: int, **options: Any) -> list[list[int]]:
-        """Epoch ``number`` by one of s3prl's samplers over the audio's lengths."""
-        from s3prl.dataio import sampler as samplers
-
-        rows = self.split["train"]
-        made = getattr(samplers, sampler)(self.table["samples"].iloc[rows].tolist(), self.schedule.batch, seed=self.seed, **options)
-        made.set_epoch(number)
-        return [[rows[i] for i in batch] for batch in made]
 
     def loss(self, head, x_BTD, lengths_B, rows):
         tokens = [torch.tensor(self.tokens[r]) for r in rows]

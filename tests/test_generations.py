@@ -60,6 +60,15 @@ def test_silence_is_a_noise_file_or_every_second_of_it():
     assert {row for row in published.dev_rows()} <= set(published.split["dev"])
 
 
+def test_words_from_a_file_of_silence_stay_words():
+    data = noisy((4.0,))
+    data.loc[data["label"] == "yes", "path"] = "noise0"
+    made = KS.probe(KS, data, both(KS_SMALL)[0], 0)
+    drawn = Counter(data["label"].iloc[row] for number in range(50) for batch in made.epoch(number) for row in batch)
+    assert max(drawn.values()) < 1.2 * min(drawn.values()) and len(drawn) == 3
+    assert len({row for number in range(50) for batch in made.epoch(number) for row in batch if data["label"].iloc[row] == "yes"}) == 12
+
+
 def test_the_last_batch_is_left_out_or_kept():
     published, problem = (make(KS, dataclasses.replace(schedule, batch=5))[0] for schedule in both(KS_SMALL))
     assert [len(b) for b in published.epoch(0)] == [5] * 5 and [len(b) for b in problem.epoch(0)] == [5] * 5 + [2]
@@ -130,7 +139,7 @@ def test_slices_are_s3prls_own_sampler(slu):
     from s3prl.dataio.sampler import SortedSliceSampler
 
     data = corpora.load("pr", slu)
-    data["samples"] += np.random.default_rng(0).permutation(len(data))
+    data["samples"] += 30_000 * np.random.default_rng(0).permutation(len(data))  # some over 300,000: half the slice
     made = PR.probe(PR, data, dataclasses.replace(both(CTC_SMALL)[1], head={"hidden_size": 6}), 5)
     train_rows = made.split["train"]
     theirs = SortedSliceSampler(data["samples"].iloc[train_rows].tolist(), 4, seed=5)

@@ -55,16 +55,21 @@ class SpeechRecognition(WordErrors):
     def epoch(self, number):
         """Buckets of neighbours by audio length in random order. The published runs made buckets of twice the batch and halved those
         that are whole; the rest of train is one bucket, and none if it is a single utterance."""
-        batches = self.sampled("SortedBucketingSampler", number, max_length=int(self.table["samples"].max()), shuffle=True)
-        rest = len(self.split["train"]) % (2 * self.schedule.batch)
-        if self.schedule.generation == "problem" or not rest:
+        from s3prl.dataio.sampler import SortedBucketingSampler
+
+        rows = self.split["train"]
+        samples = self.table["samples"].iloc[rows].tolist()
+        sampler = SortedBucketingSampler(samples, self.schedule.batch, max_length=max(samples), shuffle=True, seed=self.seed)
+        sampler.set_epoch(number)
+        batches = [[rows[i] for i in batch] for batch in sampler]
+        count = len(rows) % (2 * self.schedule.batch)
+        if self.schedule.generation == "problem" or not count:
             return batches
-        samples = self.table["samples"].to_numpy()
-        rows = sorted(self.split["train"], key=lambda row: -samples[row])[-rest:]
-        kept = [batch for batch in batches if batch[0] not in rows]
-        if len(rows) > 1 or not kept:
+        rest = [rows[i] for i in sampler.sorted_ids[-count:]]
+        kept = [batch for batch in batches if batch[0] not in rest]
+        if count > 1 or not kept:
             generator = torch.Generator().manual_seed(self.seed + number)
-            kept.insert(int(torch.randint(len(kept) + 1, (1,), generator=generator)), rows)
+            kept.insert(int(torch.randint(len(kept) + 1, (1,), generator=generator)), rest)
         return kept
 
 

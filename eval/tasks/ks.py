@@ -30,12 +30,9 @@ class KeywordSpotting(UtteranceClassification):
     def _balanced(self, rows: list[int], number: int) -> list[list[int]]:
         from s3prl.dataio.sampler import BalancedWeightedSampler
 
-        split, path = (self.table[column].to_numpy() for column in ("split", "path"))
-        groups = {}
-        for row in rows:
-            silence = self.table["within"].iloc[row] if self.files else 0
-            groups[(split[row], path[row]) if silence else row] = self.files[split[row], path[row]] if silence else [row]
-        groups = list(groups.values())
+        places = list(zip(self.table["split"], self.table["path"]))
+        of_row = [self.files.get(places[row], [row]) if self.targets[row] == SILENCE else [row] for row in rows]
+        groups = list({group[0]: group for group in of_row}.values())
         sampler = BalancedWeightedSampler([self.targets[group[0]] for group in groups], self.schedule.batch, seed=self.seed)
         sampler.set_epoch(number)
         generator = torch.Generator().manual_seed(self.seed + number)
