@@ -107,13 +107,13 @@ def test_killed_while_encoding(folder, tmp_path):
 SLOW_WRITING = """
 import pathlib
 from eval import store
-quick = store.save_file
-def slow(tensors, path, metadata):
-    quick(tensors, path, metadata)
+quick = store.write_tensors
+def slow(path, tensors, metadata):
+    quick(path, tensors, metadata)
     content = pathlib.Path(path).read_bytes()
     pathlib.Path(path).write_bytes(content[: len(content) // 2])
     time.sleep(60)
-store.save_file = slow
+store.write_tensors = slow
 """
 
 
