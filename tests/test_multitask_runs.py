@@ -195,7 +195,7 @@ def test_the_file_is_an_encoder_like_any_other(joint):
     wave = torch.randn(6000)
     with torch.no_grad():
         states = expert([wave])["hidden_states"]
-        assert len(states) == 3 and torch.allclose(states[-1], encoder(wave[None]).states[-1], atol=1e-6)
+        assert len(states) == 3 and torch.allclose(states[-1], encoder(wave[None]).states[-1], atol=1e-5)
     assert checkpoint.is_checkpoint(path) and checkpoint.describe(path)["provenance"]["made_by"] == "star finetune"
     # it names no training speaker
     assert "anna" not in path.read_bytes()[:100_000].decode("latin1")

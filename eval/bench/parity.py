@@ -199,8 +199,9 @@ def _page(result: dict[str, Any]) -> str:
     environment = result["environment"]
     versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "s3prl"))
     means = []
-    for name, same in dict.fromkeys((r["task"], r["same_batches"]) for r in result["runs"]):
-        runs = [r for r in result["runs"] if (r["task"], r["same_batches"]) == (name, same)]
+    settings = [(r["task"], r["same_batches"], r["schedule"]["lr"], r["schedule"]["steps"]) for r in result["runs"]]
+    for setting in dict.fromkeys(settings):
+        name, runs = setting[0], [r for r, s in zip(result["runs"], settings) if s == setting]
         if len(runs) > 1:
             sides = {s: [r[s]["value"] for r in runs] for s in ("theirs", "ours")}
             text = [f"{statistics.mean(v):.2f} (deviation {statistics.stdev(v):.2f})" for v in sides.values()]
