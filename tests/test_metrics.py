@@ -189,3 +189,12 @@ def test_bootstrap_interval():
     half_width = 100 * 1.96 * np.sqrt(0.25 / 400)  # normal approximation of a proportion of one half
     assert low == pytest.approx(50 - half_width, abs=1) and high == pytest.approx(50 + half_width, abs=1)
     assert metrics.bootstrap(counts, seed=1) == (low, high)
+
+
+def test_interval_of_a_mean_over_folds():
+    right, wrong = np.array([[1, 1]] * 3), np.array([[0, 1]] * 30)
+    assert metrics.bootstrap([right, wrong]) == pytest.approx((50, 50))
+    mixed = np.array([[i % 2, 1] for i in range(40)])
+    assert metrics.bootstrap([mixed]) == metrics.bootstrap(mixed)
+    low, high = metrics.bootstrap([mixed, right])
+    assert 60 < low < 75 < high < 90

@@ -15,7 +15,7 @@ from eval.__main__ import main
 from eval.ctc import lstm_head
 from eval.probe import Schedule, limited
 from eval.probe import schedule as pick_schedule
-from star_upstream import compat, corpora, metrics
+from star_upstream import compat, corpora
 from star_upstream.errors import StarError
 
 compat.apply()
@@ -241,15 +241,6 @@ def test_slices_are_of_neighbours_by_tokens(data):
     assert probe.epoch(0) == batches != probe.epoch(1)
     probe.schedule = dataclasses.replace(probe.schedule, batch=99)
     assert {len(batch) for batch in probe.epoch(0)} == {12}  # all that there are, half of 99 being more
-
-
-def test_interval_of_a_mean_over_folds():
-    right, wrong = np.array([[1, 1]] * 3), np.array([[0, 1]] * 30)
-    assert metrics.bootstrap([right, wrong]) == pytest.approx((50, 50))
-    mixed = np.array([[i % 2, 1] for i in range(40)])
-    assert metrics.bootstrap([mixed]) == metrics.bootstrap(mixed)
-    low, high = metrics.bootstrap([mixed, right])
-    assert 60 < low < 75 < high < 90
 
 
 def test_folds_agree_on_one_learning_rate():
