@@ -17,7 +17,7 @@ class KeywordSpotting(UtteranceClassification):
 
     def __init__(self, task, table, schedule, seed):
         super().__init__(task, table, schedule, seed)
-        self.files: dict[str, list[int]] = {}
+        self.files: dict[tuple[str, str], list[int]] = {}
         """Of each split and noise file, its longest rows: its last second is cut short."""
         if schedule.generation == "downstream":
             noise = table[(table["label"] == SILENCE) & table.duplicated(["split", "path"], keep=False)]
