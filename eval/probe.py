@@ -18,10 +18,7 @@ from star_upstream.errors import StarError
 from star_upstream.metrics import Counts
 
 Generation = Literal["downstream", "problem"]
-GENERATIONS = {
-    "downstream": "s3prl's legacy recipes (s3prl/downstream), which made the published numbers",
-    "problem": "s3prl's problem package (s3prl/problem)",
-}
+"""s3prl's legacy recipes (s3prl/downstream), which made the published numbers, or its problem package (s3prl/problem)."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +135,10 @@ class Task:
     """Where this differs from both generations of s3prl's recipe; kept in every record."""
     differences_once: tuple[str, ...] = ()
     """Those that come of encoding an utterance once, and that ``--exact`` does away with."""
+
+    def plain(self, generation: Generation) -> tuple[str, ...]:
+        """The splits that are read without ``effects``."""
+        return self.plain_in_problem if generation == "problem" else ()
 
     @property
     def columns(self) -> list[str]:

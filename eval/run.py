@@ -12,7 +12,7 @@ import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -26,7 +26,7 @@ from . import encode, tasks, train, upstreams
 from . import record as record_of
 from .exact import Padded
 from .machine import environment, peak_memory, reset_peak_memory
-from .probe import GENERATIONS, Generation, Task
+from .probe import Generation, Task
 from .probe import schedule as pick_schedule
 
 FORMAT = 1
@@ -87,8 +87,8 @@ def run(options: Options) -> int:
         raise StarError(f"--jobs {options.jobs}: must be at least 1")
     if not 0 <= options.cache_gb < math.inf:
         raise StarError(f"--cache-gb {options.cache_gb:g}: must be a number of at least 0")
-    if options.generation not in GENERATIONS:
-        raise StarError(f"--generation {options.generation}: there are {' and '.join(GENERATIONS)}")
+    if options.generation not in get_args(Generation):
+        raise StarError(f"--generation {options.generation}: there are {' and '.join(get_args(Generation))}")
     for task in wanted:
         pick_schedule(task, options.schedule or "mini", options.steps)
     alone = options.jobs == 1 or len(wanted) == 1
@@ -249,8 +249,8 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
 def _features(task: Task, table: pd.DataFrame, schedule, upstream, store, exact: bool):
     """The task's features of ``table``: encoded here and kept, or encoded with every batch."""
     means = task.features == "means"
-    plain = task.plain_in_problem if schedule.generation == "problem" else ()
-    windows = encode.windows(table, task.crop_seconds if means and not exact else None, schedule.crops, plain)
+    crop = task.crop_seconds if means and not exact else None
+    windows = encode.windows(table, crop, schedule.crops, task.plain(schedule.generation))
     hours = f"{table['samples'].sum() / RATE / 60:.1f} minutes"
     longest = schedule.crop_seconds or task.crop_seconds
     if exact:

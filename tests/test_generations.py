@@ -234,7 +234,8 @@ def test_trials_without_effects_in_the_problem(tmp_path):
 
     soundfile.write(tmp_path / "a.wav", np.full(8_000, 0.5), 16_000)
     rows = pd.DataFrame({"path": str(tmp_path / "a.wav"), "start": 0, "samples": 8_000, "split": ["train", "test"]})
-    train_window, test_window = (row[0] for row in encode.windows(rows, plain=ASV.plain_in_problem))
+    train_window, test_window = (row[0] for row in encode.windows(rows, plain=ASV.plain("problem")))
+    assert ASV.plain("downstream") == ()
     gain = (("gain", "-6.0"),)
     assert encode.waveform(train_window, gain)[0] == pytest.approx(0.25, abs=0.01)
     assert encode.waveform(test_window, gain)[0] == pytest.approx(0.5, abs=1e-3)

@@ -53,7 +53,7 @@ class Ours:
         rows, means = list(dict.fromkeys(rows)), self.task.features == "means"
         part = self.probe.table.iloc[rows]
         self.upstream.expert.eval()  # s3prl switches between the two, and both sides share the module
-        plain = self.task.plain_in_problem if self.schedule.generation == "problem" else ()
+        plain = self.task.plain(self.schedule.generation)
         windows = encode.windows(part, self.task.crop_seconds if means else None, self.schedule.crops, plain)
         begun = time.perf_counter()
         if means:
