@@ -74,7 +74,7 @@ class Initialisation:
 class StudentChanges:
     """In what a student that is a copy of its teacher differs from it; None: in nothing. No weight depends on these."""
 
-    hidden_states: Literal["all", "features", "layers"] | None = None
+    hidden_states: Literal["all", "features", "layers", "last"] | None = None
     dropout: float | None = None
     attention_dropout: float | None = None
     activation_dropout: float | None = None

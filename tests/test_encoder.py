@@ -135,9 +135,20 @@ def test_exposed_states_follow_the_convention():
         output = encoder(batch(), LENGTHS)
         exposed = encoder.exposed(output)
         assert len(exposed) == expected and exposed[-1].shape[-1] == (10 if convention == "projections" else 32)
+        assert encoder.config.exposed == (len(exposed), exposed[-1].shape[-1])
         if convention == "features":
             frames = int(output.lengths_B[1])
             assert torch.equal(exposed[0][1, :frames], output.features_BTD[1, :frames]) and not exposed[0][1, frames:].any()
+
+
+def test_the_last_state_is_the_layers_or_its_heads():
+    torch.manual_seed(0)
+    for heads, width in ((0, 32), (10, 10)):
+        encoder = Encoder(config(output_projection=heads, hidden_states="last")).eval()
+        output = encoder(batch(), LENGTHS)
+        (last,) = encoder.exposed(output)
+        assert torch.equal(last, encoder.output_projections[2](output.states[3]) if heads else output.states[3])
+        assert encoder.config.exposed == (1, width)
 
 
 def test_every_parameter_receives_a_gradient():
@@ -167,6 +178,7 @@ def test_every_parameter_receives_a_gradient():
         ({"relative_position": RELATIVE, "heads": [4, 2, 4]}, "relative_position.kept_heads: needed"),
         ({"relative_position": RELATIVE | {"kept_heads": [[0], [0], [4]]}, "heads": 1}, "relative_position.kept_heads[2]"),
         ({"hidden_states": "projections"}, "'projections' needs output_projection"),
+        ({"hidden_states": "last", "layers": 0, "heads": 1, "ffn": 1}, "hidden_states: 'last' needs one layer"),
         ({"hidden_states": "some"}, "hidden_states: expected 'all' or"),
         ({"norm": "both"}, "norm: expected 'post' or 'pre', got 'both'"),
     ],

@@ -63,9 +63,10 @@ class EncoderConfig:
     prediction_layers: tuple[int, ...] = ()
     """Teacher layers (from 1) that heads on the last state predict: linear to one ``width`` each, GELU, one linear map each
     (DistilHuBERT, Chang et al. 2022, section 3; Kerpicci et al. 2022 keep the heads after distillation)."""
-    hidden_states: Literal["all", "features", "layers", "projections"] = "all"
+    hidden_states: Literal["all", "features", "layers", "projections", "last"] = "all"
     """What the model gives SUPERB: first-layer input and every layer's output; the projected CNN output and every layer's
-    output (DPHuBERT); layer outputs alone; or the heads' outputs."""
+    output (DPHuBERT); layer outputs alone; the heads' outputs; or one state, the last layer's output (DistilHuBERT as its
+    authors evaluate it), through its head where there are heads (FitHuBERT)."""
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0
@@ -104,6 +105,8 @@ class EncoderConfig:
         self._check_relative_position()
         if (self.hidden_states == "projections") and not self.output_projection:
             raise StarError("hidden_states: 'projections' needs output_projection")
+        if self.hidden_states in ("layers", "projections", "last") and not self.layers:
+            raise StarError(f"hidden_states: {self.hidden_states!r} needs one layer or more; take 'all'")
 
     def _check_reuse(self):
         if self.reuse_attention is None:
@@ -138,6 +141,16 @@ class EncoderConfig:
                 raise StarError(
                     f"relative_position.kept_heads[{i}]: expected {self.heads[i]} different heads below {position.total_heads}, got {list(kept)}"
                 )
+
+    @property
+    def exposed(self) -> tuple[int, int]:
+        """How many states ``hidden_states`` gives, and the channels of each."""
+        heads = self.output_projection
+        if self.hidden_states == "last":
+            return 1, heads or self.width
+        if self.hidden_states == "projections":
+            return self.layers, heads
+        return self.layers + (self.hidden_states in ("all", "features")), self.width
 
     @property
     def stride(self) -> int:

@@ -181,6 +181,8 @@ class Encoder(nn.Module):
         """The states that this model gives SUPERB, by its ``hidden_states`` convention."""
         if self.config.hidden_states == "projections":
             return output.projections
+        if self.config.hidden_states == "last":
+            return (output.projections or output.states)[-1:]
         if self.config.hidden_states == "features":
             valid_BT = valid_mask(output.lengths_B, output.features_BTD.shape[1])
             return [output.features_BTD * valid_BT[..., None], *output.states[1:]]

@@ -18,8 +18,7 @@ from . import losses
 
 def shape(config: EncoderConfig, input: str) -> tuple[int, int]:
     """How many states a head with that ``input`` reads, and their width. Raises :class:`StarError` where the encoder has none such."""
-    exposed = {"all": config.layers + 1, "features": config.layers + 1}.get(config.hidden_states, config.layers)
-    width = config.output_projection if config.hidden_states == "projections" else config.width
+    exposed, width = config.exposed
     predicted = len(config.prediction_layers)
     if input in ("predictions", "all") and not predicted:
         raise StarError(f"input: {input!r} needs an encoder with prediction heads (prediction_layers); take 'last' or 'states'")
