@@ -26,7 +26,7 @@ def macs(config: EncoderConfig, samples: int) -> int:
 
 def count_macs(config: EncoderConfig, samples: int, convs: Sequence, heads: Sequence, units: Sequence) -> Any:
     """The same with other numbers of channels a convolution and of heads and FFN units a layer; pruning gives expected ones (tensors)."""
-    total, frames, previous = 0, samples, 1
+    total, frames, previous = 0, max(samples, config.receptive_field), 1
     for channels, (_, kernel, stride) in zip(convs, config.conv_layers):
         frames = (frames - kernel) // stride + 1
         total = total + frames * kernel * channels * previous
@@ -35,14 +35,15 @@ def count_macs(config: EncoderConfig, samples: int, convs: Sequence, heads: Sequ
         total = total + frames * config.width * previous
     # an even kernel padded by half of itself computes one frame more than is kept
     position_frames = frames + 1 - config.position_kernel % 2
-    total = total + position_frames * config.width * (config.width // config.position_groups) * config.position_kernel
+    kernels = config.position_layers * config.position_kernel
+    total = total + position_frames * config.width * (config.width // config.position_groups) * kernels
     for layer in range(config.layers):
         inner = heads[layer] * config.head_width
         reuse = bool(config.reuse_attention and config.reuse_attention[layer])
         each = config.width * (2 if reuse else 4) + frames * (1 if reuse else 2)
         if config.relative_position and not reuse:
             each += 8  # the gate on the position bias
-        total = total + frames * (inner * each + units[layer] * config.width * 2)
+        total = total + frames * (inner * each + (units[layer] + config.adapter) * config.width * 2)
     heads_out = config.layers * config.output_projection + 2 * len(config.prediction_layers) * config.width
     return total + frames * config.width * heads_out
 

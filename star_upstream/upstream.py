@@ -106,13 +106,9 @@ class UpstreamExpert(nn.Module):
                 raise StarError(f"waveform {i}: expected a 1-D floating-point tensor at 16 kHz, got {shown}")
             if not len(wav):
                 raise StarError(f"waveform {i}: empty")
-        weight = self.encoder.position.bias
-        shortest = self.encoder.config.receptive_field
+        weight = self.encoder.norm.weight
         waveforms_BN = nn.utils.rnn.pad_sequence([w.to(weight.device, weight.dtype) for w in wavs], batch_first=True)
-        if waveforms_BN.shape[1] < shortest:
-            waveforms_BN = nn.functional.pad(waveforms_BN, (0, shortest - waveforms_BN.shape[1]))
-        lengths_B = torch.tensor([max(len(w), shortest) for w in wavs], device=weight.device)
-        return waveforms_BN, lengths_B
+        return waveforms_BN, torch.tensor([len(w) for w in wavs], device=weight.device)
 
 
 def load(source: str | Path, config: str | Path | None = None, reference_padding: bool = False) -> UpstreamExpert:

@@ -48,6 +48,9 @@ VARIANTS = {
     "reused maps, softmax": {"reuse_attention": [False, True, True], "reuse_softmax": True},
     "left-out parts": {"heads": [4, 0, 2], "ffn": [48, 20, 0]},
     "left-out parts, pre-norm": {"heads": [4, 0, 2], "ffn": [48, 20, 0], "norm": "pre"},
+    "batch norm before the positional convolution": {"position_norm": "batch"},
+    "stacked positional convolutions": {"position_norm": "layer", "position_layers": 3, "position_kernel": 6, "norm": "pre"},
+    "adapters": {"norm": "pre", "adapter": 6},
     "output heads": {"output_projection": 10, "hidden_states": "projections"},
     "no projection": {"conv_layers": (*CONVS[:-1], (32, 2, 2)), "projection": False, "feature_scale": True},
 }
@@ -180,6 +183,8 @@ def test_every_parameter_receives_a_gradient():
         ({"hidden_states": "projections"}, "'projections' needs output_projection"),
         ({"hidden_states": "last", "layers": 0, "heads": 1, "ffn": 1}, "hidden_states: 'last' needs one layer"),
         ({"hidden_states": "some"}, "hidden_states: expected 'all' or"),
+        ({"position_layers": 2}, "position_layers: 2 convolutions need position_norm 'layer'"),
+        ({"adapter": 4}, "adapter: only models with norm 'pre' have one"),
         ({"norm": "both"}, "norm: expected 'post' or 'pre', got 'both'"),
     ],
 )
@@ -187,6 +192,22 @@ def test_impossible_configurations_are_named(changes, message):
     with pytest.raises(StarError) as error:
         config(**changes)
     assert message in str(error.value)
+
+
+@torch.no_grad()
+def test_frames_are_what_the_forward_pass_gives_also_below_one_frame():
+    for changes in ({}, {"normalize_waveform": True}):
+        encoder = randomised(Encoder(config(**changes)))
+        shortest = encoder.config.receptive_field
+        for samples in (1, shortest - 1, shortest, shortest + 1, 300):
+            wave = torch.linspace(-1, 1, samples)[None]
+            output, padded = encoder(wave), encoder(torch.nn.functional.pad(wave, (0, max(0, shortest - samples))))
+            counted = encoder.config.frames(samples)
+            assert output.states[-1].shape[1] == int(output.lengths_B) == counted == int(encoder.config.frames(torch.tensor(samples)))
+            assert counted >= 1 and torch.equal(output.states[-1], padded.states[-1])
+            together = encoder(torch.nn.functional.pad(wave, (0, 700)), torch.tensor([samples]))
+            torch.testing.assert_close(together.states[-1][:, :counted], output.states[-1], atol=1e-5, rtol=0)
+    assert encoder.config.frames(0) == 0 and encoder.config.frames(torch.tensor([0, 1])).tolist() == [0, 1]
 
 
 def test_frames_and_receptive_field():

@@ -79,7 +79,7 @@ def test_a_wave_shorter_than_one_frame_is_padded_to_it():
     with torch.no_grad():
         short = model([wav])["last_hidden_state"]
         padded = model([torch.nn.functional.pad(wav, (0, model.encoder.config.receptive_field - 100))])["last_hidden_state"]
-    assert short.shape[1] == 1 and torch.equal(short, padded)
+    assert short.shape[1] == model.frames(100) == 1 and torch.equal(short, padded)
 
 
 @pytest.mark.parametrize(

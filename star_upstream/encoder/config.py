@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from ..errors import StarError
 
 HUBERT_CONVS = ((512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 2, 2), (512, 2, 2))
@@ -47,6 +49,10 @@ class EncoderConfig:
     width: int = 768
     position_kernel: int = 128
     position_groups: int = 16
+    position_norm: Literal["weight", "batch", "layer"] = "weight"
+    """What the positional convolution is normalised by: its weights (wav2vec 2.0), a batch norm before it (mHuBERT-147), or a
+    LayerNorm after each of ``position_layers`` convolutions (data2vec)."""
+    position_layers: int = 1
     layers: int = 12
     heads: int | tuple[int, ...] = 12
     head_width: int = 64
@@ -58,6 +64,8 @@ class EncoderConfig:
     """Per layer: take the attention map of the layer before instead of computing one (ARMHuBERT)."""
     reuse_softmax: bool = False
     """A reused map goes through softmax once more, as in the published ARMHuBERT models, which were trained so."""
+    adapter: int = 0
+    """Inner width of a bottleneck after every layer of a pre-norm model (MMS); 0 has none."""
     output_projection: int = 0
     """Width of a linear head on every layer's output (ARMHuBERT, MaskHuBERT); 0 has none."""
     prediction_layers: tuple[int, ...] = ()
@@ -79,11 +87,15 @@ class EncoderConfig:
         for i, layer in enumerate(self.conv_layers):
             if min(layer) < 1:
                 raise StarError(f"conv_layers[{i}]: channels, kernel and stride must be 1 or more, got {list(layer)}")
-        for name in ("width", "position_kernel", "position_groups", "head_width"):
+        for name in ("width", "position_kernel", "position_groups", "position_layers", "head_width"):
             if getattr(self, name) < 1:
                 raise StarError(f"{name}: must be 1 or more, got {getattr(self, name)}")
-        if self.layers < 0 or self.output_projection < 0:
-            raise StarError("layers and output_projection: must be 0 or more")
+        if self.layers < 0 or self.output_projection < 0 or self.adapter < 0:
+            raise StarError("layers, adapter and output_projection: must be 0 or more")
+        if self.adapter and self.norm == "post":
+            raise StarError("adapter: only models with norm 'pre' have one")
+        if self.position_layers > 1 and self.position_norm != "layer":
+            raise StarError(f"position_layers: {self.position_layers} convolutions need position_norm 'layer', got {self.position_norm!r}")
         for name in ("dropout", "attention_dropout", "activation_dropout", "feature_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise StarError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
@@ -162,7 +174,7 @@ class EncoderConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees; a shorter waveform has no frame."""
+        """Samples that one frame sees; a shorter waveform is padded with zeros to it."""
         field, jump = 1, 1
         for _, kernel, stride in self.conv_layers:
             field += (kernel - 1) * jump
@@ -170,7 +182,12 @@ class EncoderConfig:
         return field
 
     def frames(self, samples):
-        """Frames of ``samples`` samples (a number or an integer tensor): each convolution gives ``(n - kernel) // stride + 1``."""
+        """Frames of ``samples`` samples (a number or an integer tensor): each convolution gives ``(n - kernel) // stride + 1``.
+
+        One for every waveform up to ``receptive_field``; none for an empty one.
+        """
+        shortest = self.receptive_field
+        frames = samples.clamp(min=shortest) if isinstance(samples, torch.Tensor) else max(samples, shortest)
         for _, kernel, stride in self.conv_layers:
-            samples = (samples - kernel) // stride + 1
-        return samples
+            frames = (frames - kernel) // stride + 1
+        return frames * (samples > 0)

@@ -5,7 +5,6 @@ Shapes: B utterances, N samples, T frames, D width, H heads.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from .attention import Attention, RelativePositionTable
 from .config import EncoderConfig
 from .frontend import FrontEnd, normalize, valid_mask
+from .position import positional
 
 
 class EncoderOutput(NamedTuple):
@@ -34,22 +34,15 @@ class EncoderOutput(NamedTuple):
     """Where the configuration has ``prediction_layers``: what the heads make of each of them, B x T x D."""
 
 
-class PositionalConvolution(nn.Module):
-    """Grouped convolution over time as a relative position embedding, weight-normalised over the kernel (wav2vec 2.0, section 2)."""
+class Adapter(nn.Module):
+    """A bottleneck after a layer: LayerNorm, linear, ReLU, linear (MMS, Pratap et al. 2023: one set a language)."""
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, width: int, inner: int):
         super().__init__()
-        self.groups, kernel = config.position_groups, config.position_kernel
-        self.direction = nn.Parameter(torch.empty(config.width, config.width // self.groups, kernel))
-        nn.init.normal_(self.direction, std=math.sqrt(4.0 / (kernel * config.width)))
-        self.magnitude = nn.Parameter(self.direction.detach().norm(dim=(0, 1), keepdim=True))
-        self.bias = nn.Parameter(torch.zeros(config.width))
+        self.norm, self.down, self.up = nn.LayerNorm(width), nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        kernel = self.direction.shape[-1]
-        weight = torch._weight_norm(self.direction, self.magnitude, 2)
-        x_BDT = F.conv1d(x_BTD.transpose(1, 2), weight, self.bias, padding=kernel // 2, groups=self.groups)
-        return F.gelu(x_BDT[..., : x_BTD.shape[1]]).transpose(1, 2)
+        return self.up(F.relu(self.down(self.norm(x_BTD))))
 
 
 class Layer(nn.Module):
@@ -65,6 +58,7 @@ class Layer(nn.Module):
         self.ffn_in = nn.Linear(width, units) if units else None
         self.ffn_out = nn.Linear(units, width) if units else None
         self.ffn_norm = nn.LayerNorm(width, eps=config.norm_epsilon) if units or not self.pre_norm else None
+        self.adapter = Adapter(width, config.adapter) if config.adapter else None
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
@@ -78,7 +72,8 @@ class Layer(nn.Module):
             inner_BTD, map_BHTT = self.attention(inner_BTD, mask_BT, position_HTT, reused_BHTT, need_map)
             x_BTD = x_BTD + self.dropout(inner_BTD)
         if self.pre_norm:
-            return (x_BTD if self.ffn_in is None else x_BTD + self._ffn(self.ffn_norm(x_BTD))), map_BHTT
+            x_BTD = x_BTD if self.ffn_in is None else x_BTD + self._ffn(self.ffn_norm(x_BTD))
+            return (x_BTD if self.adapter is None else x_BTD + self.adapter(x_BTD)), map_BHTT
         x_BTD = self.attention_norm(x_BTD)
         return self.ffn_norm(x_BTD if self.ffn_in is None else x_BTD + self._ffn(x_BTD)), map_BHTT
 
@@ -107,7 +102,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config, self.reference_padding = config, reference_padding
         self.frontend = FrontEnd(config)
-        self.position = PositionalConvolution(config)
+        self.position = positional(config)
         self.relative_position = RelativePositionTable(config.relative_position) if config.relative_position else None
         self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
@@ -124,7 +119,8 @@ class Encoder(nn.Module):
         """Encode zero-padded waveforms.
 
         waveforms_BN: B x N floats at 16 kHz, not normalised (the model does it where it was trained so).
-        lengths_B: valid samples of each, at least ``config.receptive_field``; None takes every sample as valid.
+        lengths_B: valid samples of each, 1 or more; None takes every sample as valid. One shorter than ``config.receptive_field``
+            counts as padded to it, so that every waveform has a frame.
         attention_maps: also return the maps, which costs B x H x T x T a layer.
         """
         features_BTD, frames_B = self.features(waveforms_BN, lengths_B)
@@ -134,6 +130,11 @@ class Encoder(nn.Module):
         """The front end alone: B x T x D, and the valid frames of each utterance."""
         if waveforms_BN.dim() != 2:
             raise ValueError(f"waveforms must be B x N, got shape {tuple(waveforms_BN.shape)}")
+        shortest = self.config.receptive_field
+        if waveforms_BN.shape[1] < shortest:
+            waveforms_BN = F.pad(waveforms_BN, (0, shortest - waveforms_BN.shape[1]))
+        if lengths_B is not None:
+            lengths_B = lengths_B.clamp(min=shortest)
         if self.config.normalize_waveform:
             waveforms_BN = normalize(waveforms_BN, lengths_B, self.config.normalize_epsilon)
         samples_B = waveforms_BN.new_full((waveforms_BN.shape[0],), waveforms_BN.shape[1], dtype=torch.long)
@@ -150,7 +151,8 @@ class Encoder(nn.Module):
         if padded:
             mask_BT = valid_mask(frames_B, x_BTD.shape[1])
             x_BTD = x_BTD * mask_BT[..., None]
-        x_BTD = x_BTD + self.position(x_BTD)
+        # the references leave padding to what comes before the convolutions: zero at first, not after a norm
+        x_BTD = x_BTD + self.position(x_BTD, None if self.reference_padding else mask_BT)
         if self.config.norm == "post":
             x_BTD = self.norm(x_BTD)
         states, maps, reusable_BHTT = [x_BTD], [], None

@@ -53,7 +53,7 @@ class States:
         """T x S x D: as many frames as ``samples`` samples have, from the one nearest to sample ``first``; at least one."""
         begin = int(self.ends[row - 1]) if row else 0
         total = int(self.ends[row]) - begin
-        count = min(total, max(1, int(self.config.frames(samples))))
+        count = min(total, int(self.config.frames(samples)))
         start = begin + min(first // self.config.stride, total - count)
         return torch.from_numpy(np.array(self.values[start : start + count]))
 
@@ -85,7 +85,7 @@ def states(task: TaskData, model: MultitaskModel, encoder_digest: str, folder: P
     """What the task's head reads of the frozen encoder, for every utterance, encoded now or before."""
     count, width = shape(model.encoder.config, task.config.input)
     config = model.encoder.config
-    frames = np.array([max(1, int(config.frames(max(int(n), config.receptive_field)))) for n in task.table["samples"]])
+    frames = np.array([int(config.frames(int(n))) for n in task.table["samples"]])
 
     def make(part: Path) -> None:
         size = int(frames.sum()) * count * width * 2
