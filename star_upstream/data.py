@@ -175,20 +175,26 @@ class Batch(NamedTuple):
     """Files that could not be used and the reason; a neighbour in length took the place of each."""
 
 
+Item = tuple[Tensor, str, int, list[tuple[str, str]], int]
+"""Waveform, path, place in the corpus, files that could not be used, and the epoch that asked for it."""
+
+
 class AudioDataset(Dataset):
-    """The waveforms of a corpus, cut to the length that was measured.
+    """The waveforms of a corpus, cut to the length that was measured, by place or by (place, epoch).
 
     A file that cannot be decoded, is silent from end to end or decodes to less than ``min_samples`` is replaced by the next
-    longer one.
+    longer one. ``longest``: longer waveforms are cut to so many samples, from their start or, with a ``seed``, from a random place:
+    a function of (seed, epoch, place) alone, so that a resumed run sees the same and every epoch others.
     """
 
-    def __init__(self, clips: Sequence[Clip], min_samples: int = 1):
-        self.clips, self.min_samples = clips, min_samples
+    def __init__(self, clips: Sequence[Clip], min_samples: int = 1, longest: int | None = None, seed: int | None = None):
+        self.clips, self.min_samples, self.longest, self.seed = clips, min_samples, longest, seed
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str, int, list[tuple[str, str]]]:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
         bad: list[tuple[str, str]] = []
         for step in range(min(len(self.clips), 20)):
             place = (index + step) % len(self.clips)
@@ -205,23 +211,31 @@ class AudioDataset(Dataset):
             if not (np.isfinite(wave).all() and np.abs(wave).max() > 0):
                 bad.append((path, "silent from end to end, or not finite"))
                 continue
-            return torch.from_numpy(wave), path, place, bad
+            return torch.from_numpy(self._cut(wave, place, epoch)), path, place, bad, epoch
         raise StarError(f"{len(bad)} files in a row cannot be used; the first: {bad[0][0]}: {bad[0][1]}")
 
+    def _cut(self, wave: np.ndarray, place: int, epoch: int) -> np.ndarray:
+        if self.longest is None or len(wave) <= self.longest:
+            return wave
+        start = 0
+        if self.seed is not None:
+            start = int(np.random.default_rng((self.seed, epoch, place)).integers(len(wave) - self.longest + 1))
+        return wave[start : start + self.longest]
 
-def collate(items: Sequence[tuple[Tensor, str, int, list]], crop: bool = False, seed: int | None = None) -> Batch:
+
+def collate(items: Sequence[Item], crop: bool = False, seed: int | None = None) -> Batch:
     """Pad with zeros to the longest utterance, or ``crop`` all to the length of the shortest: from the start or, with a ``seed``,
     each from a random place.
 
-    The places are a function of ``seed`` and the batch (its utterances and their order) alone: a resumed run sees the same crops,
-    and since the sampler mixes utterances anew each epoch, every epoch sees others.
+    The places are a function of ``seed``, the epoch and the batch (its utterances and their order) alone: a resumed run sees the
+    same crops, and every epoch others, also where its batches are those of the last one.
     """
     waves = [item[0] for item in items]
     if crop:
         shortest = min(len(w) for w in waves)
         starts = [0] * len(waves)
         if seed is not None:
-            random = np.random.default_rng((seed, *(item[2] for item in items)))
+            random = np.random.default_rng((seed, items[0][4], *(item[2] for item in items)))
             starts = [int(random.integers(len(w) - shortest + 1)) for w in waves]
         waves = [w[start : start + shortest] for w, start in zip(waves, starts)]
     return Batch(
@@ -234,11 +248,16 @@ def collate(items: Sequence[tuple[Tensor, str, int, list]], crop: bool = False, 
 
 
 class BucketSampler(Sampler[list[int]]):
-    """Batches of utterances of similar length, at most ``seconds`` of padded audio and ``items`` utterances each.
+    """Batches of utterances of similar length, at most ``seconds`` of audio and ``items`` utterances each.
+
+    ``batches``: ``mixed`` draws neighbours in length and the order anew each epoch; ``sorted`` has the same batches each epoch, from
+    the longest utterances down, in another order; ``repeated`` has them from the shortest up, in the same order too.
+    ``counted``: what ``seconds`` limits, the audio with its padding or the ``true`` lengths. ``longest``: utterances will be cut to so
+    many samples.
 
     The batches of an epoch are a function of (clips, seed, epoch) alone, so that a run resumes where it was: set ``epoch`` and
     ``start`` (batches of this rank already done). Each of ``world`` ranks takes every world-th batch; at most world - 1 are
-    left out, other ones each epoch.
+    left out, other ones each epoch unless batches are repeated.
     """
 
     def __init__(
@@ -250,11 +269,15 @@ class BucketSampler(Sampler[list[int]]):
         shuffle: bool = True,
         rank: int = 0,
         world: int = 1,
+        batches: str = "mixed",
+        counted: str = "padded",
+        longest: int | None = None,
     ):
-        self.lengths = np.array([c.samples for c in clips])
+        self.lengths = np.array([c.samples if longest is None else min(c.samples, longest) for c in clips])
+        self.batches, self.counted = batches if shuffle else "mixed", counted
         if len(clips) and self.lengths.max() > seconds * audio.RATE:
             longest = self.lengths.max() / audio.RATE
-            fix = "raise it or lower max_seconds"
+            fix = "raise it, or lower max_seconds or crop_seconds"
             raise StarError(f"batch_seconds: {seconds} is less than the longest utterance ({longest:.1f} s); {fix}")
         self.budget, self.items = int(seconds * audio.RATE), items or len(clips)
         self.seed, self.shuffle, self.rank, self.world = seed, shuffle, rank, world
@@ -270,15 +293,18 @@ class BucketSampler(Sampler[list[int]]):
         return self._planned[key]
 
     def _plan(self, epoch: int) -> list[list[int]]:
-        random = np.random.default_rng((self.seed, epoch))
+        random = np.random.default_rng((self.seed, epoch if self.batches != "repeated" else 0))
         # a random factor of up to 10 % mixes neighbours anew each epoch and costs little padding
-        noise = random.uniform(0.95, 1.05, len(self.lengths)) if self.shuffle else 1.0
-        batches, current, longest = [], [], 0
-        for index in np.argsort(self.lengths * noise, kind="stable"):
-            longest = max(longest, self.lengths[index])
-            if current and (longest * (len(current) + 1) > self.budget or len(current) == self.items):
+        noise = random.uniform(0.95, 1.05, len(self.lengths)) if self.shuffle and self.batches == "mixed" else 1.0
+        order = np.argsort(self.lengths * noise, kind="stable")
+        batches, current, longest, total = [], [], 0, 0
+        for index in order[::-1] if self.batches == "sorted" else order:
+            length = self.lengths[index]
+            longest, total = max(longest, length), total + length
+            audio_in_batch = total if self.counted == "true" else longest * (len(current) + 1)
+            if current and (audio_in_batch > self.budget or len(current) == self.items):
                 batches.append(current)
-                current, longest = [], self.lengths[index]
+                current, longest, total = [], length, length
             current.append(int(index))
         if current:
             batches.append(current)
@@ -294,8 +320,9 @@ class BucketSampler(Sampler[list[int]]):
         return len(self.plan(self.epoch)) // self.world
 
 
-class BatchStream(Sampler[list[int]]):
-    """The batches of one epoch after another, from where ``sampler`` stands, ``limit()`` of them.
+class BatchStream(Sampler[list]):
+    """The batches of one epoch after another, from where ``sampler`` stands, ``limit()`` of them; a :class:`BucketSampler`'s places
+    come with their epoch.
 
     Workers fetch ahead, so the stream does not move ``sampler`` on by itself: call :meth:`advance` for each batch learned from.
     """
@@ -310,7 +337,8 @@ class BatchStream(Sampler[list[int]]):
         epoch, start = sampler.epoch, sampler.start
         while left > 0:
             batches = sampler.plan(epoch)[sampler.rank :: sampler.world][start:][:left]
-            yield from batches
+            for batch in batches:
+                yield [(place, epoch) for place in batch] if isinstance(sampler, BucketSampler) else batch
             left -= len(batches)
             epoch, start = epoch + 1, 0
 

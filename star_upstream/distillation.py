@@ -96,11 +96,12 @@ class Distillation(Learner):
     def _loader(self, part: str, batches) -> DataLoader:
         data = self.recipe.data
         workers = data.workers if part == "train" else min(data.workers, 1)
-        seed = self.config.seed if part == "train" and data.crop == "shortest-random" else None
+        seed = self.config.seed if part == "train" else None
+        shortest_seed = seed if data.crop == "shortest-random" else None
         return DataLoader(
-            AudioDataset(self.clips[part], self.min_samples),
+            AudioDataset(self.clips[part], self.min_samples, _longest(self.recipe), seed),
             batch_sampler=batches,
-            collate_fn=partial(collate, crop=data.crop != "none", seed=seed),
+            collate_fn=partial(collate, crop=data.crop != "none", seed=shortest_seed),
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
@@ -149,4 +150,9 @@ def initialise(student: Encoder, teacher: Encoder, config: Initialisation) -> No
 
 def _sampler(recipe: Recipe, clips: Sequence[Clip], rank: int = 0, world: int = 1, shuffle: bool = True) -> BucketSampler:
     data = recipe.data
-    return BucketSampler(clips, data.batch_seconds, data.batch_items, recipe.training.seed, shuffle, rank, world)
+    options = {"batches": data.batches, "counted": data.counted, "longest": _longest(recipe)}
+    return BucketSampler(clips, data.batch_seconds, data.batch_items, recipe.training.seed, shuffle, rank, world, **options)
+
+
+def _longest(recipe: Recipe) -> int | None:
+    return None if recipe.data.crop_seconds is None else round(recipe.data.crop_seconds * audio.RATE)

@@ -34,10 +34,17 @@ class DataConfig:
     """At most so many clips are held out."""
     min_seconds: float = 1.0
     max_seconds: float = 36.0
+    crop_seconds: float | None = None
+    """Longer utterances are cut to so much, in training from a random place (DistilHuBERT: 250,000 samples)."""
     batch_seconds: float = 160.0
-    """Audio in a batch of one process, padding included."""
+    """Audio in a batch of one process."""
+    counted: Literal["padded", "true"] = "padded"
+    """What ``batch_seconds`` limits: the audio with its padding, or the utterances' lengths before any crop to the shortest (DPHuBERT)."""
     batch_items: int | None = None
     """Utterances in a batch of one process, at most."""
+    batches: Literal["mixed", "sorted", "repeated"] = "mixed"
+    """``mixed``: neighbours in length are drawn anew each epoch; ``sorted``: the same batches each epoch, in another order (s3prl,
+    ARMHuBERT); ``repeated``: the same batches in the same order (DPHuBERT)."""
     crop: Literal["none", "shortest", "shortest-random"] = "none"
     """``shortest``: cut a batch's utterances to its shortest instead of padding them; ``shortest-random``: in training from a random
     place of each (as DPHuBERT's recipe has it), not from its start."""
@@ -49,8 +56,11 @@ class DataConfig:
     def __post_init__(self):
         if not 0 < self.min_seconds <= self.max_seconds:
             raise StarError(f"min_seconds: must be above 0 and at most max_seconds ({self.max_seconds}), got {self.min_seconds}")
-        if self.batch_seconds < self.max_seconds:
-            raise StarError(f"batch_seconds: must be at least max_seconds ({self.max_seconds}), got {self.batch_seconds}")
+        if self.crop_seconds is not None and not self.crop_seconds >= self.min_seconds:
+            raise StarError(f"crop_seconds: must be at least min_seconds ({self.min_seconds}), got {self.crop_seconds}")
+        name = "max_seconds" if self.crop_seconds is None or self.max_seconds <= self.crop_seconds else "crop_seconds"
+        if self.batch_seconds < getattr(self, name):
+            raise StarError(f"batch_seconds: must be at least {name} ({getattr(self, name)}), got {self.batch_seconds}")
         if self.batch_items is not None and self.batch_items < 1:
             raise StarError(f"batch_items: must be 1 or more, got {self.batch_items}")
         if self.workers < 0 or self.valid_limit < 1:

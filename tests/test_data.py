@@ -86,14 +86,15 @@ def test_a_stream_needs_a_batch_for_every_process():
 
 
 def test_collate_pads_or_crops():
-    items = [(torch.arange(1.0, n + 1), f"{n}", n, []) for n in (3, 5)]
+    items = [(torch.arange(1.0, n + 1), f"{n}", n, [], 0) for n in (3, 5)]
     padded, cropped = collate(items), collate(items, crop=True)
     assert padded.waveforms_BN.tolist() == [[1, 2, 3, 0, 0], [1, 2, 3, 4, 5]] and padded.lengths_B.tolist() == [3, 5]
     assert cropped.waveforms_BN.tolist() == [[1, 2, 3], [1, 2, 3]] and cropped.lengths_B.tolist() == [3, 3]
 
 
-def waves(indices):
-    return [(torch.arange(float(CLIPS[i].samples)) + 1, CLIPS[i].path, i, []) for i in indices]
+def waves(keys):
+    keys = [key if isinstance(key, tuple) else (key, 0) for key in keys]
+    return [(torch.arange(float(CLIPS[i].samples)) + 1, CLIPS[i].path, i, [], epoch) for i, epoch in keys]
 
 
 def test_random_crops_lie_anywhere_in_their_utterance_and_nothing_is_padded():
@@ -113,15 +114,16 @@ def test_random_crops_lie_anywhere_in_their_utterance_and_nothing_is_padded():
     assert (starts_SB[:, 1:].amin(0) < 0.2 * room_B[1:]).all() and (starts_SB[:, 1:].amax(0) > 0.8 * room_B[1:]).all()
 
 
+@pytest.mark.parametrize("batches", ["mixed", "sorted", "repeated"])
 @pytest.mark.parametrize("done", [0, 5, 9, 14])
-def test_a_resumed_run_sees_the_same_random_crops_and_every_epoch_others(done):
+def test_a_resumed_run_sees_the_same_random_crops_and_every_epoch_others(done, batches):
     clips = CLIPS[:12]  # two batches an epoch
 
     def crops(stream):
         return [(batch, collate(waves(batch), crop=True, seed=3).waveforms_BN) for batch in stream]
 
     def stream(limit):
-        return BatchStream(BucketSampler(clips, 5.0, seed=5), lambda: limit)
+        return BatchStream(BucketSampler(clips, 5.0, seed=5, batches=batches), lambda: limit)
 
     whole = crops(stream(18))
     resumed = stream(18 - done)
@@ -129,8 +131,53 @@ def test_a_resumed_run_sees_the_same_random_crops_and_every_epoch_others(done):
         resumed.advance()
     for (batch, wave), (other, again) in zip(whole[done:], crops(resumed), strict=True):
         assert batch == other and torch.equal(wave, again)
-    starts = {i: {wave[row, 0].item() for batch, wave in whole for row, k in enumerate(batch) if k == i} for i in range(12)}
+    starts = {i: {wave[row, 0].item() for batch, wave in whole for row, (k, _) in enumerate(batch) if k == i} for i in range(12)}
     assert sum(len(values) > 2 for values in starts.values()) >= 9, "of 12 clips in 6 epochs, the shortest of a batch starts at 0"
+
+
+def test_sorted_and_repeated_batches_are_the_same_ones_each_epoch():
+    def plan(batches, epoch, **options):
+        return BucketSampler(CLIPS, 20.0, items=9, seed=3, batches=batches, **options).plan(epoch)
+
+    for kind in ("sorted", "repeated"):
+        epochs = [plan(kind, epoch) for epoch in range(3)]
+        assert all(sorted(map(tuple, e)) == sorted(map(tuple, epochs[0])) for e in epochs)
+        assert sorted(i for batch in epochs[0] for i in batch) == list(range(len(CLIPS)))
+        assert (epochs[0] == epochs[1] == epochs[2]) == (kind == "repeated")
+    assert sorted(plan("mixed", 0)) != sorted(plan("mixed", 1))
+    longest_first = BucketSampler(CLIPS, 1e4, items=9, batches="sorted").plan(0)
+    # nine neighbours each, from the longest down, so that the shortest are the ones left over
+    assert sorted(len(batch) for batch in longest_first)[0] == len(CLIPS) % 9 and min(longest_first, key=len)[-1] == 0
+
+
+def test_batches_by_true_lengths_hold_more_than_by_padded_ones():
+    clips = [Clip(f"{n}.wav", n * audio.RATE) for n in (1, 2, 3, 4, 5)]
+
+    def plan(**options):
+        return sorted(BucketSampler(clips, 6.0, batches="repeated", **options).plan(0))
+
+    # 1 + 2 + 3 s are 6 s; padded to the third they would be 9
+    assert plan(counted="true") == [[0, 1, 2], [3], [4]]
+    assert plan() == [[0, 1], [2], [3], [4]]
+    # cut to 2 s: 1 + 2 + 2 and 2 + 2
+    assert plan(counted="true", longest=2 * audio.RATE) == [[0, 1, 2], [3, 4]]
+    with pytest.raises(StarError, match="or lower max_seconds or crop_seconds"):
+        BucketSampler(clips, 4.0)
+    BucketSampler(clips, 4.0, longest=4 * audio.RATE)
+
+
+def test_long_waves_are_cut_at_random_in_training_and_at_their_start_else(tmp_path):
+    wave = np.arange(1, 3001, dtype=np.int16)
+    soundfile.write(tmp_path / "a.wav", wave, audio.RATE)
+    clip = Clip(str(tmp_path / "a.wav"), 3000)
+    assert len(AudioDataset([clip], longest=3000, seed=0)[0][0]) == 3000
+    (first, *_), (again, *_) = (AudioDataset([clip], longest=1000)[0, epoch] for epoch in (0, 1))
+    assert torch.equal(first, again) and len(first) == 1000 and first[0] * 2**15 == 1
+    cuts = [AudioDataset([clip], longest=1000, seed=7)[0, epoch][0] * 2**15 for epoch in range(60)]
+    assert all(len(cut) == 1000 and (cut.diff() == 1).all() for cut in cuts)
+    starts = np.array([cut[0].item() for cut in cuts])
+    assert starts.min() >= 1 and starts.max() <= 2001 and abs(starts.mean() - 1001) < 250 and len(set(starts)) > 50
+    assert torch.equal(AudioDataset([clip], longest=1000, seed=7)[0, 5][0] * 2**15, cuts[5])
 
 
 # files
@@ -151,7 +198,7 @@ def test_measured_length_is_decoded_length(tmp_path, name, rate, channels, optio
     write(tmp_path / "in" / "deep" / name, 1.234, rate, channels, **options)
     (clip,) = scan([tmp_path / "in"], progress=False).clips
     assert clip.samples == len(audio.read(clip.path)) == pytest.approx(1.234 * 16_000, abs=1200)
-    wave, path, place, bad = AudioDataset([clip])[0]
+    wave, path, place, bad, _ = AudioDataset([clip])[0]
     assert wave.shape == (clip.samples,) and wave.dtype == torch.float32 and (path, place, bad) == (clip.path, 0, [])
 
 
@@ -192,7 +239,7 @@ def test_a_file_that_turns_out_useless_is_replaced_by_its_neighbour(tmp_path):
     cut = tmp_path / "c.wav"
     cut.write_bytes(good.read_bytes()[: 44 + 2 * 300])
     clips = [Clip(str(silent), 16_000), Clip(str(cut), 17_600), Clip(str(tmp_path / "gone.wav"), 17_600), Clip(str(good), 17_600)]
-    wave, path, place, bad = AudioDataset(clips, min_samples=400)[0]
+    wave, path, place, bad, _ = AudioDataset(clips, min_samples=400)[0]
     assert (path, place, len(wave)) == (str(good), 3, 17_600)
     assert [os.path.basename(p) for p, _ in bad] == ["a.wav", "c.wav", "gone.wav"]
     assert "silent" in bad[0][1] and "300 samples when decoded" in bad[1][1]
