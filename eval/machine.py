@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import resource
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-PACKAGES = ("star-upstream", "torch", "torchaudio", "s3prl", "numpy", "pandas", "soundfile", "safetensors", "editdistance")
+from star_upstream.environment import commit, versions
+
+PACKAGES = ("torch", "torchaudio", "s3prl", "numpy", "pandas", "soundfile", "safetensors", "editdistance")
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -31,25 +30,12 @@ def peak_memory(device: torch.device) -> float:
 
 def environment() -> dict[str, Any]:
     """Versions, commit, platform and time, for records."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
+    found = versions(PACKAGES)
     return {
-        "versions": versions,
-        "python": platform.python_version(),
+        "python": found.pop("python"),
+        "versions": found,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "git_commit": _commit(),
+        "git_commit": commit(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None

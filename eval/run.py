@@ -19,6 +19,7 @@ import torch
 
 from star_upstream import compat, corpora, jobs
 from star_upstream.audio import RATE
+from star_upstream.environment import cache_home
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
 
@@ -64,12 +65,6 @@ class Failure:
     message: str
     log: Path | None
     """None where the input is to blame, and the message says it all."""
-
-
-def cache_folder() -> Path:
-    """``$STAR_CACHE``, or ``star_upstream`` in the user's cache folder."""
-    base = os.environ.get("STAR_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "star_upstream"
 
 
 def run(options: Options) -> int:
@@ -122,7 +117,7 @@ def run(options: Options) -> int:
 def _attempt(task: Task, upstream, options: Options, device: torch.device) -> dict[str, Any] | Failure:
     try:
         root, kind = _data(options.data)
-        store = encode.Store(options.cache or cache_folder() / "features", options.cache_gb)
+        store = encode.Store(options.cache or cache_home() / "features", options.cache_gb)
         return _task(task, upstream, root, kind, store, options, device)
     except Exception as error:  # the summary names it; the other tasks go on
         log = None
@@ -293,7 +288,7 @@ def _data(data: str) -> tuple[Path, str]:
     from .corpora import mini
 
     if data == "mini":
-        root = cache_folder() / "mini"
+        root = cache_home() / "mini"
         mini.make(root)
         return root, "mini"
     root = Path(data).expanduser().absolute()

@@ -12,7 +12,7 @@ from .errors import StarError
 
 
 def _distill(args: argparse.Namespace) -> None:
-    from . import recipe as recipes
+    from .training import recipe as recipes
 
     recipe = recipes.load(args.recipe, args.values)
     if args.dry_run:
@@ -20,12 +20,12 @@ def _distill(args: argparse.Namespace) -> None:
         return
     if args.out is None:
         raise StarError("--out: name the run's folder (or give --dry-run)")
-    from . import distill
-    from .run_folder import RunFolder
+    from . import training
+    from .training.run_folder import RunFolder
 
-    best = distill.run(recipe, args.out)
-    if distill.rank_zero_only.rank == 0:
-        print(json.dumps({**RunFolder(args.out).result(), "checkpoint": str(best)}))
+    model, folder = training.run(recipe, args.out), RunFolder(args.out)
+    if folder.lead:
+        print(json.dumps({**folder.result(), "checkpoint": str(model)}))
 
 
 def _profile(args: argparse.Namespace) -> None:
@@ -50,9 +50,9 @@ def _profile(args: argparse.Namespace) -> None:
 
 
 def _cut(args: argparse.Namespace) -> None:
-    from .pruning import stage
+    from .training import prune
 
-    print(json.dumps(stage.cut_again(args.gated, args.target_folder, args.sparsity, args.round)))
+    print(json.dumps(prune.cut_again(args.gated, args.target_folder, args.sparsity, args.round)))
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -63,8 +63,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _recipes(args: argparse.Namespace) -> None:
-    from . import recipe as recipes
     from .multitask import recipe as finetuning
+    from .training import recipe as recipes
 
     for title, kind in (("star distill", recipes), ("star finetune", finetuning)):
         print(f"{title}:")
@@ -85,7 +85,7 @@ def _finetune(args: argparse.Namespace) -> None:
     if args.recipe is None:
         raise StarError(f"name a recipe ({', '.join(recipes.names())}) or a yaml file, or give --table RUN...")
     if args.dry_run:
-        from . import recipe
+        from .training import recipe
 
         print(recipe.dump(recipes.load(args.recipe, args.values)), end="")
         return

@@ -11,7 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Iterator, NamedTuple, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from . import audio
+from .environment import cache_home
 from .errors import StarError
 from .files import replacing
 
@@ -148,8 +149,7 @@ def _measure(folder: Path, threads: int, progress: bool) -> dict[str, int | str]
 
 
 def _cache_file(folder: Path) -> Path:
-    home = Path(os.environ.get("STAR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "star_upstream")
-    return home / "lengths" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:20]}.tsv"
+    return cache_home() / "lengths" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:20]}.tsv"
 
 
 def _read_cache(cache: Path) -> dict[str, tuple[tuple[int, int], int | str]]:
@@ -321,29 +321,27 @@ class BucketSampler(Sampler[list[int]]):
 
 
 class BatchStream(Sampler[list]):
-    """The batches of one epoch after another, from where ``sampler`` stands, ``limit()`` of them; a :class:`BucketSampler`'s places
-    come with their epoch.
+    """The batches of one epoch after another, without end, from where ``sampler`` stands; a :class:`BucketSampler`'s places come with
+    their epoch.
 
     Workers fetch ahead, so the stream does not move ``sampler`` on by itself: call :meth:`advance` for each batch learned from.
     """
 
-    def __init__(self, sampler: BucketSampler, limit: Callable[[], int]):
-        self.sampler, self.limit = sampler, limit
+    def __init__(self, sampler: BucketSampler):
+        self.sampler = sampler
         if not len(sampler):
             raise StarError(f"data: fewer batches than processes ({sampler.world}); lower batch_seconds or batch_items")
 
     def __iter__(self) -> Iterator[list[int]]:
-        sampler, left = self.sampler, self.limit()
+        sampler = self.sampler
         epoch, start = sampler.epoch, sampler.start
-        while left > 0:
-            batches = sampler.plan(epoch)[sampler.rank :: sampler.world][start:][:left]
-            for batch in batches:
+        while True:
+            for batch in sampler.plan(epoch)[sampler.rank :: sampler.world][start:]:
                 yield [(place, epoch) for place in batch] if isinstance(sampler, BucketSampler) else batch
-            left -= len(batches)
             epoch, start = epoch + 1, 0
 
     def advance(self) -> None:
         """Move on by one batch."""
         self.sampler.start += 1
-        if self.sampler.start >= len(self.sampler.plan(self.sampler.epoch)) // self.sampler.world:
+        if self.sampler.start >= len(self.sampler):
             self.sampler.epoch, self.sampler.start = self.sampler.epoch + 1, 0

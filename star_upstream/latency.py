@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from . import audio, checkpoint, strict
-from . import recipe as recipes
+from .training import recipe as recipes
 from .encoder import Encoder, EncoderConfig
 from .errors import StarError
 from .profile import profile
@@ -39,9 +39,9 @@ def sizes(source: str) -> dict[str, Any]:
 def model(source: str) -> nn.Module:
     """What runs, in eval mode: random weights for a recipe, and for the ``gated`` folder of a run that prunes the model with its gates."""
     if (Path(source) / "gates.json").is_file():
-        from .pruning import stage
+        from .training import prune
 
-        return stage.load_gated(source)
+        return prune.load_gated(source)
     if checkpoint.is_checkpoint(source) or not _is_recipe(source):
         return _teacher(source)
     loaded = recipes.load(source)

@@ -134,7 +134,7 @@ def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., Up
             raise StarError(f"{name}: no published weights; give your own as ckpt=, or take random ones with pretrained=False")
         if recipe is None:
             raise StarError(f"{name}: ships with its weights; leave out pretrained=False")
-        from . import recipe as recipes
+        from .training import recipe as recipes
 
         return UpstreamExpert(Encoder(recipes.load(recipe).student_config(), reference_padding), f"{name} (random weights)").eval()
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from star_upstream import checkpoint, cli, recipe
+from star_upstream import checkpoint, cli
 from star_upstream.multitask import recipe as finetuning
 from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.training import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"width": 8, "layers": 1, "heads": 1, "head_width": 8, "ffn": 8, "position_kernel": 4, "position_groups": 2}

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -68,21 +69,21 @@ def test_a_batch_longer_than_the_budget_is_refused():
 
 @pytest.mark.parametrize("done", [0, 1, 17, 40, 75])
 def test_a_stream_goes_on_anywhere_across_epochs(done):
-    def stream(limit):
-        return BatchStream(BucketSampler(CLIPS, 30.0, seed=5, rank=1, world=2), lambda: limit)
+    def stream():
+        return BatchStream(BucketSampler(CLIPS, 30.0, seed=5, rank=1, world=2))
 
-    whole = list(stream(100))
-    assert len(whole) == 100 and len(stream(1).sampler) < 50
-    resumed = stream(100 - done)
+    whole = list(islice(stream(), 100))
+    assert len(stream().sampler) < 50
+    resumed = stream()
     for _ in range(done):
         resumed.advance()
-    assert list(resumed) == whole[done:]
-    assert list(resumed) == whole[done:], "reading ahead does not move the stream"
+    for time in ("first", "again, since reading ahead does not move the stream"):
+        assert list(islice(resumed, 100 - done)) == whole[done:], time
 
 
 def test_a_stream_needs_a_batch_for_every_process():
     with pytest.raises(StarError, match="fewer batches than processes"):
-        BatchStream(BucketSampler(CLIPS[:2], 60.0, world=2), lambda: 1)
+        BatchStream(BucketSampler(CLIPS[:2], 60.0, world=2))
 
 
 def test_collate_pads_or_crops():
@@ -122,14 +123,14 @@ def test_a_resumed_run_sees_the_same_random_crops_and_every_epoch_others(done, b
     def crops(stream):
         return [(batch, collate(waves(batch), crop=True, seed=3).waveforms_BN) for batch in stream]
 
-    def stream(limit):
-        return BatchStream(BucketSampler(clips, 5.0, seed=5, batches=batches), lambda: limit)
+    def stream():
+        return BatchStream(BucketSampler(clips, 5.0, seed=5, batches=batches))
 
-    whole = crops(stream(18))
-    resumed = stream(18 - done)
+    whole = crops(islice(stream(), 18))
+    resumed = stream()
     for _ in range(done):
         resumed.advance()
-    for (batch, wave), (other, again) in zip(whole[done:], crops(resumed), strict=True):
+    for (batch, wave), (other, again) in zip(whole[done:], crops(islice(resumed, 18 - done)), strict=True):
         assert batch == other and torch.equal(wave, again)
     starts = {i: {wave[row, 0].item() for batch, wave in whole for row, (k, _) in enumerate(batch) if k == i} for i in range(12)}
     assert sum(len(values) > 2 for values in starts.values()) >= 9, "of 12 clips in 6 epochs, the shortest of a batch starts at 0"

@@ -15,10 +15,11 @@ import yaml
 from safetensors.torch import load_file
 from tiny_runs import ROOT, kill_after, log, start, voice, write_audio
 
-from star_upstream import checkpoint, distill, recipe, run_folder, training
+from star_upstream import checkpoint
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.recipe import Initialisation, TrainingConfig
+from star_upstream.training import distill, loop, optimizer, recipe, run_folder, student
+from star_upstream.training.recipe import Initialisation, TrainingConfig
 
 CONVS = [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]]
 SMALL = {"conv_layers": CONVS, "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2}
@@ -172,7 +173,7 @@ def test_files_that_decode_to_nothing_are_listed_and_limited(world, tmp_path):
 
 def test_a_folder_in_use_is_refused(world, tmp_path):
     code = (
-        "import sys; from star_upstream.run_folder import RunFolder\n"
+        "import sys; from star_upstream.training.run_folder import RunFolder\n"
         "folder = RunFolder(sys.argv[1]); folder.claim(len); print('claimed', flush=True); input()"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -193,19 +194,20 @@ def test_teacher_is_neither_trained_nor_saved(world, tmp_path):
     teacher = checkpoint.load(world / "teacher")
     before = checkpoint.digest(teacher)
     loaded = recipe.load(make(world, updates=2))
-    clips, _ = distill._find_clips(loaded.data)
-    folder = run_folder.RunFolder(tmp_path)
-    learner = distill.Distillation(loaded, teacher, folder, clips, None, {"teacher": {"sha256": before}})
-    names = {name for name, _ in learner.named_parameters()}
-    assert names == {f"student.{name}" for name, _ in learner.student.named_parameters()} == set(learner.state_dict())
-    learner.train()
-    training.fit(learner)
-    assert not teacher.training and checkpoint.digest(teacher) == before and learner.update == 2
+    clips, _ = distill.find_clips(loaded.data)
+    folder, provenance = run_folder.RunFolder(tmp_path), {"teacher": {"sha256": before}}
+    training = distill.Distillation(
+        loaded, student.make_student(loaded, teacher), distill.Teacher(teacher), folder, clips, provenance
+    )
+    names = {name for name, _ in training.model.named_parameters()}
+    assert names == {f"student.{name}" for name, _ in training.student.named_parameters()} == set(training.model.state_dict())
+    assert loop.fit(training, folder) == 2
+    assert not teacher.training and checkpoint.digest(teacher) == before
 
 
 def test_biases_and_norms_have_no_weight_decay():
     encoder = Encoder(EncoderConfig(**STUDENT))
-    decayed, others = training.parameter_groups([encoder], 0.01)
+    decayed, others = optimizer.parameter_groups([encoder], 0.01)
     names = {id(p): name for name, p in encoder.named_parameters()}
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
     assert all(names[id(p)].endswith(("bias", "norm.weight", "norms.0.weight")) for p in others["params"])
@@ -230,27 +232,27 @@ def test_biases_and_norms_have_no_weight_decay():
 )
 def test_schedule(schedule, share, expected):
     config = TrainingConfig(updates=10, learning_rate=3.0, warmup=0.2, schedule=schedule)
-    assert training.rate(share, config) == pytest.approx(3.0 * expected, abs=1e-12)
+    assert optimizer.rate(share, config) == pytest.approx(3.0 * expected, abs=1e-12)
 
 
 def test_the_logged_learning_rate_follows_the_schedule(unbroken):
     file, run = unbroken
     config = recipe.load(file).training
     rates = [float(row["learning_rate"]) for row in log(run) if row["learning_rate"]]
-    assert rates == [training.rate((i + 0.5) / 100, config) for i in range(100)]
+    assert rates == [optimizer.rate((i + 0.5) / 100, config) for i in range(100)]
 
 
 def test_student_starts_from_named_teacher_parts():
     config = EncoderConfig(**{**TEACHER, "layers": 3})
-    teacher, student = Encoder(config), Encoder(EncoderConfig(**{**TEACHER, "layers": 2}))
-    random_bias = student.layers[0].ffn_in.weight.clone()
-    distill.initialise(student, teacher, Initialisation(frontend=True))
-    assert torch.equal(student.frontend.convs[1].weight, teacher.frontend.convs[1].weight)
-    assert torch.equal(student.position.direction, teacher.position.direction)
-    assert torch.equal(student.layers[0].ffn_in.weight, random_bias)
-    distill.initialise(student, teacher, Initialisation(layers=(1, 3)))
-    assert torch.equal(student.layers[0].ffn_in.weight, teacher.layers[0].ffn_in.weight)
-    assert torch.equal(student.layers[1].ffn_in.weight, teacher.layers[2].ffn_in.weight)
+    teacher, small = Encoder(config), Encoder(EncoderConfig(**{**TEACHER, "layers": 2}))
+    random_bias = small.layers[0].ffn_in.weight.clone()
+    student.initialise(small, teacher, Initialisation(frontend=True))
+    assert torch.equal(small.frontend.convs[1].weight, teacher.frontend.convs[1].weight)
+    assert torch.equal(small.position.direction, teacher.position.direction)
+    assert torch.equal(small.layers[0].ffn_in.weight, random_bias)
+    student.initialise(small, teacher, Initialisation(layers=(1, 3)))
+    assert torch.equal(small.layers[0].ffn_in.weight, teacher.layers[0].ffn_in.weight)
+    assert torch.equal(small.layers[1].ffn_in.weight, teacher.layers[2].ffn_in.weight)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_student_starts_from_named_teacher_parts():
 )
 def test_parts_that_do_not_fit_are_named(config, message):
     with pytest.raises(StarError, match=message):
-        distill.initialise(Encoder(EncoderConfig(**STUDENT)), Encoder(EncoderConfig(**TEACHER)), config)
+        student.initialise(Encoder(EncoderConfig(**STUDENT)), Encoder(EncoderConfig(**TEACHER)), config)
 
 
 def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):

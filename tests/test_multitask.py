@@ -246,7 +246,7 @@ def test_accuracy_is_a_mean_over_items():
 
 @pytest.mark.parametrize("name", recipe.names())
 def test_every_shipped_recipe_is_whole(name, tmp_path):
-    from star_upstream.recipe import dump
+    from star_upstream.training.recipe import dump
 
     loaded = recipe.load(name)
     assert loaded.about and not loaded.data.root and loaded.setting == "multi-task, fine-tuned"

@@ -19,7 +19,7 @@ import star_upstream
 from star_upstream import audio, checkpoint, cli, teachers
 from star_upstream.errors import StarError
 from star_upstream.multitask import grid, learning, recipe, table
-from star_upstream.run_folder import read_log
+from star_upstream.training.run_folder import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 

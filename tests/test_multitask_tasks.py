@@ -24,8 +24,8 @@ from star_upstream import audio, checkpoint, cli, teachers
 from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError
 from star_upstream.multitask import data, grid, learning, recipe, table
-from star_upstream.recipe import dump
-from star_upstream.run_folder import read_log
+from star_upstream.training.recipe import dump
+from star_upstream.training.run_folder import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = {

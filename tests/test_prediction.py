@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from star_upstream import checkpoint, losses, recipe, strict, teachers
+from star_upstream import checkpoint, losses, strict, teachers
 from star_upstream.encoder import Encoder, EncoderConfig, EncoderOutput
 from star_upstream.errors import StarError
 from star_upstream.losses.prediction import PredictionConfig, PredictionLoss
 from star_upstream.profile import parameters
+from star_upstream.training import recipe
 
 TINY = dict(conv_layers=((8, 10, 5), (8, 3, 4)), width=16, position_kernel=8, position_groups=2, heads=2, head_width=8, ffn=20)
 

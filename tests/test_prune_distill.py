@@ -12,10 +12,11 @@ import yaml
 from tiny_runs import kill_after, log, start, write_audio
 
 import star_upstream
-from star_upstream import checkpoint, cli, distill, recipe, run_folder, training
+from star_upstream import checkpoint, cli
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.pruning import PruningConfig, stage
+from star_upstream.pruning import GatedEncoder, PruningConfig
+from star_upstream.training import distill, loop, optimizer, prune, recipe, run_folder, student
 
 TEACHER = {
     "conv_layers": [[12, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]],
@@ -88,7 +89,7 @@ def make(world, name: str = "recipe.yaml", **overrides):
 @pytest.fixture(scope="module")
 def unbroken(world):
     file = make(world, "unbroken.yaml")
-    distill.run(recipe.load(file), world / "unbroken")
+    prune.run(recipe.load(file), world / "unbroken")
     return file, world / "unbroken"
 
 
@@ -104,7 +105,7 @@ def test_the_target_is_met_and_the_loss_falls_again(world, unbroken):
 
     sparsity = [float(row["pruning/sparsity"]) for row in train]
     assert sparsity[0] < 0.05 and sparsity[-1] == pytest.approx(TARGET, abs=0.01)
-    assert [float(row["pruning/target"]) for row in (train[0], train[11], train[30])] == pytest.approx([1.5 / 24 * 0.5, 12.5 / 24 * 0.5, 0.5])
+    assert [float(row["pruning/target"]) for row in (train[0], train[11], train[30])] == pytest.approx([0.5 / 24 * 0.5, 11.5 / 24 * 0.5, 0.5])
     result = json.loads((run / "done.json").read_text())["pruning"]
     before, after = result["parameters"]
     assert (before, after) == (parameters(world / "teacher"), parameters(run / "stage1" / "cut")) and after == parameters(run / "best")
@@ -131,7 +132,7 @@ def test_the_result_is_an_ordinary_checkpoint(world, unbroken):
     groups = json.loads((run / "groups.json").read_text())["skill"]
     assert sorted(sum(groups, [])) == [0, 1, 2, 3] and provenance["recipe"]["loss"]["skill"]["groups"] == groups
     assert recipe.load(run / "recipe.yaml") == recipe.load(file)
-    gated, encoder = stage.load_gated(run / "stage1" / "gated"), checkpoint.load(run / "stage1" / "cut")
+    gated, encoder = prune.load_gated(run / "stage1" / "gated"), checkpoint.load(run / "stage1" / "cut")
     with torch.no_grad():
         for own, other in zip(gated(wave_BN).states, encoder(wave_BN).states, strict=True):
             torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
@@ -196,7 +197,7 @@ def test_killed_in_either_stage_and_resumed_equals_unbroken(world, unbroken):
     assert 14 <= run_folder.RunFolder(killed / "stage1").load_state()["update"] < 120 and not (killed / "stage1" / "cut").exists()
     kill_after(start(file, killed), killed, rows=15)
     assert 7 <= run_folder.RunFolder(killed).load_state()["update"] < 60
-    distill.run(recipe.load(file), killed)
+    prune.run(recipe.load(file), killed)
     assert_equal(killed, run)
     starts = json.loads((killed / "environment.json").read_text())["starts"]
     assert [(s["stage"], s["resumed_at"] > 0) for s in starts] == [(1, False), (1, True), (2, False), (2, True)]
@@ -210,7 +211,7 @@ def test_killed_between_the_stages_equals_unbroken(world, unbroken):
         shutil.rmtree(between / name)
     for name in ("done.json", "state.pt", "log.csv", "stage1/loss.pt"):
         (between / name).unlink()
-    distill.run(recipe.load(file), between)
+    prune.run(recipe.load(file), between)
     assert_equal(between, run)
 
 
@@ -234,23 +235,25 @@ def test_two_processes_go_through_both_stages(world):
 def test_multiplier_groups_ascend_and_rates_follow_the_schedule(world, tmp_path):
     loaded = recipe.load(make(world, updates=3))
     teacher = checkpoint.load(world / "teacher")
-    clips, _ = distill._find_clips(loaded.data)
+    clips, _ = distill.find_clips(loaded.data)
     sections = {"skill": {"groups": [[0, 1], [2, 3]]}}
     provenance = {"teacher": {"sha256": ""}}
     loaded = recipe.load(make(world, updates=3, loss=sections))
-    learner = stage.GatedDistillation(loaded, teacher, run_folder.RunFolder(tmp_path), clips, None, provenance)
-    optimizer = learner.configure_optimizers()
-    in_groups = [p for group in optimizer.param_groups for p in group["params"]]
-    assert {id(p) for p in in_groups} == {id(p) for p in learner.parameters()} and len(in_groups) == len(set(map(id, in_groups)))
-    gates, multipliers = optimizer.param_groups[2:]
-    assert {id(p) for p in gates["params"]} == {id(p) for p in learner.student.gates.parameters()}
-    assert multipliers["maximize"] and not gates["maximize"] and gates["weight_decay"] == 0.0
-    training.fit(learner)
+    folder, gated = run_folder.RunFolder(tmp_path), GatedEncoder(student.make_student(loaded, teacher), loaded.pruning.gates)
+    training = prune.GatedDistillation(loaded, gated, distill.Teacher(teacher), folder, clips, provenance)
+    groups = training.groups()
+    in_groups = [p for group in groups for p in group["params"]]
+    assert {id(p) for p in in_groups} == {id(p) for p in training.model.parameters()}
+    assert len(in_groups) == len(set(map(id, in_groups)))
+    gates, multipliers = groups[2:]
+    assert {id(p) for p in gates["params"]} == {id(p) for p in gated.gates.parameters()}
+    assert multipliers["maximize"] and "maximize" not in gates and gates["weight_decay"] == 0.0
+    loop.fit(training, folder)
     share = (2 + 0.5) / 3
-    rates = [group["lr"] for group in learner.trainer.optimizers[0].param_groups]
-    assert rates[0] == rates[1] == training.rate(share, loaded.training)
+    rates = [group["lr"] for group in folder.load_state()["optimizer"]["param_groups"]]
+    assert rates[0] == rates[1] == optimizer.rate(share, loaded.training)
     assert rates[2:] == pytest.approx([rates[0] * 0.2 / 2e-3, rates[0] * 0.02 / 2e-3])
-    assert learner.constraint.linear.item() < 0 and learner.constraint.quadratic.item() > 100
+    assert training.model.constraint.linear.item() < 0 and training.model.constraint.quadratic.item() > 100
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_what_cannot_be_pruned_does_not_occupy_the_folder(world, tmp_path, overr
         overrides["teacher"] = str(tmp_path / "teacher")
         checkpoint.save(tmp_path / "teacher", Encoder(EncoderConfig(**TEACHER, conv_norm="layer")), {})
     with pytest.raises(StarError, match=message):
-        distill.run(recipe.load(make(world, "refused.yaml", **overrides)), tmp_path / "run")
+        prune.run(recipe.load(make(world, "refused.yaml", **overrides)), tmp_path / "run")
     assert {p.name for p in (tmp_path / "run").glob("[!.]*")} <= {"groups.json"}
 
 
@@ -280,9 +283,9 @@ def test_a_changed_teacher_is_refused_in_stage_2(world, unbroken, tmp_path):
     text = (tmp_path / "run" / "recipe.yaml").read_text().replace(str(world / "teacher"), str(other))
     (tmp_path / "run" / "recipe.yaml").write_text(text)
     with pytest.raises(StarError, match="was started with another teacher"):
-        distill.run(recipe.load(tmp_path / "run" / "recipe.yaml"), tmp_path / "run")
+        prune.run(recipe.load(tmp_path / "run" / "recipe.yaml"), tmp_path / "run")
 
 
 def test_minutes_in_both_stages(world, tmp_path):
     file = make(world, "minutes.yaml", updates=None, minutes=0.05, second={"minutes": 0.03}, validate_every=10_000)
-    assert math.isfinite(json.loads((distill.run(recipe.load(file), tmp_path) / "config.json").read_text())["provenance"]["validation_loss"])
+    assert math.isfinite(json.loads((prune.run(recipe.load(file), tmp_path) / "config.json").read_text())["provenance"]["validation_loss"])

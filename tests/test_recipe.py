@@ -3,10 +3,11 @@
 import pytest
 import yaml
 
-from star_upstream import losses, recipe
+from star_upstream import losses
 from star_upstream.encoder import EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.profile import parameters
+from star_upstream.training import recipe
 
 TEACHERS = {"star_mini_teacher": EncoderConfig(layers=8, width=256, heads=4, ffn=1024)}
 

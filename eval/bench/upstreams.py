@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from star_upstream import recipe
+from star_upstream.training import recipe
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.upstream import UpstreamExpert

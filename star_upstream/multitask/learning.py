@@ -11,22 +11,21 @@ import math
 import shutil
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Mapping
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .. import checkpoint, strict, teachers
-from .. import recipe as recipes
-from ..data import BatchStream, Clip
+from .. import audio, checkpoint, strict, teachers
+from ..data import Clip
+from ..environment import versions
 from ..errors import StarError
 from ..files import write_json
-from ..run_folder import RunFolder, versions
-from ..training import Learner, fit
+from ..training import recipe as recipes
+from ..training.loop import Training, fit
+from ..training.run_folder import RunFolder
 from . import data as tasks_data
 from . import store
 from .data import Alternating, Batch, TaskData, Utterances, collate, whole
@@ -39,7 +38,22 @@ from .recipe import FinetuneRecipe, difference
 LAST, BEST = "last.safetensors", "best.safetensors"
 
 
-class Finetuning(Learner):
+class Objective(nn.Module):
+    """Encoder and heads; the loss of a batch of one task, times ``scale``."""
+
+    def __init__(self, model: MultitaskModel, scale: int):
+        super().__init__()
+        self.model, self.scale = model, scale
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        x_BE = embed(self.model, batch, batch.targets_B.device)
+        with torch.autocast(x_BE.device.type, enabled=False):
+            loss, logits_BC = self.model.heads[batch.task].loss(x_BE, batch.targets_B)
+        accuracy = 100.0 * (logits_BC.argmax(1) == batch.targets_B).float().mean()
+        return loss * self.scale, {f"{batch.task}/loss": loss.detach(), f"{batch.task}/accuracy": accuracy}
+
+
+class Finetuning(Training):
     """Heads, and unless ``frozen`` the encoder under them, learn their tasks in turn."""
 
     def __init__(
@@ -48,93 +62,56 @@ class Finetuning(Learner):
         model: MultitaskModel,
         utterances: Utterances,
         folder: RunFolder,
-        state: dict[str, Any] | None,
         provenance: dict[str, Any],
     ):
-        config = recipe.stepping
-        super().__init__(config, folder, config.updates, state)
-        self.recipe, self.model, self.utterances, self.provenance = recipe, model, utterances, provenance
+        self.recipe, self.config, self.utterances = recipe, recipe.stepping, utterances
+        self.folder, self.provenance, self.total = folder, provenance, self.config.updates
+        # the loop divides by the batches of a step: the scale makes that the sum over tasks of their mean losses
+        self.model = Objective(model, scale=len(recipe.tasks) if recipe.alternate == "sum" else 1)
 
-    def setup(self, stage: str) -> None:
-        group = self.recipe.training.accumulate
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        sampler = Alternating(self.utterances.tasks, self.recipe.training.seed, group, rank, world)
-        self.stream = BatchStream(sampler, self.batches_to_validation)
+    def sampler(self, rank: int, world: int) -> Alternating:
+        return Alternating(self.utterances.tasks, self.recipe.training.seed, self.recipe.training.accumulate, rank, world)
 
-    def measure(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        x_BE = embed(self.model, batch, self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            loss, logits_BC = self.model.heads[batch.task].loss(x_BE, batch.targets_B)
-        accuracy = 100.0 * (logits_BC.argmax(1) == batch.targets_B).float().mean()
-        # the log takes means over the batches of all tasks, and each task has the same share of them
-        count = len(self.recipe.tasks)
-        terms = {f"{batch.task}/loss": count * loss.detach(), f"{batch.task}/accuracy": count * accuracy}
-        # Lightning divides by the batches of a step: this makes the sum over tasks of their mean losses
-        return (loss * count if self.recipe.alternate == "sum" else loss), terms
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self.stream)
-
-    def val_dataloader(self) -> DataLoader:
+    def validation_batches(self) -> list[Any]:
         batches = []
         for number, task in enumerate(self.utterances.tasks):
             rows = task.rows("valid")
             step = max(1, math.ceil(len(rows) / self.recipe.data.valid_limit))
             batches += whole(self.utterances.tasks, number, rows[::step])
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        return self._loader(batches[rank::world] if len(batches) >= world else batches)
+        return batches
 
-    def _loader(self, batches) -> DataLoader:
+    def loader(self, part: str, batches: Any) -> DataLoader:
         kept = all(t.name in self.utterances.waves or t.name in self.utterances.states for t in self.utterances.tasks)
         workers = 0 if kept else self.recipe.data.workers
-        return DataLoader(
-            self.utterances, batch_sampler=batches, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
-        )
+        return DataLoader(self.utterances, batch_sampler=batches, collate_fn=collate, num_workers=workers)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        count, share = len(batch.paths), 1.0 / len(self.recipe.tasks)
-        _, terms = self.measure(batch)
-        for name, value in terms.items():
-            self._valid[name] = self._valid.get(name, 0.0) + share * float(value) * count
-        self._valid[f"{batch.task}/items"] = self._valid.get(f"{batch.task}/items", 0.0) + count
+    def seconds(self, batch: Batch) -> float:
+        if batch.states_BTSD is None:
+            return batch.waveforms_BN.numel() / audio.RATE
+        frames = batch.states_BTSD.shape[0] * batch.states_BTSD.shape[1]
+        return frames * self.model.model.encoder.config.stride / audio.RATE
 
-    def on_validation_epoch_end(self) -> None:
-        names = [f"{task}/{part}" for task in self.recipe.tasks for part in ("loss", "accuracy", "items")]
-        values = torch.tensor([self._valid.get(n, 0.0) for n in names], device=self.device)
-        sums = dict(zip(names, self.trainer.strategy.reduce(values, reduce_op="sum").tolist()))
-        row, error, loss = {}, 0.0, 0.0
-        for task in self.recipe.tasks:
-            for part in ("loss", "accuracy"):
-                row[f"valid/{task}/{part}"] = sums[f"{task}/{part}"] / sums[f"{task}/items"]
-            error += (100.0 - row[f"valid/{task}/accuracy"]) / len(self.recipe.tasks)
-            loss += row[f"valid/{task}/loss"] / len(self.recipe.tasks)
-        if not math.isfinite(loss):
-            raise StarError(f"the validation loss is {loss} at update {self.update}; lower training.learning_rate, or set training.clip")
-        better = self.best is None or error < self.best
-        self.best = error if better else self.best
-        self._tick()
-        self._write({"valid/loss": loss, "valid/error": error, **row})
-        if self.trainer.is_global_zero:
-            self.save_models(better)
-        self._since_time = time.monotonic()
-        self._save()
+    def weight(self, batch: Batch) -> float:
+        return len(batch.paths)
 
-    def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
-        if batch.states_BTSD is not None:
-            # what was heard, for the log's speed
-            stride = self.model.encoder.config.stride
-            batch = batch._replace(waveforms_BN=torch.empty(len(batch.paths), batch.states_BTSD.shape[1] * stride, device="meta"))
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def judge(self, row: dict[str, float]) -> tuple[dict[str, float], float]:
+        """The lowest mean classification error over tasks is the best, whatever the number of their utterances."""
 
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "of": self.provenance["of"]}
+        def mean(part: str) -> float:
+            return sum(row[f"valid/{task}/{part}"] for task in self.recipe.tasks) / len(self.recipe.tasks)
 
-    def save_models(self, best: bool) -> None:
-        scores = {k.removeprefix("valid/"): round(v, 4) for k, v in self.last_row.items() if k.startswith("valid/")}
+        error = 100.0 - mean("accuracy")
+        return {**row, "valid/loss": mean("loss"), "valid/error": error}, error
+
+    def identity(self) -> dict[str, Any]:
+        return self.provenance["of"]
+
+    def save(self, update: int, row: dict[str, Any], best: bool) -> None:
+        scores = {k.removeprefix("valid/"): round(v, 4) for k, v in row.items() if k.startswith("valid/")}
         per = 1 if self.recipe.alternate == "sum" else len(self.recipe.tasks)
-        provenance = {**self.provenance, "iterations": self.update // per, "validation": scores}
+        provenance = {**self.provenance, "iterations": update // per, "validation": scores}
         for name in (LAST, BEST) if best else (LAST,):
-            save_model(self.folder.path / name, self.model, provenance)
+            save_model(self.folder.path / name, self.model.model, provenance)
 
 
 def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
@@ -144,7 +121,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
     loss is not finite.
     """
     recipe = _absolute(recipe)
-    folder = RunFolder(out, lead=rank_zero_only.rank == 0)
+    folder = RunFolder(out)
     found = folder.claim(lambda text: difference(text, recipe))
     if found == "finished":
         print(f"{folder.path}: finished before; remove it to run it again", file=sys.stderr)
@@ -153,8 +130,8 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
     encoder = teachers.load(recipe.encoder)
     of = {"encoder": checkpoint.digest(encoder), "data": {name: task.digest for name, task in tasks.items()}}
     state = folder.load_state()
-    if state is not None and state["of"] != of:
-        changed = "encoder" if state["of"]["encoder"] != of["encoder"] else "data"
+    if state is not None and state["identity"] != of:
+        changed = "encoder" if state["identity"]["encoder"] != of["encoder"] else "data"
         raise StarError(f"{folder.path}: was started with another {changed} than there is now; choose another folder")
     torch.manual_seed(recipe.training.seed)
     model = _model(recipe, encoder, tasks)
@@ -162,16 +139,13 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
         _begin(folder, recipe, tasks)
     utterances = _utterances(recipe, model, of["encoder"], tasks, folder)
     provenance = {"made_by": "star finetune", "recipe": _shareable(recipe), "of": of, "versions": versions()}
-    learner = Finetuning(recipe, model, utterances, folder, state, provenance)
+    training = Finetuning(recipe, model, utterances, folder, provenance)
     if folder.lead:
         folder.record_environment({"resumed_at": state["update"] if state else 0})
         at = f"resumed at update {state['update']}" if state else "started"
         counts = ", ".join(f"{name}: {len(t.rows('train'))} utterances of {len(t.labels)} classes" for name, t in tasks.items())
         print(f"{folder.path}: {at}; {recipe.setting}; encoder of {_size(encoder) / 1e6:.2f} M parameters; {counts}", file=sys.stderr)
-    if state is None or not state["finished"]:
-        warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # a frozen encoder
-        # heads take turns, and prediction heads may have no part at all
-        fit(learner)
+    fit(training, folder, state)
     if not folder.lead:
         return {}
     result = _evaluate(recipe, encoder, utterances, folder, provenance)

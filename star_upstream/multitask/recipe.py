@@ -1,4 +1,4 @@
-"""A fine-tuning, as data. Shipped ones are ``star_upstream/recipes/finetune/*.yaml``; ``base`` and overrides as in :mod:`star_upstream.recipe`.
+"""A fine-tuning, as data. Shipped ones are ``star_upstream/recipes/finetune/*.yaml``; ``base`` and overrides as in :mod:`star_upstream.training.recipe`.
 
 What the paper (Kerpicci et al., arXiv 2210.16611) does not say, and these defaults are therefore ours: batch size, iterations, margin
 and scale, which state the heads read, pooling, learning-rate schedule, scoring, how a checkpoint is chosen.
@@ -12,10 +12,10 @@ from typing import Literal, Sequence
 
 import yaml
 
-from .. import recipe as recipes
+from ..training import recipe as recipes
 from .. import strict
 from ..errors import StarError
-from ..recipe import TrainingConfig
+from ..training.recipe import TrainingConfig
 
 FOLDER = recipes.FOLDER / "finetune"
 INPUTS = ("last", "states", "predictions", "all")

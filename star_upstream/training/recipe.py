@@ -13,12 +13,12 @@ from typing import Any, Literal, Mapping, Sequence
 
 import yaml
 
-from . import strict
-from .encoder import EncoderConfig
-from .errors import StarError, nearest
-from .pruning.config import PruningConfig
+from .. import strict
+from ..encoder import EncoderConfig
+from ..errors import StarError, nearest
+from ..pruning.config import PruningConfig
 
-FOLDER = Path(__file__).with_name("recipes")
+FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
 @dataclass(frozen=True)

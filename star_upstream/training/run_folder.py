@@ -19,29 +19,30 @@ import csv
 import fcntl
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping
 
 import pandas as pd
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from .data import Clip
-from .errors import StarError
-from .files import replacing, write_json
+from ..data import Clip
+from ..environment import environment
+from ..errors import StarError
+from ..files import replacing, write_json
 
 PARTS = ("train", "valid")
+STATE_VERSION = 2
+"""Of ``state.pt``; rises when a state of before cannot be gone on with."""
 
 
 class RunFolder:
     """One run. Several processes may read it; only the first of them (``lead``) writes the files that are shared."""
 
-    def __init__(self, path: str | Path, lead: bool = True):
-        self.path, self.lead = Path(path), lead
+    def __init__(self, path: str | Path, lead: bool | None = None):
+        """``lead``: whether this process writes; None asks Lightning, which knows the processes that it started."""
+        self.path, self.lead = Path(path), rank_zero_only.rank == 0 if lead is None else lead
         self._skipped: set[str] = set()
         self._log: list[dict[str, Any]] = []
 
@@ -184,16 +185,22 @@ class RunFolder:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         with replacing(self.path / "state.pt") as part:
-            torch.save(dict(state), part)
+            torch.save({"version": STATE_VERSION, **state}, part)
 
     def load_state(self) -> dict[str, Any] | None:
+        """What :meth:`save_state` wrote last; None where nothing was. Raises :class:`StarError` for a state of another version."""
         file = self.path / "state.pt"
         if not file.is_file():
             return None
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise StarError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove it to start the run again") from None
+        if state.get("version") != STATE_VERSION:
+            there = f"version {state['version']}" if "version" in state else "an older version"
+            fix = "finish the run with the star_upstream that began it, or remove state.pt to start it again"
+            raise StarError(f"{file}: is the state of {there} of the training loop, this one reads version {STATE_VERSION}; {fix}")
+        return state
 
     # the end
 
@@ -237,41 +244,6 @@ def draw_losses(folder: str | Path) -> None:
         right.legend(loc="center right")
     with replacing(Path(folder) / "loss.png") as part:
         figure.savefig(part, format="png", dpi=130)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a trained model depends on."""
-    found = {"python": platform.python_version()}
-    for name in ("star-upstream", "torch", "torchaudio", "lightning", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            from . import __version__
-
-            found[name] = __version__ if name == "star-upstream" else "not installed"
-    return found
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit (of a checkout), host, devices, command and time."""
-    where = Path(__file__).resolve().parent
-    commit = None
-    if (where.parent / ".git").exists():
-        try:
-            run = subprocess.run(["git", "-C", where, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-            commit = run.stdout.strip() or None
-        except (OSError, subprocess.TimeoutExpired):
-            pass
-    return {
-        "versions": versions(),
-        "commit": commit,
-        "host": platform.node(),
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,0 +1,29 @@
+"""Trainings: each gives the loop (:mod:`.loop`) a module whose forward is a batch's loss, its batches, and what to save.
+
+    loop.py        begin or resume, batch, update, validate, save, end: the same for all
+    recipe.py      a distillation as data, yaml files with bases and overrides
+    run_folder.py  what a run leaves on disk
+    distill.py     a student learns a teacher's states
+    prune.py       two distillations with a cut between them
+    student.py     how a student starts
+    optimizer.py   learning rate and parameter groups        progress.py  how far a run is, for people
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+
+def run(recipe: Recipe, out: str | Path) -> Path:
+    """Run ``recipe`` to its end, or go on with the unfinished run in ``out``; the folder of the run's model."""
+    if recipe.pruning is not None:
+        from . import prune
+
+        return prune.run(recipe, out)
+    from . import distill
+
+    return distill.run(recipe, out)

@@ -1,0 +1,57 @@
+"""How far a training is: a bar on a terminal; elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+COLUMNS = {"train/loss": "loss {:.4g}", "valid/loss": "valid {:.4g}", "learning_rate": "lr {:.2g}"}
+
+
+class Progress:
+    """``loop`` is asked for ``share``, ``update``, ``row`` and ``training``; nothing is shown unless ``shown``."""
+
+    def __init__(self, loop: Any, shown: bool, every_seconds: float = 15.0):
+        self.loop, self.shown, self.every = loop, shown, every_seconds
+        self.bar, self.printed = None, 0.0
+
+    def __enter__(self) -> "Progress":
+        if self.shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
+            columns = (BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self.bar = Bar(*columns, console=Console(stderr=True), transient=False)
+            self.task = self.bar.add_task("", total=1.0)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self) -> None:
+        """After an update."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=min(1.0, self.loop.share), description=self._line())
+        elif "train/loss" in self.loop.row and time.monotonic() - self.printed > self.every:
+            self._print()
+
+    def validated(self) -> None:
+        """After a validation."""
+        if self.bar is None:
+            self._print()
+
+    def _print(self) -> None:
+        if self.shown:
+            self.printed = time.monotonic()
+            print(f"{min(1.0, self.loop.share):4.0%}  {self._line()}", file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        row, training = self.loop.row, self.loop.training
+        parts = [text.format(row[name]) for name, text in COLUMNS.items() if name in row]
+        speed = row.get("audio_seconds_per_second")
+        words = [f"{training.label}update {self.loop.update}", *parts, training.note(row)]
+        words.append(f"{speed:.0f} s of audio a second" if speed else "")
+        return "  ".join(word for word in words if word)
