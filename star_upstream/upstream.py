@@ -107,7 +107,9 @@ class UpstreamExpert(nn.Module):
             if not len(wav):
                 raise StarError(f"waveform {i}: empty")
         weight = self.encoder.norm.weight
-        waveforms_BN = nn.utils.rnn.pad_sequence([w.to(weight.device, weight.dtype) for w in wavs], batch_first=True)
+        # a half model normalises the waveform in fp32, and rounds afterwards
+        kind = torch.promote_types(weight.dtype, torch.float32)
+        waveforms_BN = nn.utils.rnn.pad_sequence([w.to(weight.device, kind) for w in wavs], batch_first=True)
         return waveforms_BN, torch.tensor([len(w) for w in wavs], device=weight.device)
 
 

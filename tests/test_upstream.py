@@ -142,6 +142,26 @@ def test_s3prl_loads_our_names(folder):
         assert torch.allclose(many[1, :22], one[0, :22], atol=1e-5)
 
 
+def test_s3prl_holds_half_models_and_models_without_values():
+    star_upstream.register()
+    from s3prl.nn import S3PRLUpstream
+
+    with torch.random.fork_rng():
+        model = S3PRLUpstream("star_mini").eval()
+    padded, lengths = torch.nn.utils.rnn.pad_sequence(waves(80000, 30000), batch_first=True), torch.tensor([80000, 30000])
+    with torch.no_grad():
+        right, _ = model(padded, lengths)
+        for kind, tolerance in ((torch.float16, 0.004), (torch.bfloat16, 0.03)):
+            model.to(kind)
+            states, _ = model(padded.to(kind), lengths)
+            for ours, theirs in zip(states, right, strict=True):
+                assert ours.dtype == kind and (ours.float() - theirs).norm() < tolerance * theirs.norm()
+            with torch.random.fork_rng():
+                model = S3PRLUpstream("star_mini").eval()
+        states, _ = model.to("meta")(padded.to("meta"), lengths)
+    assert [state.shape for state in states] == [state.shape for state in right]
+
+
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_torch_hub_loads_the_shipped_models_offline(name, tmp_path):
     code = (

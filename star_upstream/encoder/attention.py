@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..numerics import wide
 from .config import EncoderConfig, RelativePosition
 
 
@@ -52,9 +53,9 @@ class PositionGate(nn.Module):
         scale_H = self.scale
         if self.kept is not None:
             x_BHTK, bias_HTT, scale_H = x_BHTK[:, self.kept], bias_HTT[self.kept], scale_H[self.kept]
-        update_BHT, reset_BHT = torch.sigmoid(self.linear(x_BHTK).unflatten(-1, (2, 4)).sum(-1)).unbind(-1)
+        update_BHT, reset_BHT = torch.sigmoid(wide(self.linear(x_BHTK)).unflatten(-1, (2, 4)).sum(-1)).unbind(-1)
         gate_BHT = update_BHT * (reset_BHT * scale_H[:, None] - 1.0) + 2.0
-        return gate_BHT[..., None] * bias_HTT
+        return gate_BHT[..., None].to(bias_HTT.dtype) * bias_HTT
 
 
 class Attention(nn.Module):
@@ -105,10 +106,11 @@ class Attention(nn.Module):
             if not need_map:
                 context_BHTK = F.scaled_dot_product_attention(query_BHTK, key_BHTK, value_BHTK, bias, dropout)
                 return self._merge(context_BHTK), None
-            scores_BHTT = query_BHTK @ key_BHTK.transpose(-1, -2) / math.sqrt(query_BHTK.shape[-1])
+            # scaled before the product, which in fp16 could overflow
+            scores_BHTT = (query_BHTK / math.sqrt(query_BHTK.shape[-1])) @ key_BHTK.transpose(-1, -2)
             if bias is not None:
                 scores_BHTT = scores_BHTT.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores_BHTT + bias
-            map_BHTT = scores_BHTT.float().softmax(-1) if scores_BHTT.dtype != torch.float64 else scores_BHTT.softmax(-1)
+            map_BHTT = wide(scores_BHTT).softmax(-1)
         weights_BHTT = F.dropout(map_BHTT, dropout).to(value_BHTK.dtype)
         return self._merge(weights_BHTT @ value_BHTK), map_BHTT
 

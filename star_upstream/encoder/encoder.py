@@ -118,7 +118,8 @@ class Encoder(nn.Module):
     def forward(self, waveforms_BN: Tensor, lengths_B: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
         """Encode zero-padded waveforms.
 
-        waveforms_BN: B x N floats at 16 kHz, not normalised (the model does it where it was trained so).
+        waveforms_BN: B x N floats at 16 kHz, not normalised (the model does it where it was trained so); of any floating type, which
+            need not be the model's: a half model gets more out of fp32 waveforms.
         lengths_B: valid samples of each, 1 or more; None takes every sample as valid. One shorter than ``config.receptive_field``
             counts as padded to it, so that every waveform has a frame.
         attention_maps: also return the maps, which costs B x H x T x T a layer.

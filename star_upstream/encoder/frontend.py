@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..numerics import full_precision, wide
 from .config import EncoderConfig
 
 
@@ -18,7 +19,8 @@ def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
 
 
 def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) -> Tensor:
-    """Zero mean and unit variance over each utterance's valid samples; padding becomes zero."""
+    """Zero mean and unit variance over each utterance's valid samples, in fp32 or wider; padding becomes zero."""
+    waveforms_BN = wide(waveforms_BN)
     if lengths_B is None:
         return F.layer_norm(waveforms_BN, waveforms_BN.shape[-1:], eps=epsilon)
     mask_BN = valid_mask(lengths_B, waveforms_BN.shape[1]).to(waveforms_BN.dtype)
@@ -30,21 +32,22 @@ def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) ->
 
 
 class ChannelNorm(nn.GroupNorm):
-    """Group norm with one group a channel, whose statistics cover valid frames only, always in fp32."""
+    """Group norm with one group a channel, whose statistics cover valid frames only, in fp32 whatever the model's type."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels)
 
     def forward(self, x_BCT: Tensor, lengths_B: Tensor | None) -> Tensor:
-        with torch.autocast(x_BCT.device.type, enabled=False):
-            x_BCT = x_BCT.float() if x_BCT.dtype in (torch.float16, torch.bfloat16) else x_BCT
+        with full_precision(x_BCT.device):
+            x_BCT, weight_C, bias_C = wide(x_BCT), wide(self.weight), wide(self.bias)
             if lengths_B is None:
-                return super().forward(x_BCT)
+                return F.group_norm(x_BCT, self.num_groups, weight_C, bias_C, self.eps).to(self.weight.dtype)
             mask_B1T = valid_mask(lengths_B, x_BCT.shape[-1])[:, None]
             count_B11 = lengths_B[:, None, None].to(x_BCT.dtype)
             centred_BCT = x_BCT - x_BCT.masked_fill(~mask_B1T, 0.0).sum(-1, keepdim=True) / count_B11
             variance_BC1 = centred_BCT.masked_fill(~mask_B1T, 0.0).square().sum(-1, keepdim=True) / count_B11
-            return torch.addcmul(self.bias[:, None], centred_BCT, torch.rsqrt(variance_BC1 + self.eps) * self.weight[:, None])
+            scale_BC1 = torch.rsqrt(variance_BC1 + self.eps) * weight_C[:, None]
+            return torch.addcmul(bias_C[:, None], centred_BCT, scale_BC1).to(self.weight.dtype)
 
 
 class FrameNorm(nn.LayerNorm):
@@ -76,7 +79,7 @@ class FrontEnd(nn.Module):
     def forward(self, waveforms_BN: Tensor, lengths_B: Tensor | None) -> Tensor:
         """B x N waveforms to B x T x D. ``lengths_B`` (samples) limits the norms' statistics; None takes all samples as valid."""
         config = self.config
-        x_BCT = waveforms_BN[:, None]
+        x_BCT = waveforms_BN[:, None].to(self.convs[0].weight.dtype)
         for i, conv in enumerate(self.convs):
             x_BCT = conv(x_BCT)
             if lengths_B is not None:

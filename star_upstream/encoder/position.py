@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..numerics import full_precision, grouped_conv1d, wide
 from .config import EncoderConfig
 
 
@@ -25,7 +26,7 @@ def positional(config: EncoderConfig) -> nn.Module:
 
 def convolve(x_BTD: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """Grouped convolution that keeps the number of frames: an even kernel's one frame too many is cut at the end."""
-    x_BDT = F.conv1d(x_BTD.transpose(1, 2), weight, bias, padding=weight.shape[-1] // 2, groups=groups)
+    x_BDT = grouped_conv1d(x_BTD.transpose(1, 2), weight, bias, weight.shape[-1] // 2, groups)
     return x_BDT[..., : x_BTD.shape[1]].transpose(1, 2)
 
 
@@ -40,7 +41,8 @@ class PositionalConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.width))
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        weight = torch._weight_norm(self.direction, self.magnitude, 2)
+        with full_precision(x_BTD.device):
+            weight = torch._weight_norm(wide(self.direction), wide(self.magnitude), 2).to(self.direction.dtype)
         return F.gelu(convolve(x_BTD, weight, self.bias, self.groups))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..encoder import EncoderConfig, EncoderOutput
 from ..encoder.frontend import valid_mask
 from ..errors import StarError
+from ..numerics import wide
 
 
 @dataclass(frozen=True)
@@ -152,11 +153,6 @@ def valid_frames(teacher: EncoderOutput, student: EncoderOutput) -> Callable[[Te
         return flat if len(frame_V) == batch * size else flat.index_select(0, utterance_V * size + frame_V)
 
     return picked
-
-
-def wide(x: Tensor) -> Tensor:
-    """The tensor in fp32, or fp64 where it has it: distances are not computed in half precision."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _identity(inputs: int, outputs: int) -> nn.Linear:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..encoder import EncoderConfig, EncoderOutput
 from ..encoder.frontend import valid_mask
 from ..errors import StarError
+from ..numerics import full_precision, wide
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,9 @@ class PredictionLoss(nn.Module):
         mask_BT = valid_mask(frames_B, size)
         divisor = len(frames_B) if self.config.reduction == "sum" else mask_BT.sum()
         l1 = cosine = 0.0
-        with torch.autocast(mask_BT.device.type, enabled=False):
+        with full_precision(mask_BT.device):
             for layer, guess_BTD in zip(self.layers, student.predictions):
-                target_ND, guess_ND = _wide(teacher.states[layer][:, :size])[mask_BT].detach(), _wide(guess_BTD[:, :size])[mask_BT]
+                target_ND, guess_ND = wide(teacher.states[layer][:, :size])[mask_BT].detach(), wide(guess_BTD[:, :size])[mask_BT]
                 l1 = l1 + (target_ND - guess_ND).abs().mean(-1).sum() / divisor
                 cosine = cosine - F.logsigmoid(F.cosine_similarity(target_ND, guess_ND, dim=-1)).sum() / divisor
         return self.config.l1 * l1 + self.config.cosine * cosine, {"l1": l1, "cosine": cosine}
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

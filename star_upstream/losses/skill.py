@@ -22,6 +22,7 @@ from .. import similarity
 from ..data import Clip
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..errors import StarError
+from ..numerics import wide
 from ..similarity import Groups, GroupingConfig
 from .hint import DistanceConfig, FrameDistance, check_rates, layer_state, valid_frames
 
@@ -76,7 +77,7 @@ class SkillLoss(nn.Module):
         return self.distance(targets, estimates)
 
     def _mean(self, output: EncoderOutput, group: Sequence[int]) -> Tensor:
-        states = [layer_state(output, layer, self.config.zeroth) for layer in group]
+        states = [wide(layer_state(output, layer, self.config.zeroth)) for layer in group]
         return sum(states[1:], start=states[0]) / len(states)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..encoder import EncoderConfig, EncoderOutput
 from ..encoder.frontend import valid_mask
 from ..errors import StarError
+from ..numerics import full_precision, wide
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class StarLoss(nn.Module):
             states[0] = output.features_BTD
         factor = states[0].shape[-1] ** -0.5 if self.config.scale == "width" else 1.0
         mask_BT1 = mask_BT[..., None]
-        return [_wide(x_BTD[:, : mask_BT.shape[1]]).masked_fill(~mask_BT1, 0.0) * factor for x_BTD in states]
+        return [wide(x_BTD[:, : mask_BT.shape[1]]).masked_fill(~mask_BT1, 0.0) * factor for x_BTD in states]
 
     def _pair_weight(self, frames_B: Tensor) -> Tensor | float:
         if self.config.reduction == "sum":
@@ -112,8 +113,8 @@ class StarLoss(nn.Module):
     def _attention(self, teacher: EncoderOutput, student: EncoderOutput, mask_BT: Tensor) -> Tensor:
         size, total = mask_BT.shape[1], 0.0
         for own, other in self.layer_map:
-            p_BTT = _wide(teacher.attentions[other - 1]).mean(1)[:, :size, :size]
-            q_BTT = _wide(student.attentions[own - 1]).mean(1)[:, :size, :size]
+            p_BTT = wide(teacher.attentions[other - 1]).mean(1)[:, :size, :size]
+            q_BTT = wide(student.attentions[own - 1]).mean(1)[:, :size, :size]
             tiny = torch.finfo(p_BTT.dtype).tiny
             divergence_BT = (p_BTT * (p_BTT.clamp(min=tiny).log() - q_BTT.clamp(min=tiny).log())).sum(-1)
             total = total + divergence_BT.masked_fill(~mask_BT, 0.0).sum()
@@ -139,7 +140,7 @@ class _GramDistance(torch.autograd.Function):
         needed = ctx.needs_input_grad
         grad_a = torch.empty_like(a_BTD) if needed[0] else None
         grad_b = torch.empty_like(b_BTD) if needed[1] else None
-        with torch.autocast(a_BTD.device.type, enabled=False):
+        with full_precision(a_BTD.device):
             for i in range(len(a_BTD)):
                 difference_TT = p_BTE[i] @ q_BTE[i].T
                 difference_TT.addmm_(a_BTD[i], b_BTD[i].T, alpha=-1)
@@ -156,7 +157,3 @@ class _GramDistance(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         grad_a, grad_b = ctx.saved_tensors
         return (None if grad_a is None else -2 * grad * grad_a), (None if grad_b is None else -2 * grad * grad_b), None, None
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..encoder.frontend import valid_mask
 from ..errors import StarError
+from ..numerics import full_precision, wide
 from . import losses
 
 
@@ -56,20 +58,24 @@ class Head(nn.Module):
 
     def forward(self, states: Sequence[Tensor], frames_B: Tensor) -> Tensor:
         """B x E, in fp32 or wider, from states of B x T x D with ``frames_B`` valid frames each."""
-        if self.mix is None:
-            x_BTD = states[0]
-        else:
-            x_BTD = sum(weight * state_BTD for weight, state_BTD in zip(self.mix.softmax(0), states))
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            x_BTD = x_BTD if x_BTD.dtype == torch.float64 else x_BTD.float()
+        with full_precision(states[0].device):
+            if self.mix is None:
+                x_BTD = wide(states[0])
+            else:
+                x_BTD = sum(weight * wide(state_BTD) for weight, state_BTD in zip(wide(self.mix).softmax(0), states))
             mask_BT = valid_mask(frames_B, x_BTD.shape[1])
             if self.attention is None:
                 weight_BT = mask_BT / frames_B[:, None].to(x_BTD.dtype)
             else:
-                weight_BT = self.attention(x_BTD)[..., 0].masked_fill(~mask_BT, float("-inf")).softmax(1)
+                weight_BT = _linear(self.attention, x_BTD)[..., 0].masked_fill(~mask_BT, float("-inf")).softmax(1)
             # frames past the end may hold anything, even what is not finite
             x_BE = torch.einsum("bt,btd->bd", weight_BT.to(x_BTD.dtype), x_BTD.masked_fill(~mask_BT[..., None], 0.0))
-            return x_BE if self.project is None else self.project(x_BE)
+            return x_BE if self.project is None else _linear(self.project, x_BE)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer in fp32 or wider, also of a half model."""
+    return F.linear(x, wide(layer.weight), wide(layer.bias))
 
 
 class MultitaskModel(nn.Module):

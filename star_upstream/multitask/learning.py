@@ -23,6 +23,7 @@ from ..data import Clip
 from ..environment import versions
 from ..errors import StarError
 from ..files import write_json
+from ..numerics import full_precision
 from ..training import recipe as recipes
 from ..training.loop import Training, fit
 from ..training.run_folder import RunFolder
@@ -47,7 +48,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x_BE = embed(self.model, batch, batch.targets_B.device)
-        with torch.autocast(x_BE.device.type, enabled=False):
+        with full_precision(x_BE.device):
             loss, logits_BC = self.model.heads[batch.task].loss(x_BE, batch.targets_B)
         accuracy = 100.0 * (logits_BC.argmax(1) == batch.targets_B).float().mean()
         return loss * self.scale, {f"{batch.task}/loss": loss.detach(), f"{batch.task}/accuracy": accuracy}

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..numerics import wide
+
 ANGULAR_MARGIN, ADDITIVE_MARGIN, ADDITIVE_SCALE = 2, 0.2, 30.0
 """What a recipe's None stands for; ours, the paper prints none."""
 
@@ -28,7 +30,7 @@ class CrossEntropy(nn.Module):
         self.linear = nn.Linear(width, classes)
 
     def logits(self, x_BE: Tensor) -> Tensor:
-        return self.linear(x_BE)
+        return F.linear(x_BE, wide(self.linear.weight), wide(self.linear.bias))
 
     def forward(self, x_BE: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss and the logits without margin (B x C)."""
@@ -95,8 +97,8 @@ def psi(cosine: Tensor, margin: int) -> Tensor:
 
 
 def cosines(x_BE: Tensor, weight_CE: Tensor) -> Tensor:
-    """B x C."""
-    return F.linear(F.normalize(x_BE, dim=1), F.normalize(weight_CE, dim=1))
+    """B x C, in fp32 or wider."""
+    return F.linear(F.normalize(wide(x_BE), dim=1), F.normalize(wide(weight_CE), dim=1))
 
 
 def make(task, width: int, classes: int) -> nn.Module:

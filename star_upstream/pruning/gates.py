@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..errors import StarError
+from ..numerics import full_precision, wide
 from .config import GateConfig
 from .size import Kept, Size
 
@@ -226,14 +227,14 @@ class GatedEncoder(nn.Module):
 
     def _norm_open(self, name: str, norm: nn.LayerNorm, inputs: tuple, normed_BTC: Tensor) -> Tensor:
         """LayerNorm over the open channels of a frame; closed channels come out as 0."""
-        (x_BTC,), gate_C = inputs, self._values[name]
+        (x_BTC,), gate_C = inputs, wide(self._values[name])
         open_C = (gate_C > 0).to(gate_C.dtype)
         count = open_C.sum().clamp(min=1.0)
-        with torch.autocast(x_BTC.device.type, enabled=False):
+        with full_precision(x_BTC.device):
             x_BTC = x_BTC.to(gate_C.dtype) * gate_C
             centred_BTC = (x_BTC - x_BTC.sum(-1, keepdim=True) / count) * open_C
             variance_BT1 = centred_BTC.square().sum(-1, keepdim=True) / count
-            x_BTC = centred_BTC * torch.rsqrt(variance_BT1 + norm.eps) * norm.weight + norm.bias
+            x_BTC = centred_BTC * torch.rsqrt(variance_BT1 + norm.eps) * wide(norm.weight) + wide(norm.bias)
             return (x_BTC * open_C).to(normed_BTC.dtype)
 
 
