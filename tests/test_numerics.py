@@ -39,6 +39,7 @@ ARCHITECTURES = {
     "no projection": {"projection": False},
     "batch norm before the positional convolution": {"position_norm": "batch"},
     "stacked positional convolutions": {"position_norm": "layer", "position_layers": 2},
+    "adapters": {"norm": "pre", "adapter": 8},
 }  # fmt: skip
 PATHS = {
     "autocast bf16": (torch.bfloat16, True),
