@@ -1,12 +1,15 @@
-"""Folders of the transformers library: HubertModel, Wav2Vec2Model and WavLMModel, with or without a task's head.
+"""Folders of the transformers library: HuBERT, wav2vec 2.0, WavLM, UniSpeech, UniSpeechSat and data2vec audio, with or without a
+task's head.
 
-The files are read directly; transformers itself is not needed. Both encoder variants (``do_stable_layer_norm``) and both front ends
-(``feat_extract_norm`` group, layer) are known.
+The files are read directly; transformers itself is not needed. Both encoder variants (``do_stable_layer_norm``), both front ends
+(``feat_extract_norm`` group, layer) and all three positional convolutions are known. What follows the encoder (heads, the
+convolutional adapter of ``add_adapter``) is left out; the attention adapters of MMS, inside the layers, are kept.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -17,9 +20,9 @@ from torch import Tensor
 from ..encoder import Encoder
 from ..errors import StarError
 from . import pickles
-from .names import build, divide, expect, rename, rules
+from .names import build, divide, expect, fold_batch_norm, inside, rename, rules
 
-MODEL_TYPES = ("hubert", "wav2vec2", "wavlm")
+MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In order of preference; a large model has an index (``*.index.json``) that names its parts."""
 
@@ -31,6 +34,10 @@ _TABLE = rules(
     (r"encoder\.pos_conv_embed\.conv\.bias", r"position.bias"),
     (r"encoder\.pos_conv_embed\.conv\.(?:weight_g|parametrizations\.weight\.original0)", r"position.magnitude"),
     (r"encoder\.pos_conv_embed\.conv\.(?:weight_v|parametrizations\.weight\.original1)", r"position.direction"),
+    (r"encoder\.pos_conv_embed\.conv\.weight", r"position.weight"),
+    (r"encoder\.pos_conv_embed\.batch_norm\.(scale|shift)", r"position.\1"),
+    (r"encoder\.pos_conv_embed\.layers\.(\d+)\.conv\.weight", r"position.weights.\1"),
+    (r"encoder\.pos_conv_embed\.layers\.(\d+)\.conv\.bias", r"position.biases.\1"),
     (r"encoder\.layer_norm\.(weight|bias)", r"norm.\1"),
     (r"encoder\.layers\.(\d+)\.attention\.q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
     (r"encoder\.layers\.(\d+)\.attention\.k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
@@ -43,10 +50,16 @@ _TABLE = rules(
     (r"encoder\.layers\.(\d+)\.feed_forward\.intermediate_dense\.(weight|bias)", r"layers.\1.ffn_in.\2"),
     (r"encoder\.layers\.(\d+)\.feed_forward\.output_dense\.(weight|bias)", r"layers.\1.ffn_out.\2"),
     (r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
+    (r"encoder\.layers\.(\d+)\.adapter_layer\.norm\.(weight|bias)", r"layers.\1.adapter.norm.\2"),
+    (r"encoder\.layers\.(\d+)\.adapter_layer\.linear_1\.(weight|bias)", r"layers.\1.adapter.down.\2"),
+    (r"encoder\.layers\.(\d+)\.adapter_layer\.linear_2\.(weight|bias)", r"layers.\1.adapter.up.\2"),
 )
+_FIRST = "feature_extractor.conv_layers.0.conv.weight"
+_NORM = "encoder.pos_conv_embed.batch_norm"
 _IGNORED = (
     *("masked_spec_embed", "quantizer.", "project_q.", "project_hid."),  # of the pre-training
     *("lm_head.", "projector.", "classifier.", "layer_weights", "feature_extractor_proj", "tdnn.", "objective."),  # of tasks
+    "adapter.",
 )
 
 
@@ -69,31 +82,30 @@ def load(folder: str | Path, reference_padding: bool = False) -> Encoder:
     where = str(folder)
     kind = config.get("model_type")
     expect(kind in MODEL_TYPES, f"{where}: config.json: model_type", f"{kind!r} (known: {', '.join(MODEL_TYPES)})")
-    weights = _weights(folder)
-    prefix = f"{kind}."
-    if any(name.startswith(prefix) for name in weights):
-        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    weights = inside(_weights(folder), _FIRST, where)
+    if any(name.startswith("adapter.") for name in weights):
+        print(f"star: {where}: read without the adapter that follows its encoder (add_adapter)", file=sys.stderr)
     preprocessor = folder / "preprocessor_config.json"
-    group_norm = config.get("feat_extract_norm", "group") == "group"
-    values = _values(config, f"{where}: config.json") | {
-        "normalize_waveform": bool(_json(preprocessor).get("do_normalize", True)) if preprocessor.exists() else not group_norm,
-        "normalize_epsilon": 1e-7,
-    }
+    values = _values(config, f"{where}: config.json") | {"normalize_epsilon": 1e-7}
+    if preprocessor.exists():
+        values["normalize_waveform"] = bool(_json(preprocessor).get("do_normalize", True))
+    else:
+        values["normalize_waveform"] = values["conv_norm"] == "layer"
+    if values["position_norm"] == "batch":
+        weights = fold_batch_norm(weights, _NORM, f"{_NORM}.scale", f"{_NORM}.shift", where)
     return build(values, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)
 
 
 def _values(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    for key, allowed in (
-        ("hidden_act", "gelu"),
-        ("feat_extract_activation", "gelu"),
-        ("conv_pos_batch_norm", False),
-        ("add_adapter", False),
-    ):
-        given = config.get(key, allowed)
-        expect(given == allowed, f"{where}: {key}", repr(given))
-    expect(config.get("adapter_attn_dim") is None, f"{where}: adapter_attn_dim", "a model with attention adapters")
-    norm = config.get("feat_extract_norm", "group")
+    kind = config["model_type"]
+    for key in ("hidden_act", "feat_extract_activation"):
+        given = config.get(key, "gelu")
+        expect(given == "gelu", f"{where}: {key}", repr(given))
+    # data2vec has one variant, whatever these keys say; only HuBERT has a batch norm or a front end without its last norm
+    norm = "layer" if kind == "data2vec-audio" else config.get("feat_extract_norm", "group")
     expect(norm in ("group", "layer"), f"{where}: feat_extract_norm", repr(norm))
+    stable = kind != "data2vec-audio" and bool(config.get("do_stable_layer_norm", False))
+    adapted = stable and kind != "wavlm"
     width, heads, layers = (
         config.get("hidden_size", 768),
         config.get("num_attention_heads", 12),
@@ -108,22 +120,30 @@ def _values(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "conv_layers": list(zip(channels, kernels, strides)),
         "conv_bias": config.get("conv_bias", False),
         "conv_norm": norm,
-        "projection_norm": config.get("feat_proj_layer_norm", True),
+        "projection_norm": config.get("feat_proj_layer_norm", True) if kind == "hubert" else True,
         "width": width,
         "position_kernel": config.get("num_conv_pos_embeddings", 128),
+        "position_norm": "batch" if kind == "hubert" and config.get("conv_pos_batch_norm", False) else "weight",
         "position_groups": config.get("num_conv_pos_embedding_groups", 16),
         "layers": layers,
         "heads": heads,
         "head_width": divide(width, heads, f"{where}: num_attention_heads"),
         "ffn": config.get("intermediate_size", 3072),
-        "norm": "pre" if config.get("do_stable_layer_norm", False) else "post",
+        "norm": "pre" if stable else "post",
+        "adapter": (config.get("adapter_attn_dim") or 0) if adapted else 0,
         "norm_epsilon": config.get("layer_norm_eps", 1e-5),
         "dropout": config.get("hidden_dropout", 0.1),
         "attention_dropout": config.get("attention_dropout", 0.1),
         "activation_dropout": config.get("activation_dropout", 0.1),
         "feature_dropout": config.get("feat_proj_dropout", 0.0),
     }
-    if config["model_type"] == "wavlm":
+    if kind == "data2vec-audio":
+        values |= {
+            "position_norm": "layer",
+            "position_layers": config.get("num_conv_pos_embeddings", 5),
+            "position_kernel": config.get("conv_pos_kernel_size", 19),
+        }
+    if kind == "wavlm":
         values["relative_position"] = {
             "buckets": config.get("num_buckets", 320),
             "max_distance": config.get("max_bucket_distance", 800),

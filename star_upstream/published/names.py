@@ -19,6 +19,32 @@ def rules(*pairs: tuple[str, str]) -> Rules:
     return [(re.compile(pattern), ours) for pattern, ours in pairs]
 
 
+def inside(weights: Mapping[str, Tensor], first: str, where: str) -> dict[str, Tensor]:
+    """The encoder's tensors without the prefix that wrappers and heads gave their names (``module.``, ``hubert.``, ``w2v_encoder.w2v_model.``).
+
+    ``first`` is the name, without it, of a tensor that every encoder of the kind has. Where there is a prefix, only names with it
+    count: a head may have parts of the same name. Raises :class:`StarError` where several encoders are inside.
+    """
+    found = sorted(name[: -len(first)] for name in weights if name == first or name.endswith(f".{first}"))
+    if len(found) > 1:
+        shown = ", ".join(repr(prefix) for prefix in found)
+        raise StarError(f"{where}: holds {len(found)} encoders, with names that begin {shown}; save the one you mean alone")
+    prefix = found[0] if found else ""
+    return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def fold_batch_norm(weights: Mapping[str, Tensor], norm: str, scale: str, shift: str, where: str) -> dict[str, Tensor]:
+    """``weights`` with the batch norm called ``norm`` as what it is outside of training: a ``scale`` and a ``shift`` a channel."""
+    folded = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{norm}.")}
+    parts = ("weight", "bias", "running_mean", "running_var")
+    if any(f"{norm}.{part}" not in weights for part in parts):
+        raise StarError(f"{where}: no batch norm {norm} ({', '.join(parts)}), which its configuration asks for")
+    weight, bias, mean, variance = (weights[f"{norm}.{part}"].double() for part in parts)
+    folded[scale] = (weight / (variance + 1e-5).sqrt()).float()
+    folded[shift] = (bias - mean * weight / (variance + 1e-5).sqrt()).float()
+    return folded
+
+
 def rename(weights: Mapping[str, Tensor], table: Rules, ignored: Iterable[str], where: str) -> dict[str, Tensor]:
     """``weights`` under the encoder's names; what starts with one of ``ignored`` (heads of the training) is left out.
 
