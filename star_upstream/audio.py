@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator, NamedTuple
 
 import numpy as np
 import soundfile
@@ -12,25 +16,55 @@ from .errors import StarError
 
 RATE = 16_000
 EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+SLACK = RATE // 10
+"""Samples by which a compressed file's decoded length may differ from what its header says."""
+CANCELLED = 0.01
+"""Share of the channels' mean power below which their average is no longer their sound (channels in opposite phase)."""
+STREAMED = 0x7FFF_0000
+"""A wav header's length from here on was written before the length was known: by a program that writes to a pipe."""
+_PROMISED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+
+
+class Header(NamedTuple):
+    """What a file says of itself: its frames (samples of each channel) and their rate."""
+
+    frames: int
+    rate: int
+    lossy: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Its length at 16 kHz."""
+        return math.ceil(self.frames * RATE / self.rate)
+
+    @property
+    def slack(self) -> int:
+        """Samples at 16 kHz by which another program's count may differ: rounding, and what a decoder adds."""
+        return SLACK if self.lossy else 1
 
 
 def read(path: str | Path, start: int = 0, samples: int | None = None) -> np.ndarray:
-    """The file's waveform, float32, 1-D, at 16 kHz; several channels are averaged, other rates resampled.
+    """The file's waveform, float32, 1-D, at 16 kHz; several channels are averaged, other rates resampled. Where channels in opposite
+    phase cancel each other, the one with the most power is taken alone.
 
     ``start`` and ``samples`` cut a part out, counted at 16 kHz. Raises :class:`StarError` for a file that cannot be decoded.
     """
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            rate = file.samplerate
-            if (start or samples is not None) and rate == RATE:
-                file.seek(min(start, file.frames))
-                wave = file.read(-1 if samples is None else samples, dtype="float32", always_2d=True)
-                return wave.mean(1)
-            wave = file.read(dtype="float32", always_2d=True).mean(1)
-    except (RuntimeError, OSError) as error:
-        raise StarError(f"{path}: cannot be read as audio ({_reason(error)})") from None
+    with _opened(path) as file:
+        rate = file.samplerate
+        if (start or samples is not None) and rate == RATE and file.seekable():
+            file.seek(min(start, file.frames))
+            return _mono(file.read(-1 if samples is None else samples, dtype="float32", always_2d=True))
+        wave = _mono(file.read(file.frames, dtype="float32", always_2d=True))
     wave = resample(wave, rate)
     return wave[start:] if samples is None else wave[start : start + samples]
+
+
+def piece(path: str | Path, start: int, samples: int) -> np.ndarray:
+    """``samples`` from ``start`` on, as :func:`read`. Raises :class:`StarError` also where the file holds fewer of them."""
+    wave = read(path, start, samples)
+    if not len(wave) or len(wave) < samples - SLACK:
+        raise StarError(f"{path}: {len(wave)} samples from sample {start} on when decoded, where {samples} were promised")
+    return wave
 
 
 def resample(wave: np.ndarray, rate: int) -> np.ndarray:
@@ -43,15 +77,56 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     return torchaudio.functional.resample(torch.from_numpy(wave), rate, RATE).numpy()
 
 
+def header(path: str | Path) -> Header:
+    """What the file says of itself. Raises :class:`StarError` when there is no readable header, and when it promises more than the
+    file holds."""
+    with _opened(path) as file:
+        return Header(file.frames, file.samplerate, file.format in ("MP3", "OGG"))
+
+
 def length(path: str | Path) -> int:
-    """Samples of the file at 16 kHz, from its header. Raises :class:`StarError` when there is no readable header."""
+    """Samples of the file at 16 kHz, from its header. Raises :class:`StarError` as :func:`header` does."""
+    return header(path).samples
+
+
+def dangling(path: str | Path) -> bool:
+    """Whether ``path`` is a link to what is not there, such as git-annex leaves for a file that was not fetched."""
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def _mono(wave_NC: np.ndarray) -> np.ndarray:
+    mean = wave_NC.mean(1)
+    if wave_NC.shape[1] > 1:
+        power_C = np.square(wave_NC, dtype=np.float64).mean(0)
+        if np.square(mean, dtype=np.float64).mean() < CANCELLED * power_C.mean():
+            return np.ascontiguousarray(wave_NC[:, int(power_C.argmax())])
+    return mean
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
     try:
-        info = soundfile.info(str(path))
-    except (RuntimeError, OSError) as error:
-        raise StarError(f"{path}: cannot be read as audio ({_reason(error)})") from None
-    return math.ceil(info.frames * RATE / info.samplerate)
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be UTF-8
+            _check_whole(path, file)
+            yield file
+    except StarError:
+        raise
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        raise StarError(f"{path}: cannot be read as audio ({_reason(path, error)})") from None
 
 
-def _reason(error: Exception) -> str:
+def _check_whole(path: str | Path, file: soundfile.SoundFile) -> None:
+    """libsndfile shortens a file to what is there, and tells of it in its log alone."""
+    for promised, held in (map(int, found) for found in _PROMISED.findall(file.extra_info)):
+        if promised < STREAMED and (not held or (promised / held - 1) * file.frames > 0.01 * file.samplerate):
+            share, seconds = held / promised, file.frames / file.samplerate
+            raise StarError(f"{path}: cut short: {share:.1%} ({seconds:.2f} s) of the sound that its header promises is there")
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    if dangling(path):
+        return "a link to a file that is not there; in a git-annex folder: git annex get"
+    if not os.path.exists(path):
+        return "no such file"
     text = str(error).strip().rstrip(".")
     return text.split(": ")[-1] or type(error).__name__

@@ -170,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = add("similarity", _similarity, "Which layers of a teacher are alike, and how far a student's are from them.")
     command.add_argument("teacher", help="a name, folder or file, as in a recipe")
-    command.add_argument("audio", nargs="+", help="folders, tsv manifests (path, samples) or audio files")
+    command.add_argument("audio", nargs="+", help="folders, lists of audio (tsv, csv, jsonl, a path a line) or audio files")
     command.add_argument("--groups", type=int, default=4, metavar="N", help="groups of layers to make (4)")
     command.add_argument("--measure", choices=["cka", "cosine", "l2"], default="cka")
     estimators = ["exact", "minibatch"]

@@ -6,30 +6,32 @@ Shapes: B utterances, N samples (16 kHz).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from . import audio
+from . import audio, audio_lists
 from .environment import cache_home
 from .errors import StarError
 from .files import replacing
 
 
 class Clip(NamedTuple):
-    """One utterance: its file and its length at 16 kHz."""
+    """One utterance: its file, its length and its first sample in the file, at 16 kHz."""
 
     path: str
     samples: int
+    start: int = 0
 
 
 @dataclass
@@ -38,15 +40,25 @@ class Corpus:
 
     clips: list[Clip]
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    passed: list[tuple[str, str]] = field(default_factory=list)
+    """What was found in folders and is no audio that is read here: ``folder/*.m4a`` and how many, for each ending."""
 
     @property
     def seconds(self) -> float:
         return sum(c.samples for c in self.clips) / audio.RATE
 
     def write(self, path: Path) -> None:
-        """The clips as a tsv manifest (path, samples) that :func:`scan` reads back."""
+        """The clips as a tsv manifest (path, samples, start) that :func:`scan` reads back, whatever their names hold."""
+        lines = ["path\tsamples\tstart", *(f"{audio_lists.cell(c.path)}\t{c.samples}\t{c.start}" for c in self.clips)]
         with replacing(path) as part:
-            pd.DataFrame(self.clips, columns=["path", "samples"]).to_csv(part, sep="\t", index=False)
+            part.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+
+
+class Fault(NamedTuple):
+    """Why a file cannot be used. ``bad``: it is damaged, and counts against ``max_bad_share``."""
+
+    reason: str
+    bad: bool = True
 
 
 def scan(
@@ -57,109 +69,202 @@ def scan(
     threads: int = 8,
     progress: bool = True,
 ) -> Corpus:
-    """Find audio in folders (searched whole) and tsv manifests, and measure it.
+    """Find audio in folders (searched whole), lists (:mod:`star_upstream.audio_lists`) and single files, and measure it.
 
-    A manifest has a header line with ``path`` and ``samples`` (length at 16 kHz); its paths are relative to its own folder or the
-    one above. Lengths found in folders are read from file headers in parallel, once: they are cached by size and time of change.
-    Unreadable and empty files, and those outside ``min_seconds`` to ``max_seconds``, go to ``skipped`` with the reason.
+    Lengths are read from file headers in parallel, once: they are cached by size and time of change. Where a list says how long a
+    file is, its header has the last word; where it names a part of a file, the clip is that part. Unreadable and empty files, those
+    outside ``min_seconds`` to ``max_seconds``, links to what is not there and lines that the header contradicts go to ``skipped``
+    with the reason. What else lies in a folder is counted, and said on stderr.
 
-    Raises :class:`StarError` when a source is absent, nothing is usable, or more than ``max_bad_share`` of the files are
-    unreadable.
+    Raises :class:`StarError` when a source is absent or no audio and no list of it, nothing is usable, or more than
+    ``max_bad_share`` of the files are unreadable or contradicted.
     """
     if not sources:
-        raise StarError("data: no folder or manifest given")
-    found: dict[str, int | str] = {}
-    for source in map(Path, sources):
+        raise StarError("data: no folder, list or audio file given")
+    found: dict[Clip | str, Clip | Fault] = {}
+    passed: list[tuple[str, str]] = []
+    for source in (Path(source).expanduser() for source in sources):
         if source.is_dir():
-            found.update(_measure(source, threads, progress))
+            passed += _search(source.resolve(), found, threads, progress)
+        elif source.is_file() and _is_audio(source):
+            _add(found, _absolute(source), _measure([_absolute(source)], None, 1, False))
         elif source.is_file():
-            found.update(_read_manifest(source))
+            _read_list(source, found, threads, progress)
+        elif audio.dangling(source):
+            raise StarError(f"{source}: a link to a file that is not there; in a git-annex folder: git annex get")
         else:
             raise StarError(f"{source}: no such folder or manifest")
     if not found:
-        raise StarError(f"{', '.join(map(str, sources))}: no audio found (looked for {', '.join(audio.EXTENSIONS)})")
-    clips, skipped, bad = [], [], 0
-    for path, length in found.items():
-        if isinstance(length, str):
-            skipped.append((path, length))
-            bad += 1
-        elif length < min_seconds * audio.RATE:
-            skipped.append((path, f"{length / audio.RATE:.2f} s, shorter than {min_seconds} s" if length else "empty"))
-        elif length > max_seconds * audio.RATE:
-            skipped.append((path, f"{length / audio.RATE:.2f} s, longer than {max_seconds} s"))
+        raise StarError(_nothing(sources, passed))
+    for place, what in passed:
+        print(f"{place}: {what}", file=sys.stderr)
+    clips, skipped, bad = [], [], []
+    for name, clip in found.items():
+        if isinstance(clip, Fault):
+            skipped.append((str(name), clip.reason))
+            bad += [skipped[-1]] if clip.bad else []
+        elif clip.samples < min_seconds * audio.RATE:
+            reason = f"{clip.samples / audio.RATE:.2f} s, shorter than {min_seconds} s" if clip.samples else "empty"
+            skipped.append((_name(clip), reason))
+        elif clip.samples > max_seconds * audio.RATE:
+            skipped.append((_name(clip), f"{clip.samples / audio.RATE:.2f} s, longer than {max_seconds} s"))
         else:
-            clips.append(Clip(path, length))
-    if bad > max_bad_share * len(found):
-        path, reason = next((p, r) for p, r in skipped if isinstance(found[p], str))
-        count = f"{bad} of {len(found)} files"
-        raise StarError(f"{count} cannot be read, above the limit of {max_bad_share:.1%} (data.max_bad_share); the first: {path}: {reason}")
+            clips.append(clip)
+    if len(bad) > max_bad_share * len(found):
+        count = f"{len(bad)} of {len(found)} files"
+        raise StarError(
+            f"{count} cannot be read, above the limit of {max_bad_share:.1%} (data.max_bad_share); the first: {': '.join(bad[0])}"
+        )
     if not clips:
-        raise StarError(f"none of {len(found)} files is usable; the first: {skipped[0][0]}: {skipped[0][1]}")
-    return Corpus(sorted(clips, key=lambda c: (c.samples, c.path)), sorted(skipped))
+        raise StarError(f"none of {len(found)} files is usable; the first: {': '.join(skipped[0])}")
+    return Corpus(sorted(clips, key=lambda c: (c.samples, c.path, c.start)), sorted(skipped), passed)
 
 
-def _read_manifest(path: Path) -> dict[str, int | str]:
-    try:
-        table = pd.read_csv(path, sep="\t", quoting=3, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise StarError(f"{path}: not a tab-separated manifest ({str(error).strip()})") from None
-    missing = {"path", "samples"} - set(table.columns)
-    if missing:
-        raise StarError(f"{path}: the header line must name the columns path and samples (missing: {', '.join(sorted(missing))})")
-    bases = (path.resolve().parent, path.resolve().parent.parent)
-    found: dict[str, int | str] = {}
-    for row, (name, samples) in enumerate(zip(table["path"], table["samples"]), 2):
-        if not samples.isdigit():
-            raise StarError(f"{path}, line {row}: samples must be a whole number, got {samples!r}")
-        file = next((base / name for base in bases if (base / name).is_file()), None)
-        found[str(file or name)] = int(samples) if file else "no such file"
-    return found
+def _name(clip: Clip) -> str:
+    return clip.path if not clip.start else f"{clip.path} from {clip.start / audio.RATE:.2f} s on"
 
 
-def _measure(folder: Path, threads: int, progress: bool) -> dict[str, int | str]:
-    """Length, or the reason why there is none, of every audio file below ``folder``."""
-    folder = folder.resolve()
-    files = sorted(
-        os.path.join(base, name)
-        for base, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(audio.EXTENSIONS) and not name.startswith(".")
-    )
-    cache = _cache_file(folder)
-    known = _read_cache(cache)
-    stamps = {f: (s.st_size, s.st_mtime_ns) for f in files for s in [os.stat(f)]}
-    new = [f for f in files if known.get(f, (None, None))[0] != stamps[f]]
+def _nothing(sources: Sequence[str | Path], passed: list[tuple[str, str]]) -> str:
+    others = "".join(f"; {place}: {what}" for place, what in passed[:3])
+    return f"{', '.join(map(str, sources))}: no audio found (looked for {', '.join(audio.EXTENSIONS)}){others}"
 
-    def measure(file: str) -> int | str:
+
+def _is_audio(file: Path) -> bool:
+    """By its ending, else by its content: a list is text (perhaps compressed by gzip), and audio is not."""
+    if file.suffix.lower() in audio.EXTENSIONS:
+        return True
+    with open(file, "rb") as stream:
+        head = stream.read(4096)
+    return head[:2] != b"\x1f\x8b" and b"\0" in head
+
+
+def _add(found: dict, path: str, measured: dict[str, audio.Header | Fault]) -> None:
+    header = measured[path]
+    if isinstance(header, Fault):
+        found[path] = header
+    else:
+        clip = Clip(path, header.samples)
+        found[clip] = clip
+
+
+def _search(folder: Path, found: dict, threads: int, progress: bool) -> list[tuple[str, str]]:
+    """Add the audio below ``folder``; the other files, by ending."""
+    files, others, seen = [], Counter(), set()
+    for base, folders, names in os.walk(folder, followlinks=True):
+        # a link to a folder above would lead round for ever, and git-annex keeps every file a second time below .git
+        folders[:] = sorted(name for name in folders if name != ".git")
+        if (real := os.path.realpath(base)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(audio.EXTENSIONS):
+                files.append(os.path.join(base, name))
+            else:
+                others[os.path.splitext(name)[1].lower() or "files without an ending"] += 1
+    measured = _measure(sorted(files), folder, threads, progress)
+    for file in sorted(files):
+        _add(found, file, measured)
+    why = f"passed over: none of {', '.join(audio.EXTENSIONS)}"
+    return [
+        (str(folder / (f"*{end}" if end[0] == "." else "*")), f"{n} {'files' if end[0] == '.' else end} {why}")
+        for end, n in others.most_common()
+    ]
+
+
+def _read_list(path: Path, found: dict, threads: int, progress: bool) -> None:
+    """Add the clips of a list."""
+    entries, root = audio_lists.read(path)
+    files: dict[str, str | None] = {}
+    for entry in entries:
+        if entry.fault is None and entry.path not in files:
+            files[entry.path] = _find(entry.path, path, root)
+    there = sorted({file for file in files.values() if file is not None})
+    measured = _measure(there, path.resolve(), threads, progress)
+    for entry in entries:
+        file = files.get(entry.path)
+        if entry.fault is not None or file is None:
+            found[entry.path] = Fault(entry.fault or "no such file")
+            continue
+        clip = measured[file] if isinstance(measured[file], Fault) else _part(entry, file, measured[file])
+        found[clip if isinstance(clip, Clip) else file] = clip
+
+
+def _find(name: str, path: Path, root: Path | None) -> str | None:
+    for text in dict.fromkeys((name, audio_lists.uncell(name))):
+        for place in audio_lists.places(text, path, root):
+            if os.path.isfile(place) or audio.dangling(place):
+                return _absolute(place)
+    return None
+
+
+def _absolute(path: Path) -> str:
+    """As a search of its folder finds it: links to folders followed, those to files kept."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
+
+
+def _part(entry: audio_lists.Entry, file: str, header: audio.Header) -> Clip | Fault:
+    """The part of ``file`` that a list means, at 16 kHz, or why it cannot be."""
+    place = entry.place.split(", ")[-1]
+    factor = {"16 kHz": 1.0, "own rate": audio.RATE / header.rate, "seconds": float(audio.RATE)}[entry.unit]
+    start, total = round(entry.start * factor), header.samples
+    if entry.length is None:
+        return Clip(file, max(0, total - start), start)
+    samples = round(entry.length * factor)
+    if entry.unit == "16 kHz" and header.rate != audio.RATE and start == 0 and samples == header.frames != total:
+        return Fault(f"{place}: samples is {samples} as counted at the file's {header.rate} Hz; here it counts at 16 kHz: {total}")
+    slack = max(header.slack, audio.RATE // 20 if entry.unit == "seconds" else 0)  # durations are rounded
+    if start + samples > total + slack:
+        end, length = (start + samples) / audio.RATE, total / audio.RATE
+        return Fault(f"{place}: goes on to {end:.2f} s, but by its header the file ends at {length:.2f} s")
+    return Clip(file, min(samples, total - start), start)
+
+
+def _measure(files: Sequence[str], source: Path | None, threads: int, progress: bool) -> dict[str, audio.Header | Fault]:
+    """The header of each file, or why there is none; those of ``source`` (a folder or list) are kept in the cache."""
+    cache = None if source is None else _cache_file(source)
+    known = {} if cache is None else _read_cache(cache)
+    stamps, measured = {}, {}
+    for file in files:
         try:
-            return audio.length(file)
+            status = os.stat(file)
+            stamps[file] = [status.st_size, status.st_mtime_ns]
+        except OSError as error:
+            fetch = "a link to a file that is not there; in a git-annex folder: git annex get"
+            measured[file] = Fault(fetch if audio.dangling(file) else f"cannot be read ({error.strerror})", not audio.dangling(file))
+    new = [file for file in stamps if known.get(file, [None])[0] != stamps[file]]
+
+    def measure(file: str) -> list:
+        try:
+            return list(audio.header(file))
         except StarError as error:
-            return str(error).removeprefix(f"{file}: ")
+            return [str(error).removeprefix(f"{file}: ")]
 
     with ThreadPoolExecutor(threads) as pool:
-        for i, (file, length) in enumerate(zip(new, pool.map(measure, new)), 1):
-            known[file] = (stamps[file], length)
+        for i, (file, found) in enumerate(zip(new, pool.map(measure, new)), 1):
+            known[file] = [stamps[file], found]
             if progress and (i % 1000 == 0 or i == len(new)):
                 print(f"\rlengths read: {i} of {len(new)}", end="\n" if i == len(new) else "", file=sys.stderr, flush=True)
-    if new:
-        rows = [(f, *known[f][0], known[f][1]) for f in files]
+    if new and cache is not None:
         with replacing(cache) as part:
-            pd.DataFrame(rows, columns=["path", "bytes", "mtime", "length"]).to_csv(part, sep="\t", index=False)
-    return {f: known[f][1] for f in files}
+            part.write_text(json.dumps({file: known[file] for file in stamps}), encoding="utf-8")
+    for file in stamps:
+        found = known[file][1]
+        measured[file] = Fault(found[0]) if len(found) == 1 else audio.Header(*found)
+    return measured
 
 
-def _cache_file(folder: Path) -> Path:
-    return cache_home() / "lengths" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:20]}.tsv"
+def _cache_file(source: Path) -> Path:
+    return cache_home() / "lengths" / f"{hashlib.sha256(os.fsencode(source)).hexdigest()[:20]}.json"
 
 
-def _read_cache(cache: Path) -> dict[str, tuple[tuple[int, int], int | str]]:
+def _read_cache(cache: Path) -> dict[str, list]:
     try:
-        table = pd.read_csv(cache, sep="\t", dtype={"length": str, "path": str}, keep_default_na=False)
-        return {
-            r.path: ((int(r.bytes), int(r.mtime)), int(r.length) if r.length.isdigit() else r.length)
-            for r in table.itertuples(index=False)
-        }
-    except (OSError, ValueError, AttributeError):
+        known = json.loads(cache.read_text(encoding="utf-8"))
+        return {str(f): [s, found] for f, (s, found) in known.items() if isinstance(found, list) and len(found) in (1, 3)}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
@@ -182,9 +287,9 @@ Item = tuple[Tensor, str, int, list[tuple[str, str]], int]
 class AudioDataset(Dataset):
     """The waveforms of a corpus, cut to the length that was measured, by place or by (place, epoch).
 
-    A file that cannot be decoded, is silent from end to end or decodes to less than ``min_samples`` is replaced by the next
-    longer one. ``longest``: longer waveforms are cut to so many samples, from their start or, with a ``seed``, from a random place:
-    a function of (seed, epoch, place) alone, so that a resumed run sees the same and every epoch others.
+    A file that cannot be decoded, is silent from end to end, or decodes to less than was measured or than ``min_samples`` is
+    replaced by the next longer one. ``longest``: longer waveforms are cut to so many samples, from their start or, with a ``seed``,
+    from a random place: a function of (seed, epoch, place) alone, so that a resumed run sees the same and every epoch others.
     """
 
     def __init__(self, clips: Sequence[Clip], min_samples: int = 1, longest: int | None = None, seed: int | None = None):
@@ -198,13 +303,13 @@ class AudioDataset(Dataset):
         bad: list[tuple[str, str]] = []
         for step in range(min(len(self.clips), 20)):
             place = (index + step) % len(self.clips)
-            path, samples = self.clips[place]
+            path, samples, start = self.clips[place]
             try:
-                wave = audio.read(path)[:samples]
+                wave = (audio.read(path, start, samples) if start else audio.read(path))[:samples]
             except StarError as error:
                 bad.append((path, str(error).removeprefix(f"{path}: ")))
                 continue
-            if len(wave) < self.min_samples:
+            if len(wave) < max(self.min_samples, samples - audio.SLACK):
                 reason = f"{len(wave)} samples when decoded, its header or manifest says {samples}"
                 bad.append((path, reason if len(wave) else "empty"))
                 continue

@@ -34,7 +34,7 @@ def report(
 ) -> dict[str, Any]:
     """Everything that ``star similarity`` prints; with ``out``, also written there with ``similarity.png`` and ``distance.png``.
 
-    ``sources``: folders, tsv manifests or audio files. ``distilled``: the student's distilled layers, where its checkpoint does
+    ``sources``: folders, lists of audio or audio files. ``distilled``: the student's distilled layers, where its checkpoint does
     not say, or to say otherwise. Raises :class:`StarError` for models and audio that cannot be used, and for layers not there.
     """
     if device == "auto":
@@ -86,10 +86,16 @@ def report(
 
 
 def find_clips(sources: Sequence[str]) -> list[Clip]:
-    """Clips of folders, tsv manifests and audio files."""
+    """Clips of folders, lists of audio and audio files."""
     files = [source for source in sources if source.lower().endswith(audio.EXTENSIONS) and Path(source).is_file()]
     others = [source for source in sources if source not in files]
-    return (scan(others).clips if others else []) + [Clip(file, audio.length(file)) for file in files]
+    single = [Clip(file, audio.length(file)) for file in files]
+    if not others:
+        return single
+    corpus = scan(others)
+    if corpus.skipped:
+        print(f"star: {len(corpus.skipped)} files left out; the first: {': '.join(corpus.skipped[0])}", file=sys.stderr)
+    return corpus.clips + single
 
 
 def names(groups: similarity.Groups) -> list[str]:

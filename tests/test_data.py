@@ -1,5 +1,7 @@
 """Audio on disk to batches: what is found, what is left out, and batches that are the same after a restart."""
 
+import gzip
+import json
 import os
 from collections import Counter
 from itertools import islice
@@ -12,6 +14,7 @@ import torch
 from star_upstream import audio
 from star_upstream.data import AudioDataset, BatchStream, BucketSampler, Clip, collate, scan
 from star_upstream.errors import StarError
+from star_upstream.run_folder import RunFolder
 
 RANDOM = np.random.default_rng(0)
 CLIPS = [Clip(f"{i}", int(n)) for i, n in enumerate(np.sort(RANDOM.integers(8_000, 160_000, 203)))]
@@ -206,8 +209,8 @@ def test_measured_length_is_decoded_length(tmp_path, name, rate, channels, optio
 def test_lengths_are_cached_until_the_file_changes(tmp_path, monkeypatch):
     file, other = write(tmp_path / "in" / "a.wav", 1.0), write(tmp_path / "in" / "b.wav", 2.0)
     measured = []
-    length = audio.length
-    monkeypatch.setattr(audio, "length", lambda path: measured.append(path) or length(path))
+    header = audio.header
+    monkeypatch.setattr(audio, "header", lambda path: measured.append(path) or header(path))
     assert [c.samples for c in scan([tmp_path / "in"], progress=False).clips] == [16_000, 32_000]
     scan([tmp_path / "in"], progress=False)
     assert sorted(measured) == [str(file), str(other)]
@@ -243,7 +246,7 @@ def test_a_file_that_turns_out_useless_is_replaced_by_its_neighbour(tmp_path):
     wave, path, place, bad, _ = AudioDataset(clips, min_samples=400)[0]
     assert (path, place, len(wave)) == (str(good), 3, 17_600)
     assert [os.path.basename(p) for p, _ in bad] == ["a.wav", "c.wav", "gone.wav"]
-    assert "silent" in bad[0][1] and "300 samples when decoded" in bad[1][1]
+    assert "silent" in bad[0][1] and "cut short: 1.7%" in bad[1][1] and "no such file" in bad[2][1]
     with pytest.raises(StarError, match="3 files in a row cannot be used"):
         AudioDataset(clips[:3], min_samples=400)[1]
 
@@ -276,9 +279,9 @@ def test_manifest_paths_are_relative_to_its_folder_or_the_one_above(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path\tlength\na.wav\t3\n", "missing: samples"),
-        ("path\tsamples\na.wav\tmany\n", "line 2: samples must be a whole number, got 'many'"),
-        ("", "not a tab-separated manifest"),
+        ("path\tlength\na.wav\t3\n", "column 'length' has no unit; name it samples"),
+        ("path\tsamples\na.wav\tmany\n", "line 2: samples must be a whole number, at least 0, got 'many'"),
+        ("", "m.tsv: is empty; expected a table"),
         ("path\tsamples\n", "no audio found"),
         ("path\tsamples\ngone.wav\t3\n", "1 of 1 files cannot be read"),
     ],
@@ -298,3 +301,192 @@ def test_a_wrong_source_is_named(tmp_path):
     write(tmp_path / "short" / "a.wav", 0.1)
     with pytest.raises(StarError, match="none of 1 files is usable; the first: .*a.wav: 0.10 s"):
         scan([tmp_path / "short"], progress=False)
+
+
+# lists as other programs write them
+
+
+@pytest.fixture
+def audio_folder(tmp_path):
+    """Three files: 2 s at 16 kHz, 3 s at 8 kHz, 4 s in stereo."""
+    write(tmp_path / "audio" / "a.wav", 2.0)
+    write(tmp_path / "audio" / "b.flac", 3.0, 8_000)
+    write(tmp_path / "audio" / "c.wav", 4.0, 16_000, 2)
+    return tmp_path
+
+
+def recording(path, rate=16_000, seconds=2.0, **more):
+    source = {"type": "file", "channels": [0], "source": path}
+    return {"id": path, "sources": [source], "sampling_rate": rate, "num_samples": int(rate * seconds), "duration": seconds, **more}
+
+
+def cut(of, start, duration):
+    return {"id": "c", "start": start, "duration": duration, "channel": 0, "supervisions": [], "recording": of, "type": "MonoCut"}
+
+
+def jsonl(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+WHOLE = {"a.wav": (32_000, 0), "b.flac": (48_000, 0), "c.wav": (64_000, 0)}
+LISTS = {
+    "fairseq": ("{root}/audio\na.wav\t32000\nb.flac\t24000\nc.wav\t64000\n", WHOLE),
+    "fairseq with crlf": ("{root}/audio\r\na.wav\t32000\r\nb.flac\t24000\r\nc.wav\t64000\r\n", WHOLE),
+    "fairseq, relative root": ("audio\na.wav\t32000\nb.flac\t24000\nc.wav\t64000\n", WHOLE),
+    "paths": ("audio/a.wav\n{root}/audio/b.flac\n./audio/c.wav\n", WHOLE),
+    "wav.scp": ("utt1 audio/a.wav\nutt2 audio/b.flac\nutt3\t{root}/audio/c.wav\n", WHOLE),
+    "path alone": ("path\naudio/a.wav\naudio/b.flac\naudio/c.wav\n", WHOLE),
+    "decimals": ("path\tsamples\naudio/a.wav\t32000.0\naudio/b.flac\t48000.0\naudio/c.wav\t64000.0\n", WHOLE),
+    "starts": ("id\tpath\tstart\tsamples\n1\taudio/b.flac\t8000\t16000\n", {"b.flac": (16_000, 8_000)}),
+    "nemo": (
+        jsonl(
+            {"audio_filepath": "{root}/audio/a.wav", "duration": 2.0, "text": "x, y"},
+            {"audio_filepath": "audio/b.flac", "duration": 1.5, "offset": 0.5, "text": ""},
+        ),
+        {"a.wav": (32_000, 0), "b.flac": (24_000, 8_000)},
+    ),
+    "path, duration, offset": (jsonl({"path": "audio/c.wav", "duration": 1, "offset": 3}), {"c.wav": (16_000, 48_000)}),
+    "lhotse recordings": (jsonl(recording("audio/a.wav"), recording("{root}/audio/b.flac", 8_000, 3.0)), {k: WHOLE[k] for k in ("a.wav", "b.flac")}),
+    "lhotse cuts": (
+        jsonl(cut(recording("audio/a.wav"), 0.25, 1.0), cut(recording("audio/b.flac", 8_000, 3.0), 1.5, 1.5)),
+        {"a.wav": (16_000, 4_000), "b.flac": (24_000, 24_000)},
+    ),
+    "speechbrain csv": (
+        "ID,duration,wav,spk_id,wrd\n1,2.0,audio/a.wav,s,\"YES, \"\"NO\"\"\"\n2,3.0,$data_root/audio/b.flac,s,X\n",
+        {k: WHOLE[k] for k in ("a.wav", "b.flac")},
+    ),
+    "speechbrain segments": ("ID,duration,wav,start,stop,spk_id\n1,4.0,audio/c.wav,16000,48000,s\n", {"c.wav": (32_000, 16_000)}),
+    "speechbrain segments, own rate": ("ID,duration,wav,start,stop\n1,3.0,audio/b.flac,4000,12000\n", {"b.flac": (16_000, 8_000)}),
+    "seconds from and to": ("ID,wav,start,stop\n1,audio/c.wav,0.5,2.0\n", {"c.wav": (24_000, 8_000)}),
+    "speechbrain json": (json.dumps({"u": {"wav": "{data_root}/audio/a.wav", "length": 2.0}}, indent=1), {"a.wav": WHOLE["a.wav"]}),
+    "json list": (json.dumps([{"audio": {"path": "audio/a.wav"}}, {"file_name": "audio/c.wav"}]), {k: WHOLE[k] for k in ("a.wav", "c.wav")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["plain", "mark", "gz"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_are_told_apart_by_their_content(audio_folder, kind, form):
+    text, expected = LISTS[kind]
+    content = text.replace("{root}", str(audio_folder)).encode("utf-8-sig" if form == "mark" else "utf-8")
+    (audio_folder / "lists").mkdir()
+    file = audio_folder / "lists" / "data"  # an ending that says nothing
+    file.write_bytes(gzip.compress(content) if form == "gz" else content)
+    if kind == "fairseq, relative root":
+        file = file.rename(audio_folder / "data")
+    corpus = scan([file], progress=False)
+    assert {os.path.basename(c.path): (c.samples, c.start) for c in corpus.clips} == expected and not corpus.skipped
+    clip = corpus.clips[-1]
+    part = audio.read(clip.path)[clip.start : clip.start + clip.samples]
+    assert np.allclose(AudioDataset([clip])[0][0], part, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seven green horses\nran over the hill\n", "no list of audio that is known here; expected a table with a column path, .*'seven green"),
+        ("name\tspeaker\nx\ty\n", "no list of audio that is known here"),
+        ("{\"audio_filepath\": \"a.wav\"\n", "line 1: not json"),
+        ("{\"text\": \"a\"}\n", "line 1: no path; expected one of the fields path, wav"),
+        ("{\"id\": \"s\", \"recording_id\": \"r\", \"start\": 0, \"duration\": 1}\n", "line 1: supervisions name no audio; give lhotse's"),
+        ("/nowhere/at/all\na.wav\t32000\n", "line 1: the root folder /nowhere/at/all is not there"),
+        ("path\tduration\naudio/a.wav\tlong\n", "line 2: duration must be a number, at least 0, got 'long'"),
+        ("path\tsamples\naudio/a.wav\t1\t2\n", "line 2: 3 fields, but the header line names 2"),
+        ("path,start,stop\naudio/a.wav,2.0,1.0\n", "line 2: from 2.0 to 1.0 is no stretch"),
+        ("path,duration\naudio/a.wav,4.0\n", "line 2: goes on to 4.00 s, but by its header the file ends at 2.00 s"),
+        ("path\tduration\toffset\naudio/a.wav\t1.5\t1.0\n", "line 2: goes on to 2.50 s, but by its header the file ends at 2.00 s"),
+        ("path\tsamples\naudio/b.flac\t24000\n", "line 2: samples is 24000 as counted at the file's 8000 Hz; here it counts at 16 kHz: 48000"),
+        ("{root}/audio\na.wav\t64000\n", "line 2: goes on to 4.00 s"),
+        ("u sox x.wav -t wav - |\nv audio/a.wav\n", "a command, which is not run"),
+        (jsonl(recording("audio/a.wav", transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}])), "is altered as lhotse reads it"),
+        (jsonl({"id": "m", "tracks": []}), "a mix of several cuts"),
+        (jsonl({"id": "r", "sources": [{"type": "url", "source": "http://x"}], "sampling_rate": 8000, "num_samples": 9}), "kind 'url'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_and_what_a_header_contradicts(audio_folder, text, message):
+    file = audio_folder / "list.txt"
+    file.write_text(text.replace("{root}", str(audio_folder)))
+    with pytest.raises(StarError, match=message) as error:
+        scan([file], progress=False)
+    assert "\n" not in str(error.value)
+
+
+def test_a_binary_file_is_no_list(tmp_path):
+    (tmp_path / "x.tsv").write_bytes("path\tsamples\nä.wav\t3\n".encode("utf-16"))
+    with pytest.raises(StarError, match="cannot be read as audio|no UTF-8 text"):
+        scan([tmp_path / "x.tsv"])
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x80\x81")
+    with pytest.raises(StarError, match="no audio and no UTF-8 text"):
+        scan([tmp_path / "x.npy"])
+
+
+def test_one_audio_file_is_data(audio_folder):
+    for name, samples in (("a.wav", 32_000), ("b.flac", 48_000)):
+        assert scan([audio_folder / "audio" / name]).clips == [Clip(str(audio_folder / "audio" / name), samples)]
+    other = (audio_folder / "audio" / "a.wav").rename(audio_folder / "no ending")
+    assert scan([other]).clips == [Clip(str(other), 32_000)]
+
+
+def test_parts_of_one_file_are_clips_of_their_own(audio_folder):
+    (audio_folder / "l.jsonl").write_text(jsonl(*({"path": "audio/c.wav", "offset": i, "duration": 1.0} for i in range(4))))
+    corpus = scan([audio_folder / "l.jsonl"], progress=False)
+    assert [(c.start, c.samples) for c in corpus.clips] == [(i * 16_000, 16_000) for i in range(4)]
+    whole = audio.read(audio_folder / "audio" / "c.wav")
+    batch = collate([AudioDataset(corpus.clips)[i] for i in range(4)])
+    assert np.allclose(batch.waveforms_BN.reshape(-1), whole, atol=1e-6)
+
+
+# what lies around in folders
+
+
+def test_what_is_passed_over_is_counted_by_its_ending(audio_folder, capsys):
+    for name in ("1.m4a", "2.M4A", "notes.txt", "LICENSE"):
+        (audio_folder / "audio" / name).write_bytes(b"x")
+    corpus = scan([audio_folder / "audio"], progress=False)
+    assert len(corpus.clips) == 3 and not corpus.skipped
+    found = {os.path.basename(place): what.split(":")[0] for place, what in corpus.passed}
+    assert found == {"*.m4a": "2 files passed over", "*.txt": "1 files passed over", "*": "1 files without an ending passed over"}
+    assert f"{audio_folder}/audio/*.m4a: 2 files passed over" in capsys.readouterr().err
+    for name in ("a.wav", "b.flac", "c.wav"):
+        (audio_folder / "audio" / name).unlink()
+    with pytest.raises(StarError, match=r"no audio found .*\*.m4a: 2 files passed over"):
+        scan([audio_folder / "audio"], progress=False)
+
+
+def test_links_to_what_is_not_there_are_left_out(audio_folder):
+    folder = audio_folder / "audio"
+    (folder / ".git" / "annex").mkdir(parents=True)
+    write(folder / ".git" / "annex" / "key.wav", 2.5)
+    (folder / "fetched.wav").symlink_to(folder / ".git" / "annex" / "key.wav")
+    for i in range(5):
+        (folder / f"d{i}.flac").symlink_to(folder / ".git" / "annex" / "gone")
+    (folder / "round").symlink_to(folder)
+    corpus = scan([folder], progress=False)
+    assert [os.path.basename(c.path) for c in corpus.clips] == ["a.wav", "fetched.wav", "b.flac", "c.wav"]
+    assert len(corpus.skipped) == 5 and all("git annex get" in reason for _, reason in corpus.skipped)
+    (audio_folder / "l.txt").write_text("audio/d0.flac\naudio/a.wav\n")
+    assert len(scan([audio_folder / "l.txt"], progress=False).skipped) == 1
+    with pytest.raises(StarError, match="git annex get"):
+        scan([folder / "d0.flac"])
+
+
+def test_every_name_is_written_and_read_back(tmp_path):
+    names = ["tab\there", "line\nbreak", "return\rhere", '"quoted"', 'a "quote', "back\\slash", "uni\u2028code\x85", "#1", " space ", "\udcff"]
+    for i, name in enumerate(names):
+        write(tmp_path / "in" / "written.wav", 1 + i / 10).rename(tmp_path / "in" / f"{name}.wav")
+    corpus = scan([tmp_path / "in"], progress=False)
+    assert len(corpus.clips) == len(names)
+    corpus.write(tmp_path / "list.tsv")
+    again = scan([tmp_path / "list.tsv"], progress=False)
+    assert again.clips == corpus.clips and not again.skipped
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    reasons = [(c.path, "too\nlong") for c in corpus.clips]
+    folder.begin("a: 1\n", {"train": corpus.clips, "valid": corpus.clips[:1]}, reasons)
+    assert folder.read_clips() == {"train": corpus.clips, "valid": corpus.clips[:1]}
+    assert RunFolder(tmp_path / "run").add_skipped(reasons) == len(names)
+    assert (tmp_path / "run" / "skipped.tsv").read_text().count("\n") == 1 + len(names)
+
+
+def test_a_run_that_began_before_clips_had_a_start_goes_on(tmp_path):
+    (tmp_path / "data.tsv").write_text("path\tsamples\tpart\n/x/a.wav\t3\ttrain\n/x/b.wav\t4\tvalid\n")
+    assert RunFolder(tmp_path).read_clips() == {"train": [Clip("/x/a.wav", 3)], "valid": [Clip("/x/b.wav", 4)]}

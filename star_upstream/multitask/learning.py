@@ -207,8 +207,9 @@ def _utterances(recipe: FinetuneRecipe, model: MultitaskModel, digest: str, task
 def _begin(folder: RunFolder, recipe: FinetuneRecipe, tasks: Mapping[str, TaskData]) -> None:
     if not folder.lead:
         return
+    columns = ["path", "samples", "start"]
     parts = {
-        part: [Clip(str(p), int(n)) for task in tasks.values() for p, n in task.table.loc[task.rows(part), ["path", "samples"]].to_numpy()]
+        part: [Clip(str(p), int(n), int(s)) for task in tasks.values() for p, n, s in task.table.loc[task.rows(part), columns].to_numpy()]
         for part in ("train", "valid")
     }
     folder.begin(recipes.dump(recipe), parts, [])

@@ -26,7 +26,7 @@ class DataConfig:
     """Which audio, and how it becomes batches."""
 
     train: tuple[str, ...] = ()
-    """Folders (searched whole) or tsv manifests (path, samples)."""
+    """Folders (searched whole), lists of audio (:mod:`star_upstream.audio_lists`) or audio files."""
     valid: tuple[str, ...] = ()
     """The same for validation; empty: ``valid_share`` of the training clips are held out, always the same ones."""
     valid_share: float = 0.01

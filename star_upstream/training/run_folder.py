@@ -2,8 +2,8 @@
 
     recipe.yaml        what was asked for, whole
     environment.json   versions, commit, host and command of every start
-    data.tsv           the clips (path, samples, part), so that a resumed run has the same ones
-    skipped.tsv        files that were left out, and why
+    data.tsv           the clips (path, samples, start, part), so that a resumed run has the same ones
+    skipped.tsv        files that were left out, and why; and what was passed over, by ending
     log.csv            one row a log point, and one a validation
     state.pt           everything that a resumed run needs, written whole or not at all
     last/ best/        the student, as checkpoints
@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from ..audio_lists import cell, uncell
 from ..data import Clip
 from ..environment import environment
 from ..errors import StarError
@@ -78,9 +79,9 @@ class RunFolder:
         for name in ("data.tsv", "skipped.tsv"):
             (self.path / name).unlink(missing_ok=True)
         self.add_skipped(skipped)
-        rows = [(*clip, part) for part, clips in parts.items() for clip in clips]
-        with replacing(self.path / "data.tsv") as part:
-            pd.DataFrame(rows, columns=["path", "samples", "part"]).to_csv(part, sep="\t", index=False, quoting=3, escapechar="\\")
+        rows = [(cell(clip.path), clip.samples, clip.start, part) for part, clips in parts.items() for clip in clips]
+        lines = ["\t".join(map(str, row)) for row in [("path", "samples", "start", "part"), *rows]]
+        _write(self.path / "data.tsv", "\n".join(lines) + "\n")
         _write(self.path / "recipe.yaml", recipe)
 
     def _lock(self) -> None:
@@ -119,21 +120,22 @@ class RunFolder:
 
     def read_clips(self) -> dict[str, list[Clip]]:
         """The clips of each part, as the run began with them."""
-        file = self.path / "data.tsv"
-        table = pd.read_csv(file, sep="\t", quoting=3, escapechar="\\", dtype={"path": str}, keep_default_na=False)
-        rows = {name: table[table["part"] == name] for name in PARTS}
-        return {name: [Clip(p, int(n)) for p, n in zip(part["path"], part["samples"])] for name, part in rows.items()}
+        parts: dict[str, list[Clip]] = {name: [] for name in PARTS}
+        for line in (self.path / "data.tsv").read_text(encoding="utf-8").split("\n")[1:-1]:
+            path, samples, *start, part = line.split("\t")  # a run that began before clips had a start has no such column
+            parts[part].append(Clip(uncell(path), int(samples), *map(int, start)))
+        return parts
 
     def add_skipped(self, files: Iterable[tuple[str, str]]) -> int:
         """List files that could not be used, each once; the number of files listed by this process and before its start."""
         file = self.path / "skipped.tsv"
         if not self._skipped and file.is_file():
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+            lines = file.read_text(encoding="utf-8").split("\n")[1:-1]
             self._skipped = {line.split("\t")[0] for line in lines}
-        new = {path: reason for path, reason in files if path not in self._skipped}
+        new = {cell(path): reason for path, reason in files if cell(path) not in self._skipped}
         if new:
             header = "" if file.is_file() else "path\treason\n"
-            with open(file, "a", encoding="utf-8", errors="replace") as stream:
+            with open(file, "a", encoding="utf-8", errors="replace", newline="\n") as stream:
                 stream.write(header + "".join(f"{path}\t{' '.join(reason.split())}\n" for path, reason in new.items()))
             self._skipped.update(new)
         return len(self._skipped)
@@ -248,7 +250,7 @@ def draw_losses(folder: str | Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _cell(value: Any) -> str:
