@@ -87,7 +87,7 @@ def windows(
 
 def waveform(window: Window, effects: Effects = ()) -> np.ndarray:
     """The window's samples, through s3prl's sox effects where the task has them. Raises :class:`StarError` for bad audio."""
-    wave = audio.read(window.path, window.start, window.samples)
+    wave = audio.piece(window.path, window.start, window.samples)
     if effects and not window.plain:
         wave = compat.apply_effects_tensor(torch.from_numpy(wave)[None], audio.RATE, effects)[0][0].numpy()
     if not len(wave):

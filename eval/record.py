@@ -46,12 +46,17 @@ def scores(task: Task, probes: list, heads: list, fits: list, features, seed: in
         out["std_over_folds"] = statistics.stdev(values)
         out["folds"] = [
             {
-                "fold": fold, "value": value, "items": len(probe.split["test"]), "layer_weights": head.layer_weights(),
+                "fold": _fold(probe, number), "value": value, "items": len(probe.split["test"]), "layer_weights": head.layer_weights(),
                 "grid": fit.grid,
             }
-            for fold, (value, probe, head, fit) in enumerate(zip(values, probes, heads, fits), start=1)
+            for number, (value, probe, head, fit) in enumerate(zip(values, probes, heads, fits), start=1)
         ]  # fmt: skip
     return out
+
+
+def _fold(probe, number: int) -> int | str:
+    """The tested fold's name in the table, or its number where the table has none."""
+    return probe.table["fold"].tolist()[probe.split["test"][0]] if "fold" in probe.table else number
 
 
 def mean_grid(fits: list) -> list[dict[str, Any]]:

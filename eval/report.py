@@ -17,7 +17,7 @@ from .report_table import OURS, Record, Row, Run, comparable, group
 FIELDS = (
     "model", "kind", "upstream", "upstream_digest", "parameters", "macs_g", "task", "metric", "value", "unit", "direction",
     "low_95", "high_95", "std_over_folds", "split", "items", "corpus", "schedule", "steps", "limited", "comparable_with_published",
-    "lr", "seed", "task_version", "source",
+    "lr", "seed", "task_version", "title", "remarks", "source",
 )  # fmt: skip
 
 
@@ -67,6 +67,9 @@ def read(folder: Path) -> list[Record]:
         absent = [key for key in wanted if key not in record]
         if absent:
             raise StarError(f"{path}: not a task's record ({', '.join(absent)} missing)")
+        unknown = [n["metric"] for n in [record, *record.get("further_metrics", [])] if n.get("metric") not in report_table.COLUMNS]
+        if unknown and record.get("direction") not in ("min", "max"):
+            raise StarError(f"{path}: the report has no column for {unknown[0]!r}, and the record does not say whether less is better")
         if not all(_measured(number) for number in [record, *record.get("further_metrics", [])]):
             raise StarError(f"{path}: value and interval_95 must be numbers; remove it and run its task again")
         plain = {key: value for key, value in record.items() if key != "std_over_folds"}  # the spread is that of the first metric
@@ -100,7 +103,7 @@ def as_csv(runs: list[Run], beside: list[Row]) -> str:
     for name, records in runs:
         for record in records:
             low, high = record["interval_95"]
-            extra = {"model": name, "kind": OURS, "low_95": low, "high_95": high}
+            extra = {"model": name, "kind": OURS, "low_95": low, "high_95": high, "remarks": "; ".join(record.get("remarks") or ())}
             writer.writerow({**record, **extra, "comparable_with_published": comparable(group(record))})
     if all(comparable(group(record)) for _, records in runs for record in records):
         for row in beside:

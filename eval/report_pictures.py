@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .report_table import COLUMNS, OURS, Group, Record, Row, Run, comparable, ours
+from .report_table import COLUMNS, OURS, SCORES, Group, Record, Row, Run, comparable, group, metrics, ours, title
 
 TASKS = tuple(dict.fromkeys(name.split("_")[0] for name in COLUMNS))
 MARKERS = "osD^v<>p"
@@ -31,13 +31,13 @@ def size_against_score(runs: list[Run], key: Group, beside: list[Row]) -> str | 
     if any(row.score("overall")[0] is not None for row in mine):
         names = ["overall", "generalizability"] if comparable(key) else ["overall"]
     else:
-        names = [metric for metric in COLUMNS if any(metric in row.values for row in mine)]
+        names = metrics(mine)
     with rc_context(STYLE):
         figure, panels = _grid(len(names), columns=min(3, len(names)), width=7.0 if len(names) == 1 else 4.2, height=3.6)
         known: dict[str, Artist] = {}
         for name, axes in zip(names, panels):
             for i, row in enumerate([*mine, *published]):
-                value = row.values.get(name) if name in COLUMNS else row.score(name)[0]
+                value = row.score(name)[0] if name in SCORES else row.values.get(name)
                 if value is not None and row.parameters_m is not None:
                     label = _text(row.full_label)
                     known[label] = _point(axes, row, value, colormaps["tab10"](i % 10), MARKERS[i // 10 % len(MARKERS)], label)
@@ -46,7 +46,7 @@ def size_against_score(runs: list[Run], key: Group, beside: list[Row]) -> str | 
                 axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
                 axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
             axes.margins(x=0.15, y=0.15)
-            axes.set(xlabel="parameters (M)", ylabel=_label(name))
+            axes.set(xlabel="parameters (M)", ylabel=_text(title(name, mine) if name not in SCORES else name))
             axes.grid(alpha=0.3)
         figure.legend(known.values(), known.keys(), loc="outside right upper", fontsize=8, frameon=False)
         return _svg(figure)
@@ -63,7 +63,7 @@ def layer_weights(runs: list[Run]) -> str | None:
     """One panel a run: tasks down, layers across, what a head takes of each layer. None where no run has several."""
     shown = []
     for name, records in runs:
-        weights = {r["task"]: r["layer_weights"] for r in records if len(r.get("layer_weights") or []) > 1}
+        weights = {label: r["layer_weights"] for label, r in _by_task(records).items() if len(r.get("layer_weights") or []) > 1}
         if weights:
             shown.append((name, weights))
     if not shown:
@@ -95,22 +95,34 @@ def learning_rates(name: str, records: list[Record]) -> str | None:
 
     The legend has each one's best dev value. None without any grid.
     """
-    records = [r for r in {r["task"]: r for r in reversed(records)}.values() if _worth(r.get("grid"))]
-    records.sort(key=lambda r: TASKS.index(r["task"]) if r["task"] in TASKS else len(TASKS))
-    if not records:
+    named = [(label, r) for label, r in _by_task(records).items() if _worth(r.get("grid"))]
+    named.sort(key=lambda pair: TASKS.index(pair[1]["task"]) if pair[1]["task"] in TASKS else len(TASKS))
+    if not named:
         return None
     with rc_context(STYLE):
-        figure, panels = _grid(len(records), columns=min(3, len(records)), width=3.9, height=2.9)
-        for record, axes in zip(records, panels):
+        figure, panels = _grid(len(named), columns=min(3, len(named)), width=3.9, height=2.9)
+        for (label, record), axes in zip(named, panels):
             chosen_by = record.get("chosen_by", record["metric"])
             if "layer" in record["grid"][0]:
                 axes.plot([e["layer"] for e in record["grid"]], [e["dev"] for e in record["grid"]], "o-", markersize=3)
                 axes.set_xlabel("layer")
             else:
                 _curves(axes, record)
-            axes.set(title=_text(record["task"]), ylabel=f"dev {_label(chosen_by)}")
+            axes.set(title=_text(label), ylabel=f"dev {_label(chosen_by)}")
             axes.grid(alpha=0.3)
         return _svg(figure)
+
+
+def _by_task(records: list[Record]) -> dict[str, Record]:
+    """The first record (that of the task's own metric) of each task, under its name; where a task has several data, with their name."""
+    first: dict[tuple, Record] = {}
+    for record in records:
+        first.setdefault((record["task"], group(record)), record)
+    tasks = [task for task, _ in first]
+    return {
+        task if tasks.count(task) == 1 else f"{task}, {corpus}, {schedule}{', limited' if limited else ''}": record
+        for (task, (corpus, schedule, limited)), record in first.items()
+    }
 
 
 def _worth(grid: list[dict] | None) -> bool:

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from star_upstream.errors import StarError
+
 from . import score
 
 COLUMNS = {
     "pr_per": "PR PER", "asr_wer": "ASR WER", "ks_acc": "KS Acc", "qbe_mtwv": "QbE MTWV", "sid_acc": "SID Acc",
     "asv_eer": "ASV EER", "sd_der": "SD DER", "ic_acc": "IC Acc", "sf_f1": "SF F1", "sf_cer": "SF CER", "er_acc": "ER Acc",
 }  # fmt: skip
+SCORES = ("overall", "generalizability")
 OURS, PRINTED = "measured here", "printed"
 COMPUTED = "†"
 PROBLEM = " by s3prl's problem package"
@@ -97,7 +100,10 @@ def ours(runs: list[Run], key: Group) -> list[Row]:
     """One row a run that has records of this group."""
     rows = []
     for name, records in runs:
-        mine = {r["metric"]: r for r in records if group(r) == key}
+        mine: dict[str, Record] = {}
+        for record in (r for r in records if group(r) == key):
+            if mine.setdefault(record["metric"], record) is not record:
+                raise StarError(f"{name}: two results of {record['metric']} on the same data and schedule; one cell holds one, remove the other")
         if mine:
             first = next(iter(mine.values()))
             macs = next((r["macs_g"] for r in mine.values() if r.get("macs_g") is not None), None)
@@ -141,33 +147,57 @@ def tables(runs: list[Run], beside: list[Row]) -> list[Table]:
 
 def _of_group(key: Group, rows: list[Row], beside: list[Row]) -> Table:
     corpus, schedule, limited = key
-    title = f"Data: {corpus}; schedule: {schedule}{'; LIMITED RUN' if limited else ''}"
+    heading = f"Data: {corpus}; schedule: {schedule}{'; LIMITED RUN' if limited else ''}"
     intervals = "In brackets 95 % bootstrap intervals."
     if comparable(key):
-        return _table(title, "", f"Official corpora and schedule. {intervals}", [*beside, *rows], True)
+        return _table(heading, "", f"Official corpora and schedule. {intervals}", [*beside, *rows], True)
     why = "a limited run" if limited else "a corpus or schedule that is not SUPERB's"
     warning = f"These scores are of {why}: compare them with one another, never with published ones."
-    return _table(title, warning, intervals, rows, False)
+    return _table(heading, warning, intervals, rows, False)
 
 
-def _table(title: str, warning: str, intro: str, rows: list[Row], official: bool) -> Table:
+def metrics(rows: list[Row]) -> list[str]:
+    """Every metric that a row has: SUPERB's in their order, then those of other tasks as they come."""
+    found = dict.fromkeys(metric for row in rows for metric in row.values)
+    return [metric for metric in COLUMNS if metric in found] + [metric for metric in found if metric not in COLUMNS]
+
+
+def title(metric: str, rows: list[Row]) -> str:
+    """What a metric's column is called: as SUPERB's tables have it, else by the title of its task."""
+    if metric in COLUMNS:
+        return COLUMNS[metric]
+    record = _record(metric, rows)
+    return " ".join(part for part in (record.get("title"), metric) if part)
+
+
+def _record(metric: str, rows: list[Row]) -> Record:
+    return next((row.records[metric] for row in rows if metric in row.records), {})
+
+
+def _is_error(metric: str, rows: list[Row]) -> bool:
+    """Whether less of it is better: for SUPERB's metrics as published, for others as their record says."""
+    return metric in score.ERRORS if metric in (*COLUMNS, *SCORES) else _record(metric, rows).get("direction") == "min"
+
+
+def _table(heading: str, warning: str, intro: str, rows: list[Row], official: bool) -> Table:
     """``official``: with generalizability, which is anchored to official scores of FBANK and of the best."""
-    shown = [metric for metric in COLUMNS if any(metric in row.values for row in rows)]
-    names = ["overall", "generalizability"] if official else ["overall"]
+    shown = metrics(rows)
+    names = SCORES if official else SCORES[:1]
     scored = [name for name in names if any(row.score(name)[0] is not None for row in rows)]
     best = {name: _best(name, rows) for name in [*shown, *scored]}
+    digits = {name: _digits(name, rows) for name in [*shown, *scored]}
     lines = []
     for row in rows:
         cells = [Cell(row.label), Cell(row.detail or "–"), Cell(_number(row.parameters_m, 2)), Cell(_number(row.macs_g, 1))]
         for name in scored:
             value, mark = row.score(name)
-            cells.append(Cell(_number(value, _digits(name)) + mark, _is_best(name, row, best[name])))
+            cells.append(Cell(_number(value, digits[name]) + mark, _is_best(name, row, best[name], digits[name])))
         for name in shown:
-            text, aside = _number(row.values.get(name), _digits(name)), _aside(row.records.get(name), _digits(name))
-            cells.append(Cell(text, _is_best(name, row, best[name]), aside))
+            text, aside = _number(row.values.get(name), digits[name]), _aside(row.records.get(name), digits[name])
+            cells.append(Cell(text, _is_best(name, row, best[name], digits[name]), aside))
         lines.append(cells)
-    header = ["Model", "Upstream or training data", "Params (M)", "MACs (G)", *map(_heading, [*scored, *shown])]
-    return Table(title, warning, intro, header, lines, _notes(rows, scored, official))
+    header = ["Model", "Upstream or training data", "Params (M)", "MACs (G)", *(_heading(name, rows) for name in [*scored, *shown])]
+    return Table(heading, warning, intro, header, lines, _notes(rows, scored, official))
 
 
 def _notes(rows: list[Row], scored: list[str], official: bool) -> list[str]:
@@ -191,6 +221,13 @@ def _notes(rows: list[Row], scored: list[str], official: bool) -> list[str]:
         notes.append(
             "Rows marked digitised, secondary, reimplementation or unavailable are not the authors' printed numbers; none is bold."
         )
+    remarks: dict[str, list[str]] = {}
+    for row in rows:
+        for record in row.records.values():
+            for remark in record.get("remarks") or ():
+                if row.name not in (names := remarks.setdefault(f"{record['task']}: {remark}", [])):
+                    names.append(row.name)
+    notes += [f"WEAK DATA, {', '.join(names)}: {remark}." for remark, names in remarks.items()]
     return notes + [f"{row.full_label}: {row.source}." for row in rows if row.source]
 
 
@@ -206,7 +243,7 @@ def _unlike(rows: list[Row], field: str) -> list[str]:
 
 def _differences(rows: list[Row], beside: list[Row]) -> Table:
     """Ours minus each published row, number by number where both have it."""
-    names = ["overall", "generalizability", *COLUMNS]
+    names = [*SCORES, *COLUMNS]
 
     def value(row: Row, name: str) -> float | None:
         return row.values.get(name) if name in COLUMNS else row.score(name)[0]
@@ -220,18 +257,19 @@ def _differences(rows: list[Row], beside: list[Row]) -> Table:
     for row, other in pairs:
         cells = [Cell(row.name), Cell(other.full_label)]
         for name in shown:
-            digits = _digits(name)
+            digits = _digits(name, rows)
             gap = value(row, name) - value(other, name) if shared(row, other, name) else None
             text = "–" if gap is None else f"{round(gap, digits) + 0.0:+.{digits}f}"
             cells.append(Cell(text, aside="" if gap is None else _verdict(name, round(gap, digits))))
         lines.append(cells)
-    header = ["Ours", "minus published", *map(_heading, shown)]
+    header = ["Ours", "minus published", *(_heading(name, rows) for name in shown)]
     intro = "Ours minus the published row; above 0 is better under ↑, worse under ↓. A dash: one of the two lacks the number."
     return Table("Differences from published rows", "", intro, header, lines, [])
 
 
-def _heading(name: str) -> str:
-    return f"{COLUMNS.get(name, name.capitalize())} {'↓' if name in score.ERRORS else '↑'}"
+def _heading(name: str, rows: list[Row]) -> str:
+    shown = name.capitalize() if name in SCORES else title(name, rows)
+    return f"{shown} {'↓' if _is_error(name, rows) else '↑'}"
 
 
 def _verdict(name: str, gap: float) -> str:
@@ -240,29 +278,30 @@ def _verdict(name: str, gap: float) -> str:
     return "better" if (gap < 0) == (name in score.ERRORS) else "worse"
 
 
-def _digits(name: str) -> int:
-    return {"qbe_mtwv": 4, "overall": 1, "generalizability": 0}.get(name, 2)
+def _digits(name: str, rows: list[Row]) -> int:
+    known = {"qbe_mtwv": 4, "overall": 1, "generalizability": 0}
+    return known.get(name, 2 if name in COLUMNS or _record(name, rows).get("unit") == "%" else 4)
 
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _eligible(name: str, row: Row) -> float | None:
+def _eligible(name: str, row: Row, digits: int) -> float | None:
     """The number as it is shown, if it may be the best: printed or ours, and of one model, which SUPERB's row of bests is not."""
     if row.kind not in (OURS, PRINTED) or row.parameters_m is None:
         return None
-    value = row.values.get(name) if name in COLUMNS else row.score(name)[0]
-    return None if value is None else round(value, _digits(name))
+    value = row.score(name)[0] if name in SCORES else row.values.get(name)
+    return None if value is None else round(value, digits)
 
 
 def _best(name: str, rows: list[Row]) -> float | None:
-    values = [value for row in rows if (value := _eligible(name, row)) is not None]
-    return (min if name in score.ERRORS else max)(values, default=None)
+    values = [value for row in rows if (value := _eligible(name, row, _digits(name, rows))) is not None]
+    return (min if _is_error(name, rows) else max)(values, default=None)
 
 
-def _is_best(name: str, row: Row, best: float | None) -> bool:
-    return best is not None and _eligible(name, row) == best
+def _is_best(name: str, row: Row, best: float | None, digits: int) -> bool:
+    return best is not None and _eligible(name, row, digits) == best
 
 
 def _aside(record: Record | None, digits: int) -> str:

@@ -166,6 +166,9 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
     schedule = pick_schedule(task, name, options.steps, options.generation)
     lrs = tuple(dict.fromkeys(options.lr_grid or schedule.lr_grid or (schedule.lr,))) if schedule.steps else ()
     whole = corpora.load(task.name, root)
+    remarks = list(whole.attrs.get("remarks", ()))
+    for remark in remarks:
+        say(f"{task.name}: NOTE: {remark}")
     table = task.probe.prepare(task, whole, root, upstream.stride, options.limit)
     exact = options.exact and schedule.steps > 0  # where nothing is trained, no batch is padded
     settings = {
@@ -209,6 +212,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, 
         "limited": options.limit is not None or schedule.steps < published.steps,
         "rows": {"used": len(table), "corpus": len(whole)},
         "corpus_digest": _table_digest(whole, root),
+        "remarks": remarks,
         "official_corpus": task.corpus,
         "official_splits": task.splits,
         "differences": _differences(task, upstream, exact, schedule.generation),

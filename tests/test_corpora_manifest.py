@@ -14,7 +14,7 @@ def rows(tmp_path) -> list[dict]:
     """Six rows of a keyword manifest in ``tmp_path``, with their files."""
     out = []
     for number, split in enumerate(("train", "train", "dev", "dev", "test", "test")):
-        soundfile.write(tmp_path / f"{number}.wav", np.full(1600, 0.1), audio.RATE)
+        soundfile.write(tmp_path / f"{number}.wav", np.full(1600, 0.1 + number / 100), audio.RATE)
         label = ("yes", "NA")[number % 2]
         out.append({"id": f"u{number}", "path": f"{number}.wav", "samples": "1600", "split": split, "label": label})
     return out
@@ -149,11 +149,13 @@ def test_slots(tmp_path, rows, text, slots, words):
 @pytest.fixture
 def folds(tmp_path, rows) -> list[dict]:
     """Ten rows of an emotion manifest: two labels in each of five folds."""
-    return [
-        {k: v for k, v in rows[0].items() if k != "split"} | {"id": f"{fold}{label}", "fold": fold, "speaker": "s", "label": label}
-        for fold in range(1, 6)
-        for label in ("sad", "happy")
-    ]
+    out = []
+    for number in range(10):
+        soundfile.write(tmp_path / f"e{number}.wav", np.full(1600, 0.2 + number / 100), audio.RATE)
+        fold, label = number // 2 + 1, ("sad", "happy")[number % 2]
+        row = {"id": f"{fold}{label}", "path": f"e{number}.wav", "samples": "1600"}
+        out.append({**row, "fold": fold, "speaker": "s", "label": label})
+    return out
 
 
 def test_folds(tmp_path, folds):
@@ -165,7 +167,7 @@ def test_folds(tmp_path, folds):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"fold": 6}, "line 2: unknown fold '6'; it must be 1, 2, 3, 4 or 5"),
+        ({"fold": ""}, "line 2: fold is empty; fill it in"),
         ({"label": "new"}, "line 2: label 'new' is in fold 1 alone, so it cannot be learnt for that"),
     ],
 )
@@ -175,9 +177,18 @@ def test_bad_fold(tmp_path, folds, change, words):
         corpora.load("er", write(tmp_path, folds, "er"))
 
 
-def test_missing_fold(tmp_path, folds):
-    with pytest.raises(StarError, match="er.tsv: no row has fold 3; er needs 1, 2, 3, 4, 5"):
-        corpora.load("er", write(tmp_path, [row for row in folds if row["fold"] != 3], "er"))
+@pytest.mark.parametrize("names", [(1, 2), (1, 2, 3), tuple("abcde"), ("01", "1"), ("Session 1", "Session 2", "Ünal")])
+def test_any_two_folds_or_more(tmp_path, folds, names):
+    for number, row in enumerate(folds):
+        row["fold"] = names[number // 2 % len(names)]
+    assert set(corpora.load("er", write(tmp_path, folds, "er"))["fold"]) == set(names)
+
+
+def test_one_fold_alone(tmp_path, folds):
+    for row in folds:
+        row["fold"] = "a"
+    with pytest.raises(StarError, match="er.tsv: one fold alone .a.; er needs two or more"):
+        corpora.load("er", write(tmp_path, folds, "er"))
 
 
 @pytest.fixture
@@ -194,6 +205,17 @@ def test_verification(tmp_path, verification):
         save(tmp_path, f"{name}.tsv", part)
     table = corpora.load("asv", tmp_path)
     assert table["split"].tolist() == ["train"] * 2 + ["test"] * 4
+    assert corpora.trials(tmp_path).values.tolist() == [[1, "u2", "u3"], [1, "u4", "u5"], [0, "u2", "u4"]]
+
+
+@pytest.mark.parametrize("way", ["./{}", "{root}/{}", "manifests/../{}", " {}"])
+def test_a_trial_names_its_file_as_it_likes(tmp_path, verification, way):
+    for row in verification["asv_trials"]:
+        row["enroll_path"] = way.format(row["enroll_path"], root=tmp_path)
+    for row in verification["asv_test"][2:]:
+        row["path"] = str(tmp_path / row["path"])
+    for name, part in verification.items():
+        save(tmp_path, f"{name}.tsv", part)
     assert corpora.trials(tmp_path).values.tolist() == [[1, "u2", "u3"], [1, "u4", "u5"], [0, "u2", "u4"]]
 
 
@@ -235,10 +257,10 @@ def diarization(tmp_path, rows) -> Path:
 
 def test_rttm(diarization):
     others = ";; a remark\nSPKR-INFO u1 1 <NA> <NA> <NA> unknown anna <NA>\n"
-    (diarization / "u1.rttm").write_text(others + LINE.format("u1", 1, 2.5, "x"))
+    (diarization / "u1.rttm").write_text(others + LINE.format("u1", 0.04, 0.05, "x"))
     table, segments = corpora.load("sd", diarization), corpora.segments(diarization)
     assert list(table.columns) == ["id", "path", "start", "samples", "split"]
-    assert segments.values.tolist()[:3] == [["u0", 0.0, 0.05, "anna"], ["u0", 0.02, 0.1, "bert"], ["u1", 1.0, 3.5, "x"]]
+    assert segments.values.tolist()[:3] == [["u0", 0.0, 0.05, "anna"], ["u0", 0.02, 0.1, "bert"], ["u1", 0.04, 0.09, "x"]]
     assert len(segments) == 11
 
 
@@ -248,8 +270,16 @@ def test_rttm(diarization):
         ("SPEAKER u1 1 0.0\n", "u1.rttm: line 1: expected 'SPEAKER <id> 1 <start> <length>"),
         (LINE.format("u1", "0.0", "long", "x"), "u1.rttm: line 1: expected 'SPEAKER"),
         (LINE.format("u2", 0, 1, "x"), "u1.rttm: line 1: is about 'u2', but sd.tsv gives this file to 'u1'"),
-        (LINE.format("u1", 1, 0, "x"), "u1.rttm: line 1: from 1 s to 1 s is no segment"),
-        (LINE.format("u1", -1, 2, "x"), "u1.rttm: line 1: from -1 s to 1 s is no segment"),
+        (LINE.format("u1", 0.01, 0, "x"), "u1.rttm: line 1: from 0.01 s to 0.01 s is no segment"),
+        (LINE.format("u1", -0.01, 0.05, "x"), "u1.rttm: line 1: from -0.01 s to 0.04 s is no segment"),
+        (LINE.format("u1", 20, 60, "x"), "u1.rttm: line 1: ends at 80 s, but 'u1' has 0.1 s; are these milliseconds"),
+        (LINE.format("u1", 0.01, 0.05, "x") + LINE.format("u1", 0.12, 0.05, "x"), "u1.rttm: line 2: ends at 0.17 s, but 'u1' has 0.1 s"),
+        (LINE.format("u1", 0, 0.1, "anna lee"), "line 1: after the name 'anna' come 'lee <NA> <NA>'"),
+        (LINE.format("u1", 0, 0.1, "anna lee").replace(" <NA>\n", "\n"), "line 1: after the name 'anna' come 'lee <NA>'"),
+        (LINE.format("u1", 0, 0.1, "anna lee").replace(" <NA> <NA>\n", "\n"), "line 1: after the name 'anna' come 'lee'"),
+        (LINE.format("u1", 0, 0.1, "speaker 2").replace(" <NA>\n", "\n"), "line 1: after the name 'speaker' come '2 <NA>'"),
+        (LINE.format("u1", 0, 0.1, "anna\u00a0lee"), "line 1: after the name 'anna' come 'lee <NA> <NA>'"),
+        (LINE.format("u1", 0, 0.1, "x").lower(), "line 1: expected 'SPEAKER <id> 1"),
         (LINE.format("u1", 0, "nan", "x"), "u1.rttm: line 1: from 0 s to nan s is no segment"),
         ("\n", "sd.tsv: no segment of recording 'u1'"),
         (None, "sd.tsv: line 3: rttm_path 'u1.rttm' is no file"),
@@ -261,6 +291,20 @@ def test_bad_rttm(diarization, text, words):
         (diarization / "u1.rttm").write_text(text)
     with pytest.raises(StarError, match=words):
         corpora.segments(diarization)
+
+
+def test_a_byte_order_mark_takes_no_segment(diarization):
+    before = corpora.segments(diarization)
+    for file in [*diarization.glob("*.rttm"), *diarization.glob("manifests/*")]:
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert corpora.segments(diarization).equals(before)
+
+
+def test_names_between_tabs_and_confidences(diarization):
+    lines = ["SPEAKER u1 1 0.00 0.05 <NA> <NA> anna 0.97 <NA>", "SPEAKER u1 1 0.00 0.05 <NA> <NA> bert", "SPEAKER\tu1\t1\t0.0\t0.04\t<NA>\t<NA>\tanna lee\t<NA>\t<NA>"]
+    (diarization / "u1.rttm").write_text("\n".join(lines) + "\n")
+    segments = corpora.segments(diarization)
+    assert segments["speaker"][segments["id"] == "u1"].tolist() == ["anna", "bert", "anna lee"]
 
 
 @pytest.fixture

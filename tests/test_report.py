@@ -183,3 +183,45 @@ def test_data_of_one_name_that_differ_are_pointed_out(tmp_path):
     a, same, other = run("a", "1"), run("same", "1"), run("other", "2")
     assert "NOT THE SAME DATA" not in markdown(a, same)
     assert "NOT THE SAME DATA, though of one name: the rows' ks are" in markdown(a, same, other)
+
+
+OTHER = {"task": "lid", "metric": "lid_acc", "title": "Language identification"}
+
+
+def test_a_metric_without_a_column_of_its_own_is_shown_under_its_tasks_title(tmp_path):
+    further = {"metric": "lid_cost", "value": 0.123456, "interval_95": [0.1, 0.2], "unit": "", "direction": "min"}
+    a = write(tmp_path / "a", record("ks_acc", 96.0), record("lid_acc", 50.0, further_metrics=[further], **OTHER))
+    b = write(tmp_path / "b", record("lid_acc", 40.0, further_metrics=[{**further, "value": 0.2}], **OTHER))
+    assert report.main([a, b], tmp_path / "out") == 0
+    text = (tmp_path / "out.md").read_text()
+    assert "| KS Acc ↑ | Language identification lid_acc ↑ | Language identification lid_cost ↓ |" in text
+    assert "**50.00** [49.00, 51.00] | **0.1235** [0.1000, 0.2000]" in text and "| 40.00 [39.00, 41.00] | 0.2000 " in text
+    page = (tmp_path / "out.html").read_text()
+    assert "Language identification lid_acc" in page and "0.1235" in page
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [(r["metric"], r["title"]) for r in rows if r["model"] == "b"] == [("lid_acc", OTHER["title"]), ("lid_cost", OTHER["title"])]
+    bad = write(tmp_path / "bad", record("lid_acc", 50.0, **OTHER, direction=None))
+    with pytest.raises(StarError, match="lid_acc.json: the report has no column for 'lid_acc', and the record does not say"):
+        report.read(bad)
+
+
+def test_one_cell_holds_one_number(tmp_path):
+    two = write(tmp_path / "two", record("ks_acc", 96.0))
+    (two / "other.json").write_text(json.dumps(record("ks_acc", 50.0)))
+    with pytest.raises(StarError, match="two: two results of ks_acc on the same data and schedule"):
+        report.main([two])
+    grid = [{"lr": 0.1, "dev": 50.0, "curve": [[1, 2.0]]}]
+    (two / "other.json").write_text(json.dumps(record("ks_acc", 50.0, corpus="manifest:x", grid=grid, layer_weights=[0.5, 0.5])))
+    (two / "ks_acc.json").write_text(json.dumps(record("ks_acc", 96.0, grid=grid, layer_weights=[0.1, 0.9])))
+    assert report.main([two], tmp_path / "out") == 0
+    text = (tmp_path / "out.md").read_text()
+    assert "96.00" in section(text, "Data: official") and "50.00" in section(text, "Data: manifest:x")
+
+
+def test_remarks_on_the_data_stand_beside_the_numbers(tmp_path):
+    remark = "3 of 9 test recordings are also in train: they were learnt"
+    a = write(tmp_path / "a", record("ks_acc", 96.0, corpus="manifest:x", remarks=[remark]))
+    b = write(tmp_path / "b", record("ks_acc", 95.0, corpus="manifest:x", remarks=[remark]))
+    assert report.main([a, b], tmp_path / "out") == 0
+    assert f"- WEAK DATA, a, b: ks: {remark}." in (tmp_path / "out.md").read_text()
+    assert remark in (tmp_path / "out.html").read_text() and remark in (tmp_path / "out.csv").read_text()

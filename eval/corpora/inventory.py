@@ -40,7 +40,8 @@ def main(root: str | Path, tasks: tuple[str, ...] = tuple(BY_TASK), as_json: boo
 
 
 def look(task: str, root: Path) -> dict[str, Any]:
-    """One task's entry: corpus, licence, folder (None: not found), from_manifest, rows and expected of each split, error.
+    """One task's entry: corpus, licence, folder (None: not found), from_manifest, rows and expected of each split, remarks on own data,
+    error.
 
     ``error`` is None when the task can run, else the line that says why not.
     """
@@ -54,6 +55,7 @@ def look(task: str, root: Path) -> dict[str, Any]:
         "from_manifest": tables,
         "rows": None,
         "expected": {str(split): number for split, number in corpus.COUNTS[task].items()},
+        "remarks": [],
         "error": None,
     }
     if folder is None:
@@ -61,7 +63,9 @@ def look(task: str, root: Path) -> dict[str, Any]:
         files = " and ".join(f"manifests/{name}" for name in manifest.files(task))
         return entry | {"error": f"not found: put it into {root} as {names}, or your own data as {files}"}
     try:
-        entry["rows"] = {str(split): int(n) for split, n in sizes(load(task, root)).items()}
+        table = load(task, root)
+        entry["rows"] = {str(split): int(n) for split, n in sizes(table).items()}
+        entry["remarks"] = list(table.attrs.get("remarks", ()))
         if task in LINKS:
             name, read, published = LINKS[task]
             entry["rows"][name] = len(read(root))
@@ -81,6 +85,7 @@ def _lines(task: str, entry: dict[str, Any]) -> list[str]:
     lines.append(f"     found: {entry['folder']}")
     if entry["rows"] is not None:
         lines.append(f"     {'folds' if task == 'er' else 'rows'}: {_counts(entry)}")
+    lines += [f"     note: {remark}" for remark in entry["remarks"]]
     if entry["error"] is not None:
         lines.append(f"     cannot be used: {entry['error']}")
     return [*lines, ""]

@@ -11,7 +11,10 @@ them). Three tasks need more than one row an utterance, each from a function of 
   pair that is to be scored, and no other. The table has ``kind`` query or doc, and ``split`` dev or eval (QbE has no training), or
   ``both`` for a document that the queries of both sets are searched in. A pair belongs to the split of its query.
 
-ER has no ``split``: ``fold`` (1 to 5) is the fold in which an utterance is tested; dev is the caller's share of the other four.
+ER has no ``split``: ``fold`` (IEMOCAP: 1 to 5; own data: two or more, of any names) is the fold in which an utterance is tested; dev
+is the caller's share of the others.
+
+A table of own data has in ``attrs["remarks"]`` what its numbers suffer from (:mod:`star_upstream.corpora.own`), a line each.
 
 A corpus is one module with
 
@@ -39,6 +42,7 @@ from . import (
     libri2mix,
     librispeech,
     manifest,
+    own,
     quesst14,
     relations,
     speech_commands,
@@ -46,7 +50,20 @@ from . import (
 )
 
 CORPORA = (librispeech, speech_commands, quesst14, voxceleb1, libri2mix, fluent_commands, audio_snips, iemocap)
-BY_TASK = {task: corpus for corpus in CORPORA for task in corpus.COUNTS}
+
+
+def by_task(found) -> dict:
+    """The corpus of each task. Raises :class:`StarError` where two serve the same: which one is read must not depend on their order."""
+    out: dict = {}
+    for corpus in found:
+        for task in corpus.COUNTS:
+            if task in out:
+                raise StarError(f"{task}: two corpora serve it, {out[task].NAME} and {corpus.NAME}; leave one of them out of CORPORA")
+            out[task] = corpus
+    return out
+
+
+BY_TASK = by_task(CORPORA)
 
 
 def load(task: str, root: str | Path) -> pd.DataFrame:
@@ -55,14 +72,17 @@ def load(task: str, root: str | Path) -> pd.DataFrame:
     ``root`` holds ``manifests/<task>.tsv``, or the corpus in its published layout (``LibriSpeech/``, ``VoxCeleb1/``,
     ``speech_commands_v0.01/`` ...). Where both are there the manifest is read, and a line on stderr says so.
 
-    Raises :class:`StarError` when neither is there, and for a table that cannot be used (see :func:`manifest.check`).
+    Raises :class:`StarError` when neither is there, for a table that cannot be used (see :func:`manifest.check`), and for own data by
+    which nothing is measured (see :func:`own.remarks`).
     """
     folder = _source(task, root)
     if from_manifest(task, root):
         if folder is not None:
             names = " and ".join(f"manifests/{name}" for name in manifest.files(task))
             print(f"{task}: reads {names}, not {folder} (to read that, rename the manifest)", file=sys.stderr)
-        return manifest.read(_manifests(root), task)
+        table = manifest.read(_manifests(root), task)
+        table.attrs["remarks"] = own.remarks(table, task, str(_manifests(root)))
+        return table
     return manifest.check(BY_TASK[task].read(folder, task), task, str(folder))
 
 

@@ -27,7 +27,7 @@ def read(folder: Path, task: str) -> pd.DataFrame:
     for split, name in FILES.items():
         file = folder / "data" / name
         try:
-            part = pd.read_csv(file, dtype=str, keep_default_na=False)
+            part = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         except FileNotFoundError:
             raise StarError(f"{file} is missing; it comes with {NAME}: unpack the corpus again") from None
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

@@ -51,11 +51,11 @@ def read(folder: Path, task: str) -> pd.DataFrame:
 
 def _chapter(file: Path, split: str) -> list[tuple[str, str, str, str, str]]:
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        name, _, text = line.strip().partition(" ")
-        if not text.strip():
+    for number, line in lines(file, NAME):
+        name, *words = line.split()
+        if not words:
             raise StarError(f"{file}: line {number}: expected an utterance id and its text, got {line!r}")
-        rows.append((name, str(file.parent / f"{name}.flac"), split, name.split("-")[0], text.strip()))
+        rows.append((name, str(file.parent / f"{name}.flac"), split, name.split("-")[0], " ".join(words)))
     return sorted(rows)
 
 

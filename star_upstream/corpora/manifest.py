@@ -6,7 +6,7 @@ Columns:
 - ``path``: the audio file, absolute (in a tsv file: absolute, or relative to the folder that holds ``manifests/``)
 - ``start``: first sample of the utterance in the file, counted at 16 kHz (optional in a tsv file: 0)
 - ``samples``: length of the utterance at 16 kHz
-- ``split``: train, dev or test (ASV: train or test; QbE: dev, eval or both; ER has ``fold`` instead, 1 to 5)
+- ``split``: train, dev or test (ASV: train or test; QbE: dev, eval or both; ER has ``fold`` instead: two or more, of any names)
 - the task's own, in ``TABLES``: ks ``label``; sid, asv ``speaker``; asr ``speaker``, ``text``; pr those and ``phones`` (ARPAbet
   symbols with spaces between); ic ``action``, ``object``, ``location``; sf ``text`` and ``slots`` (one of ``B-x``, ``I-x``, ``O``
   a word, with spaces between); er ``speaker``, ``label``; qbe ``kind`` (query or doc). sd has none.
@@ -15,7 +15,8 @@ A task's tsv file is ``<task>.tsv``, but for asv ``asv_train.tsv`` and ``asv_tes
 ``qbe_queries.tsv`` and ``qbe_docs.tsv`` (``set`` for ``split``, no ``kind``); sd's has ``rttm_path`` besides. What links
 utterances, ``asv_trials.tsv``, the rttm files and ``qbe_truth.tsv``, is read by :mod:`star_upstream.corpora.relations`.
 
-A tsv file has one header line and no quoting, and is UTF-8. Columns besides these are ignored.
+A tsv file has one header line and no quoting, and is UTF-8, with a byte-order mark or without. Columns besides these are ignored.
+Words, phones and slots are separated by any Unicode space; in the table there is one plain space between them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import pandas as pd
 
 from .. import audio
 from ..errors import StarError, nearest
+from . import own
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Table:
     """The columns that the task predicts as one of a closed set: each of their values must occur in training."""
     group: str = "split"
     groups: tuple = ("train", "dev", "test")
-    """The values of ``group``; each must have a row."""
+    """The values of ``group``; each must have a row. Empty: two or more, of any names."""
     files: tuple[tuple[str, dict[str, str]], ...] = ()
     """The tsv files, and what is the same in each of their rows; none: ``<task>.tsv``."""
 
@@ -63,8 +65,10 @@ TABLES = {
     "sd": Table(),
     "ic": Table(("action", "object", "location"), ("speaker", "text"), ("action", "object", "location")),
     "sf": Table(("text", "slots"), ("speaker",)),
-    "er": Table(("speaker", "label"), classes=("label",), group="fold", groups=(1, 2, 3, 4, 5)),
+    "er": Table(("speaker", "label"), classes=("label",), group="fold", groups=()),
 }
+SPACED = ("text", "phones", "slots")
+"""Columns of words."""
 BOTH = "both"
 """The split of a QbE document that the queries of dev and of eval are searched in."""
 
@@ -113,7 +117,8 @@ def check(table: pd.DataFrame, task: str, source: str, place: Callable[[int], st
 
     Refused, each by naming ``source`` and the row: an empty field, a number that is none, fewer than one sample, an unknown split,
     a split without rows, an id used twice, a file that is not there, a class that dev or test has and train has not, and what makes
-    no sense for the task. ``place`` gives the file and the line of a row where that is more than its id.
+    no sense for the task. ``place`` gives the file and the line of a row of a tsv file; there, lengths are checked against the
+    files' headers, too, and a part of a file may have one id and one speaker only.
     """
     spec, group = TABLES[task], TABLES[task].group
 
@@ -135,22 +140,62 @@ def check(table: pd.DataFrame, task: str, source: str, place: Callable[[int], st
         if (row := _first(value.isna() | (value % 1 != 0) | (value < least))) is not None:
             fail(row, f"{name} is {table[name].iloc[row]!r}; it must be a whole number, at least {least} (samples at 16 kHz)")
         table[name] = value.astype("int64")
-    allowed = [str(g) for g in spec.groups] + ([BOTH] if task == "qbe" else [])
-    if (row := _first(~table[group].astype(str).isin(allowed))) is not None:
+    for name in (name for name in SPACED if name in table):
+        table[name] = [" ".join(str(text).split()) for text in table[name]]
+    allowed = [*spec.groups, *([BOTH] if task == "qbe" else [])]
+    if allowed and (row := _first(~table[group].isin(allowed))) is not None:
         fail(row, f"unknown {group} {table[group].iloc[row]!r}; it must be {', '.join(allowed[:-1])} or {allowed[-1]}")
-    table[group] = table[group].astype(str).astype("int64") if group == "fold" else table[group]
+    if not allowed:
+        table[group] = _numbered(table[group])
     if (row := _first(table["id"].duplicated())) is not None:
         fail(row, f"id {table['id'].iloc[row]!r} is used twice; ids must be unique")
     for value in spec.groups:
         if not (table[group] == value).any():
-            raise StarError(f"{source}: no row has {group} {value!r}; {task} needs {', '.join(map(str, spec.groups))}")
+            raise StarError(f"{source}: no row has {group} {value!r}; {task} needs {', '.join(spec.groups)}")
+    if not spec.groups and table[group].nunique() < 2:
+        raise StarError(f"{source}: one {group} alone ({table[group].iloc[0] if len(table) else 'no row'}); {task} needs two or more")
     if (row := _first(~_are_files(table["path"]))) is not None:
-        fail(row, f"{table['path'].iloc[row]} is not there; put the file in its place or remove the row")
+        gone = " (a link to what is not there; in a git-annex folder: git annex get)" * audio.dangling(table["path"].iloc[row])
+        fail(row, f"{table['path'].iloc[row]} is not there{gone}; put the file in its place or remove the row")
+    if place:  # lengths of a published corpus are those of the headers
+        _check_lengths(table, fail)
+        own.check_parts(table, task, fail)
     for name in spec.classes:
         _closed_set(table, name, spec, fail)
     if task in RULES:
         RULES[task](table, source, fail)
     return table
+
+
+def _numbered(folds: pd.Series) -> pd.Series:
+    """Folds as integers where all are written as such, else as text."""
+    texts = folds.astype(str).str.strip()
+    return texts.astype("int64") if texts.str.fullmatch(r"0|-?[1-9]\d{0,17}").all() else texts
+
+
+def _check_lengths(table: pd.DataFrame, fail: Callable[[int, str], NoReturn]) -> None:
+    """Refuses a row that goes on beyond its file's end, and files whose rows count at another rate than 16 kHz."""
+    rows = {path: row for row, path in reversed(list(enumerate(table["path"])))}
+
+    def one(path: str) -> audio.Header | str:
+        try:
+            return audio.header(path)
+        except StarError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        headers = dict(zip(rows, pool.map(one, rows)))
+    ends = table["start"] + table["samples"]
+    last = ends.groupby(table["path"]).max()
+    for row, (path, start, samples, end) in enumerate(zip(table["path"], table["start"], table["samples"], ends)):
+        header = headers[path]
+        if isinstance(header, str):
+            fail(row, header)
+        own_rate = header.rate != audio.RATE and last[path] == header.frames != header.samples
+        why = f"as counted at the file's {header.rate} Hz, it seems; " if own_rate else ""
+        if end > header.samples + header.slack or (own_rate and start + samples == header.frames):
+            where = f"samples is {samples}" + (f" from {start} on" if start else "")
+            fail(row, f"{where}, {why}{path} has {header.samples} at 16 kHz, and that is how they are counted")
 
 
 def _closed_set(table: pd.DataFrame, name: str, spec: Table, fail: Callable[[int, str], NoReturn]) -> None:
@@ -217,7 +262,7 @@ def lengths(paths: Sequence[str | Path], source: str | Path) -> list[int]:
 def lines(file: Path, corpus: str) -> list[tuple[int, str]]:
     """The numbers and the texts of a list's lines that are not blank. Raises :class:`StarError` when it is not there or no text."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except OSError:
         raise StarError(f"{file} is missing; it comes with {corpus}: unpack the corpus again") from None
     except UnicodeDecodeError:

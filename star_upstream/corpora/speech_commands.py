@@ -74,4 +74,4 @@ def _silence(noise: Path) -> pd.DataFrame:
 def _listed(file: Path) -> set[str]:
     if not file.is_file():
         raise StarError(f"{file} is missing; it comes with {NAME}: unpack the corpus again")
-    return set(file.read_text(encoding="utf-8").split())
+    return set(file.read_text(encoding="utf-8-sig").split())

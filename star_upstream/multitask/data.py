@@ -6,6 +6,7 @@ Shapes: B utterances, N samples (16 kHz), T frames, S states, D width.
 from __future__ import annotations
 
 import hashlib
+import sys
 import zlib
 from dataclasses import dataclass
 from typing import Any, Mapping, NamedTuple, Sequence
@@ -22,7 +23,6 @@ from .recipe import TaskConfig
 
 CLASS = {"ks": ("label",), "sid": ("speaker",), "asv": ("speaker",), "ic": ("action", "object", "location"), "er": ("label",)}
 """The columns that make the class; several are joined."""
-ER_TEST_FOLD = 1
 
 
 @dataclass
@@ -64,6 +64,8 @@ def load(tasks: Mapping[str, TaskConfig], root: str) -> dict[str, TaskData]:
     for name, config in tasks.items():
         if config.data not in tables:
             tables[config.data] = corpora.load(config.data, root)
+            for remark in tables[config.data].attrs.get("remarks", ()):
+                print(f"{config.data}: NOTE: {remark}", file=sys.stderr)
         found[name] = _task(name, config, tables[config.data], root)
     return found
 
@@ -71,7 +73,7 @@ def load(tasks: Mapping[str, TaskConfig], root: str) -> dict[str, TaskData]:
 def _task(name: str, config: TaskConfig, table: pd.DataFrame, root: str) -> TaskData:
     table = table.copy()
     if config.data == "er":
-        table["split"] = np.where(table["fold"] == ER_TEST_FOLD, "test", "train")
+        table["split"] = np.where(table["fold"] == min(table["fold"]), "test", "train")
     table["split"] = table["split"].replace("dev", "valid")
     classes = table[list(CLASS[config.data])].astype(str).agg("|".join, axis=1)
     labels = sorted(classes[table["split"] == "train"].unique())
@@ -144,7 +146,7 @@ class Utterances(Dataset):
         elif task.name in self.waves:
             x = self.waves[task.name].read(row, first, samples)
         else:
-            x = torch.from_numpy(audio.read(line["path"], int(line["start"]) + first, samples))
+            x = torch.from_numpy(audio.piece(line["path"], int(line["start"]) + first, samples))
         if task.name not in self.states and len(x) < self.shortest:
             if not len(x):
                 raise StarError(f"{line['path']}: no audio where the table says that utterance {line['id']!r} is")
