@@ -67,9 +67,10 @@ def read(folder: Path) -> list[Record]:
         absent = [key for key in wanted if key not in record]
         if absent:
             raise StarError(f"{path}: not a task's record ({', '.join(absent)} missing)")
-        unknown = [n["metric"] for n in [record, *record.get("further_metrics", [])] if n.get("metric") not in report_table.COLUMNS]
-        if unknown and record.get("direction") not in ("min", "max"):
-            raise StarError(f"{path}: the report has no column for {unknown[0]!r}, and the record does not say whether less is better")
+        for number in [record, *record.get("further_metrics", [])]:
+            if number.get("metric") not in report_table.COLUMNS and number.get("direction") not in ("min", "max"):
+                what = number.get("metric")
+                raise StarError(f"{path}: the report has no column for {what!r}, and the record does not say whether less is better")
         if not all(_measured(number) for number in [record, *record.get("further_metrics", [])]):
             raise StarError(f"{path}: value and interval_95 must be numbers; remove it and run its task again")
         plain = {key: value for key, value in record.items() if key != "std_over_folds"}  # the spread is that of the first metric

@@ -185,7 +185,7 @@ def test_data_of_one_name_that_differ_are_pointed_out(tmp_path):
     assert "NOT THE SAME DATA, though of one name: the rows' ks are" in markdown(a, same, other)
 
 
-OTHER = {"task": "lid", "metric": "lid_acc", "title": "Language identification"}
+OTHER = {"task": "lid", "title": "Language identification"}
 
 
 def test_a_metric_without_a_column_of_its_own_is_shown_under_its_tasks_title(tmp_path):
@@ -200,7 +200,7 @@ def test_a_metric_without_a_column_of_its_own_is_shown_under_its_tasks_title(tmp
     assert "Language identification lid_acc" in page and "0.1235" in page
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert [(r["metric"], r["title"]) for r in rows if r["model"] == "b"] == [("lid_acc", OTHER["title"]), ("lid_cost", OTHER["title"])]
-    bad = write(tmp_path / "bad", record("lid_acc", 50.0, **OTHER, direction=None))
+    bad = write(tmp_path / "bad", record("lid_acc", 50.0, **OTHER, direction=""))
     with pytest.raises(StarError, match="lid_acc.json: the report has no column for 'lid_acc', and the record does not say"):
         report.read(bad)
 

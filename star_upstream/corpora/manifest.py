@@ -193,7 +193,7 @@ def _check_lengths(table: pd.DataFrame, fail: Callable[[int, str], NoReturn]) ->
             fail(row, header)
         own_rate = header.rate != audio.RATE and last[path] == header.frames != header.samples
         why = f"as counted at the file's {header.rate} Hz, it seems; " if own_rate else ""
-        if end > header.samples + header.slack or (own_rate and start + samples == header.frames):
+        if start >= header.samples or end > header.samples + header.slack or (own_rate and start + samples == header.frames):
             where = f"samples is {samples}" + (f" from {start} on" if start else "")
             fail(row, f"{where}, {why}{path} has {header.samples} at 16 kHz, and that is how they are counted")
 
