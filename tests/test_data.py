@@ -14,7 +14,7 @@ import torch
 from star_upstream import audio
 from star_upstream.data import AudioDataset, BatchStream, BucketSampler, Clip, collate, scan
 from star_upstream.errors import StarError
-from star_upstream.run_folder import RunFolder
+from star_upstream.training.run_folder import RunFolder
 
 RANDOM = np.random.default_rng(0)
 CLIPS = [Clip(f"{i}", int(n)) for i, n in enumerate(np.sort(RANDOM.integers(8_000, 160_000, 203)))]

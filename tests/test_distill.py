@@ -194,7 +194,7 @@ def test_teacher_is_neither_trained_nor_saved(world, tmp_path):
     teacher = checkpoint.load(world / "teacher")
     before = checkpoint.digest(teacher)
     loaded = recipe.load(make(world, updates=2))
-    clips, _ = distill.find_clips(loaded.data)
+    clips, *_ = distill.find_clips(loaded.data)
     folder, provenance = run_folder.RunFolder(tmp_path), {"teacher": {"sha256": before}}
     training = distill.Distillation(
         loaded, student.make_student(loaded, teacher), distill.Teacher(teacher), folder, clips, provenance

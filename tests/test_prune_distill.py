@@ -235,7 +235,7 @@ def test_two_processes_go_through_both_stages(world):
 def test_multiplier_groups_ascend_and_rates_follow_the_schedule(world, tmp_path):
     loaded = recipe.load(make(world, updates=3))
     teacher = checkpoint.load(world / "teacher")
-    clips, _ = distill.find_clips(loaded.data)
+    clips, *_ = distill.find_clips(loaded.data)
     sections = {"skill": {"groups": [[0, 1], [2, 3]]}}
     provenance = {"teacher": {"sha256": ""}}
     loaded = recipe.load(make(world, updates=3, loss=sections))

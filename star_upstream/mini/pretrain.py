@@ -82,9 +82,9 @@ class MaskedPrediction(nn.Module):
         return loss, (logits_BTK.argmax(-1) == units_BT)[mask_BT].float().mean()
 
 
-def mfcc(path: str, config: EncoderConfig) -> np.ndarray:
+def mfcc(path: str, config: EncoderConfig, start: int = 0, samples: int | None = None) -> np.ndarray:
     """T x 39 MFCC with first and second differences, framed as the encoder frames, normalised over the utterance."""
-    wave = audio.read(path)
+    wave = audio.read(path, start, samples)
     cepstra = librosa.feature.mfcc(
         y=wave, sr=audio.RATE, n_mfcc=13, n_mels=40, n_fft=512, win_length=400, hop_length=config.stride, center=False
     )
@@ -100,7 +100,7 @@ def frame_features(corpus: Corpus, round_: Round, encoder: Encoder | None, confi
     """One T x F array a clip."""
     if round_.features == "mfcc":
         jobs = Parallel(n_jobs=-1, batch_size=64)
-        return jobs(delayed(mfcc)(clip.path, config) for clip in corpus.clips)
+        return jobs(delayed(mfcc)(clip.path, config, clip.start, clip.samples) for clip in corpus.clips)
     layer = int(round_.features.removeprefix("layer"))
     sampler = BucketSampler(corpus.clips, 120.0, shuffle=False)
     loader = DataLoader(AudioDataset(corpus.clips), batch_sampler=sampler, collate_fn=collate, num_workers=1)
@@ -203,7 +203,7 @@ def crop(items):
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m star_upstream.mini.pretrain", description=__doc__.split("\n\n")[0])
-    parser.add_argument("data", nargs="+", help="folders or tsv manifests with audio")
+    parser.add_argument("data", nargs="+", help="folders, lists of audio, audio files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("pretrain.yaml"))
     args = parser.parse_args(argv)

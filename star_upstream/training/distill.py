@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -65,7 +66,8 @@ class Run:
             return
         encoder = teachers.load(self.asked.teacher)
         self.digest = checkpoint.digest(encoder)
-        self.clips, self.skipped = (self.folder.read_clips(), []) if self.found != "new" else find_clips(self.asked.data)
+        new = self.found == "new"
+        self.clips, self.skipped, self.passed = find_clips(self.asked.data) if new else (self.folder.read_clips(), [], [])
         hours = {part: round(Corpus(clips).seconds / 3600, 3) for part, clips in self.clips.items()}
         loss = _measured(self.asked, encoder, self.clips["train"], self.folder, self.found == "new")
         self.recipe = dataclasses.replace(self.asked, loss=loss)
@@ -87,7 +89,7 @@ class Run:
     def write_start(self) -> None:
         """Occupy the folder: from here on a start that fails leaves a run behind."""
         if self.found == "new" and self.folder.lead:
-            self.folder.begin(recipes.dump(self.asked), self.clips, self.skipped)
+            self.folder.begin(recipes.dump(self.asked), self.clips, self.skipped + self.passed)
         if self.skipped:
             where = self.folder.path / "skipped.tsv"
             print(f"{len(self.skipped)} files left out, see {where}; the first: {': '.join(self.skipped[0])}", file=sys.stderr)
@@ -227,24 +229,24 @@ class Distillation(Training):
             checkpoint.save(self.folder.path / name, self.student, provenance)
 
 
-def find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str, str]]]:
-    """Scan the data, and hold clips out where there is no validation data; the files left out, too."""
+def find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str, str]], list[tuple[str, str]]]:
+    """Scan the data, and hold clips out where there is no validation data; the files left out, and those passed over, too."""
     limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds, "max_bad_share": data.max_bad_share}
     train = scan(data.train, **limits)
-    skipped, clips = train.skipped, train.clips
+    skipped, passed, clips = train.skipped, train.passed, train.clips
     if data.valid:
         valid = scan(data.valid, **limits)
-        skipped, held_out = skipped + valid.skipped, valid.clips
+        skipped, passed, held_out = skipped + valid.skipped, passed + valid.passed, valid.clips
     else:
         count = min(data.valid_limit, max(1, round(data.valid_share * len(clips))))
         if len(clips) <= count:
             fix = "add audio, or give data.valid"
             raise StarError(f"data.train: {len(clips)} usable clips, too few to hold {count} out; {fix}")
         # by a digest of the name: the same clips wherever the folder lies, whatever else is in it
-        ranked = sorted(clips, key=lambda c: hashlib.sha256(f"{Path(c.path).name} {c.samples}".encode()).hexdigest())
+        ranked = sorted(clips, key=lambda c: hashlib.sha256(os.fsencode(f"{Path(c.path).name} {c.samples}")).hexdigest())
         chosen = set(ranked[:count])
         held_out, clips = [c for c in clips if c in chosen], [c for c in clips if c not in chosen]
-    return {"train": clips, "valid": held_out}, skipped
+    return {"train": clips, "valid": held_out}, skipped, passed
 
 
 def _measured(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: RunFolder, new: bool) -> dict[str, Any]:
