@@ -163,15 +163,15 @@ def _search(folder: Path, found: dict, threads: int, progress: bool) -> list[tup
             if name.lower().endswith(audio.EXTENSIONS):
                 files.append(os.path.join(base, name))
             else:
-                others[os.path.splitext(name)[1].lower() or "files without an ending"] += 1
+                others[os.path.splitext(name)[1].lower()] += 1
     measured = _measure(sorted(files), folder, threads, progress)
     for file in sorted(files):
         _add(found, file, measured)
-    why = f"passed over: none of {', '.join(audio.EXTENSIONS)}"
-    return [
-        (str(folder / (f"*{end}" if end[0] == "." else "*")), f"{n} {'files' if end[0] == '.' else end} {why}")
-        for end, n in others.most_common()
-    ]
+    found = []
+    for end, n in others.most_common():
+        what = f"{n} file{'s' * (n > 1)}{'' if end else ' without an ending'}"
+        found.append((str(folder / f"*{end}"), f"{what} passed over: none of {', '.join(audio.EXTENSIONS)}"))
+    return found
 
 
 def _read_list(path: Path, found: dict, threads: int, progress: bool) -> None:

@@ -444,7 +444,7 @@ def test_what_is_passed_over_is_counted_by_its_ending(audio_folder, capsys):
     corpus = scan([audio_folder / "audio"], progress=False)
     assert len(corpus.clips) == 3 and not corpus.skipped
     found = {os.path.basename(place): what.split(":")[0] for place, what in corpus.passed}
-    assert found == {"*.m4a": "2 files passed over", "*.txt": "1 files passed over", "*": "1 files without an ending passed over"}
+    assert found == {"*.m4a": "2 files passed over", "*.txt": "1 file passed over", "*": "1 file without an ending passed over"}
     assert f"{audio_folder}/audio/*.m4a: 2 files passed over" in capsys.readouterr().err
     for name in ("a.wav", "b.flac", "c.wav"):
         (audio_folder / "audio" / name).unlink()

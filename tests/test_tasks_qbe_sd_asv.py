@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import tiny_relations
 import torch
 from tiny_corpus import TinyUpstream
@@ -55,6 +58,18 @@ def record_of(out, name):
     low, high = record["interval_95"]
     assert low <= record["value"] <= high and len(record["layer_weights"]) == 3
     return record
+
+
+@pytest.mark.parametrize("samples", [160, 16_000])
+def test_what_no_trial_names_does_not_stop_a_run(data, tmp_path, samples):
+    """Too short, and silent: neither would leave anything once silence is cut."""
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    soundfile.write(folder / "wav" / "unused.wav", np.zeros(samples), 16_000)
+    with open(folder / "manifests" / "asv_test.tsv", "a") as file:
+        file.write(f"unused\twav/unused.wav\t{samples}\t430 Hz\n")
+    probe = make(ASV, folder)
+    assert len(corpora.load("asv", folder)) == len(probe.table) + 1 and "unused" not in set(probe.table["id"])
+    probe.ready(frames(ASV, probe, tmp_path / "features"))
 
 
 def test_query_by_example_end_to_end(data, tmp_path, capsys):
