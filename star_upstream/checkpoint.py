@@ -22,7 +22,7 @@ from .errors import StarError
 from .files import replacing, write_json, write_tensors
 
 CONFIG, WEIGHTS, FORMAT, VERSION = "config.json", "model.safetensors", "star_upstream", 1
-LATER = {"prediction_layers": [], "position_norm": "weight", "position_layers": 1, "adapter": 0}
+LATER = {"prediction_layers": [], "position_norm": "weight", "position_layers": 1, "adapter": 0, "feature_gradient": 1.0}
 """Options that :class:`EncoderConfig` did not have from the start, with the value that changes nothing."""
 
 

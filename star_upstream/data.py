@@ -357,7 +357,7 @@ class BucketSampler(Sampler[list[int]]):
 
     ``batches``: ``mixed`` draws neighbours in length and the order anew each epoch; ``sorted`` has the same batches each epoch, from
     the longest utterances down, in another order; ``repeated`` has them from the shortest up, in the same order too.
-    ``counted``: what ``seconds`` limits, the audio with its padding or the ``true`` lengths. ``longest``: utterances will be cut to so
+    ``counted``: what ``seconds`` limits, the audio with its padding (``padded``), or the utterances' own ``lengths``. ``longest``: utterances will be cut to so
     many samples.
 
     The batches of an epoch are a function of (clips, seed, epoch) alone, so that a run resumes where it was: set ``epoch`` and
@@ -406,7 +406,7 @@ class BucketSampler(Sampler[list[int]]):
         for index in order[::-1] if self.batches == "sorted" else order:
             length = self.lengths[index]
             longest, total = max(longest, length), total + length
-            audio_in_batch = total if self.counted == "true" else longest * (len(current) + 1)
+            audio_in_batch = total if self.counted == "lengths" else longest * (len(current) + 1)
             if current and (audio_in_batch > self.budget or len(current) == self.items):
                 batches.append(current)
                 current, longest, total = [], length, length

@@ -35,7 +35,8 @@ Groups = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class GroupingConfig:
-    """How layers are compared and grouped. Neither is said in what we know of the SKILL paper: all defaults are our choices."""
+    """How layers are compared and grouped. SKILL does it by CKA on a small calibration set and agglomerative clustering, from single layers
+    up; its linkage, number of groups and size of the set are not known: those defaults are our choices."""
 
     number: int = 4
     """Groups; DPHuBERT distils four layers."""

@@ -161,10 +161,10 @@ def test_batches_by_true_lengths_hold_more_than_by_padded_ones():
         return sorted(BucketSampler(clips, 6.0, batches="repeated", **options).plan(0))
 
     # 1 + 2 + 3 s are 6 s; padded to the third they would be 9
-    assert plan(counted="true") == [[0, 1, 2], [3], [4]]
+    assert plan(counted="lengths") == [[0, 1, 2], [3], [4]]
     assert plan() == [[0, 1], [2], [3], [4]]
     # cut to 2 s: 1 + 2 + 2 and 2 + 2
-    assert plan(counted="true", longest=2 * audio.RATE) == [[0, 1, 2], [3, 4]]
+    assert plan(counted="lengths", longest=2 * audio.RATE) == [[0, 1, 2], [3, 4]]
     with pytest.raises(StarError, match="or lower max_seconds or crop_seconds"):
         BucketSampler(clips, 4.0)
     BucketSampler(clips, 4.0, longest=4 * audio.RATE)

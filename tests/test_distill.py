@@ -123,6 +123,29 @@ def test_two_processes_killed_and_resumed_equal_unbroken(world):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_the_last_checkpoint_can_be_the_result_and_an_older_state_is_refused(world, tmp_path, capsys):
+    file = make(world, "last.yaml", updates=4, validate_every=1, learning_rate=0.3, select="last", choices={"why": "a test"}, workers=0)
+    run = tmp_path / "run"
+    assert distill.run(recipe.load(file), run) == run / "last"
+    done = json.loads((run / "done.json").read_text())
+    assert (done["checkpoint"], done["updates"]) == ("last", 4)
+    assert checkpoint.describe(run / "last")["provenance"]["recipe"]["choices"] == {"why": "a test"}
+    # what is only told may change
+    assert distill.run(recipe.load(file, ["choices.why=another", "about=x"]), run) == run / "last"
+    with pytest.raises(StarError, match="select is 'last' there and 'valid' here"):
+        distill.run(recipe.load(file, ["select=valid"]), run)
+
+    (run / "done.json").unlink()
+    state = torch.load(run / "state.pt", weights_only=True)
+    assert state.pop("version") == run_folder.STATE_VERSION
+    torch.save(state, run / "state.pt")
+    with pytest.raises(StarError, match="state.pt: from an older star_upstream, which would go on otherwise; finish the run with the version"):
+        distill.run(recipe.load(file), run)
+    torch.save({**state, "version": run_folder.STATE_VERSION + 1}, run / "state.pt")
+    with pytest.raises(StarError, match="from a newer star_upstream"):
+        distill.run(recipe.load(file), run)
+
+
 def test_a_budget_in_minutes_ends_with_a_validation(world):
     file = make(world, "budget.yaml", updates=None, minutes=0.02, validate_every=10_000, crop="shortest", workers=0)
     distill.run(recipe.load(file), world / "budget")
@@ -250,6 +273,12 @@ def test_student_starts_from_named_teacher_parts():
     assert torch.equal(small.frontend.convs[1].weight, teacher.frontend.convs[1].weight)
     assert torch.equal(small.position.direction, teacher.position.direction)
     assert torch.equal(small.layers[0].ffn_in.weight, random_bias)
+    teacher.norm.weight.data += 1
+    bare = Encoder(EncoderConfig(**{**TEACHER, "projection_norm": False}))
+    student.initialise(bare, teacher, Initialisation(frontend=True, norm=False))
+    assert torch.equal(bare.frontend.projection.weight, teacher.frontend.projection.weight) and bare.norm.weight.unique().tolist() == [1.0]
+    student.initialise(bare, teacher, Initialisation(frontend=True))
+    assert torch.equal(bare.norm.weight, teacher.norm.weight)
     student.initialise(small, teacher, Initialisation(layers=(1, 3)))
     assert torch.equal(small.layers[0].ffn_in.weight, teacher.layers[0].ffn_in.weight)
     assert torch.equal(small.layers[1].ffn_in.weight, teacher.layers[2].ffn_in.weight)

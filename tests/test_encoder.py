@@ -253,3 +253,35 @@ def test_parity_with_transformers(kind, variant, tmp_path):
     for mine, state in zip(output.states, reference):
         assert state[valid].std() > 0.01 and math.isfinite(state[valid].std())
         torch.testing.assert_close(mine[valid], state[valid], atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradient_of_the_convolutions_alone_is_scaled():
+    def gradients(factor, training=True):
+        torch.manual_seed(0)
+        encoder = Encoder(config(feature_gradient=factor, dropout=0.0, attention_dropout=0.0)).train(training)
+        encoder(torch.randn(2, 900)).states[-1].square().sum().backward()
+        return {name: p.grad for name, p in encoder.named_parameters()}
+
+    whole, tenth, none = gradients(1.0), gradients(0.1), gradients(0.0)
+    for name, gradient in whole.items():
+        before = name.startswith(("frontend.convs", "frontend.norms"))
+        torch.testing.assert_close(tenth[name], gradient * (0.1 if before else 1.0), rtol=1e-4, atol=1e-7)
+        assert (none[name] is None) == before
+    assert torch.equal(gradients(0.1, False)["frontend.convs.0.weight"], gradients(1.0, False)["frontend.convs.0.weight"])
+    with pytest.raises(StarError, match="feature_gradient: must be 0 to 1"):
+        config(feature_gradient=1.5)
+
+
+def test_features_are_given_before_and_after_their_dropout():
+    encoder, waves, lengths = Encoder(config(feature_dropout=0.5)), torch.randn(2, 900), torch.tensor([900, 600])
+    output = encoder.train()(waves, lengths)
+    frames, kept = output.lengths_B[1], output.dropped_BTD != 0
+    share = kept[0].float().mean().item()
+    assert 0.35 < share < 0.65 and not kept[1, frames:].any()
+    torch.testing.assert_close(output.dropped_BTD[kept], 2 * output.features_BTD[kept])
+    output = encoder.eval()(waves)
+    assert torch.equal(output.dropped_BTD, output.features_BTD)
+
+
+def test_a_scale_that_pruning_left_is_not_trained():
+    assert [name for name, p in Encoder(config(feature_scale=True)).named_parameters() if not p.requires_grad] == ["frontend.scale"]

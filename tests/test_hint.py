@@ -49,6 +49,14 @@ def test_layer_zero_is_the_cnn_output_or_the_first_layers_input():
     assert one.item() == pytest.approx(0.25) and other.item() == pytest.approx(L1[0])
 
 
+def test_layer_zero_of_a_student_in_training_is_after_its_dropout():
+    dropped = output(STUDENT, features=STUDENT[0])._replace(dropped_BTD=torch.tensor([[[0.0, 6.0], [4.0, 0.0]]]))
+    loss = hint(teacher_layers=[0], cosine=0.0)
+    # |3| + |-2| + |-4| + |2| over 4
+    assert loss(output(TEACHER), dropped)[0].item() == pytest.approx(11 / 4)
+    assert hint(teacher_layers=[0], cosine=0.0, zeroth="layer_input")(output(TEACHER), dropped)[0].item() == pytest.approx(L1[0])
+
+
 def test_a_model_is_at_no_distance_from_itself_until_a_map_moves():
     loss = hint(teacher_layers=[0, 1])
     total, terms = loss(output(TEACHER), output(TEACHER))

@@ -19,11 +19,23 @@ def test_published_parameters():
     base = {"layers": 2}
     assert parameters(EncoderConfig(**base)) == 23_492_224
     assert parameters(EncoderConfig(**base, prediction_layers=(4, 8, 12))) == 27_035_776
-    for name in ("distilhubert", "distilwav2vec"):
+    for name in ("distilhubert_kerpicci", "distilwav2vec"):
         assert parameters(recipe.load(name).student) == 27_035_776
+    # s3prl's Distiller has no norm before the projection: 2 x 512 parameters fewer
+    assert parameters(EncoderConfig(**base, projection_norm=False)) == 23_491_200
+    assert parameters(recipe.load("distilhubert").student) == 23_491_200 + 27_035_776 - 23_492_224
 
 
-def pair(width=2, layers=(1,), **options):
+def test_heads_start_as_torchs_own_linear_maps():
+    torch.manual_seed(0)
+    heads = Encoder(EncoderConfig(**{**TINY, "width": 256, "head_width": 128}, layers=1, prediction_layers=(1, 2))).predictions
+    for linear in (heads.shared, *heads.each):
+        for values in (linear.weight, linear.bias):
+            assert values.abs().max() <= 1 / 16 and values.std().item() == pytest.approx(1 / 16 / math.sqrt(3), rel=0.1)
+
+
+def pair(width=2, layers=(1,), over="sum", **options):
+    options["layers"] = over
     teacher = EncoderConfig(**TINY, layers=2)
     student = EncoderConfig(**TINY, layers=1, prediction_layers=layers)
     return PredictionLoss(PredictionConfig(**options), teacher, student)
@@ -50,12 +62,25 @@ def test_loss_by_hand():
     assert pair(l1=2.0, cosine=0.5)(*given)[0].item() == pytest.approx(1.0 + sum(sigmoid) / 4)
 
 
+def test_the_means_are_those_of_distilhuberts_code():
+    """s3prl v0.4.18, pretrain/distiller, compute_loss: both terms are means over everything, where no frame is padded."""
+    torch.manual_seed(0)
+    states, guesses = [torch.randn(3, 7, 4) for _ in range(3)], [torch.randn(3, 7, 4) for _ in range(2)]
+    target, guess = torch.stack(states[1:], 1), torch.stack(guesses, 1)
+    expected = (guess - target).abs().mean() - torch.nn.functional.logsigmoid(torch.cosine_similarity(guess, target, dim=-1)).mean()
+    found = pair(layers=(1, 2), over="mean")(*outputs(states, guesses, [7] * 3))[0]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert recipe.load("distilhubert").loss["prediction"] == {"l1": 1.0, "cosine": 1.0, "reduction": "mean", "layers": "mean"}
+
+
 def test_layers_are_summed_and_matched_by_number():
     one, two = torch.zeros(1, 3, 2), torch.full((1, 3, 2), 2.0)
     states = [one, one, two]
     loss = pair(layers=(2, 1), cosine=0.0)
     assert loss(*outputs(states, [two, one], [3]))[0].item() == 0.0
     assert loss(*outputs(states, [one, one], [3]))[0].item() == pytest.approx(2.0)
+    mean = pair(layers=(2, 1), cosine=0.0, over="mean")
+    assert mean(*outputs(states, [one, one], [3]))[0].item() == pytest.approx(1.0)
 
 
 def test_an_utterance_counts_the_same_alone_and_padded():

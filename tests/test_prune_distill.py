@@ -190,6 +190,14 @@ def test_the_losss_maps_learn_and_go_on_in_stage_2(unbroken):
         assert torch.equal(weight, carried[name.removeprefix("loss.")])
 
 
+def test_the_channels_scale_is_frozen_in_stage_2(unbroken):
+    file, run = unbroken
+    scales = [checkpoint.load(run / name).frontend.scale for name in ("stage1/cut", "last", "best")]
+    assert torch.equal(scales[0], scales[1]) and torch.equal(scales[0], scales[2]) and not torch.equal(scales[0], torch.ones_like(scales[0]))
+    moved = [checkpoint.load(run / name).frontend.norm.weight for name in ("stage1/cut", "last")]
+    assert not torch.equal(*moved)
+
+
 def test_killed_in_either_stage_and_resumed_equals_unbroken(world, unbroken):
     file, run = unbroken
     killed = world / "killed"

@@ -1,6 +1,7 @@
 """Gates, expected size and cut: the cut model is the gated one, and the closed form is its size."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from star_upstream import checkpoint, profile
 from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
 from star_upstream.errors import StarError
 from star_upstream.pruning import GateConfig, GatedEncoder, HardConcrete, Kept, Size, SparsityConstraint, cut, target_at
+from star_upstream.training import recipe
 
 HUBERT = EncoderConfig(
     conv_layers=((8, 10, 5), (12, 3, 2), (10, 3, 2)),
@@ -233,7 +235,7 @@ def test_size_differentiates_to_each_gates_own_part():
 
 
 def test_probability_of_an_open_gate_is_the_share_of_draws():
-    gate = HardConcrete(5, GateConfig())
+    gate = HardConcrete(5, GateConfig(), "heads")
     gate.location_n.data = torch.tensor([-4.0, -1.0, 0.0, 1.0, 4.0])
     torch.manual_seed(0)
     draws = torch.stack([gate.sample_n().detach() for _ in range(20_000)])
@@ -243,9 +245,30 @@ def test_probability_of_an_open_gate_is_the_share_of_draws():
     torch.testing.assert_close(gate.settled_n(shift=100.0), medians, atol=0.05, rtol=0)
 
 
-def test_gates_start_at_the_probability_that_was_asked_for():
-    gate = HardConcrete(7, GateConfig(initial_keep=0.9, stretch=(-0.3, 1.2), temperature=0.5))
-    torch.testing.assert_close(gate.open_n(), torch.full((7,), 0.9, dtype=torch.float64))
+def test_gates_start_where_they_were_asked_to():
+    for keep, location, probability in ((0.5, 0.0, 0.832), (0.99, math.log(99.0), 0.998)):
+        gate = HardConcrete(7, GateConfig(initial_keep=keep, initial_noise=0.0), "heads")
+        torch.testing.assert_close(gate.location_n.detach(), torch.full((7,), location))
+        assert gate.open_n()[0].item() == pytest.approx(probability, abs=5e-4)
+    gate = HardConcrete(7, GateConfig(initial_keep=0.9, initial_noise=0.0, stretch=(-0.3, 1.2), temperature=0.5), "heads")
+    # sigmoid(log(9) - 0.5 log(0.3 / 1.2)) = 1 / (1 + 0.5 / 9)
+    torch.testing.assert_close(gate.open_n(), torch.full((7,), 18 / 19, dtype=torch.float64))
+
+
+def test_gates_start_as_dphuberts():
+    """Numbers of its authors' code (commit c18093f): locations, their noise, and HuBERT Base's expected sparsity."""
+    with torch.device("meta"):
+        encoder = Encoder(EncoderConfig())
+    torch.manual_seed(0)
+    model = GatedEncoder(encoder, recipe.load("dphubert").pruning.gates)
+    for name, gate in model.gates.items():
+        assert gate.location_n.mean().item() == pytest.approx(0.0 if name.startswith("units") else math.log(99.0), abs=0.01)
+    units_n = torch.cat([gate.location_n.detach() for name, gate in model.gates.items() if name.startswith("units")])
+    assert len(units_n) == 12 * 3072 and units_n.std().item() == pytest.approx(0.01, rel=0.02)
+    size = model.size()
+    assert size.original == 94_370_944 and size.sparsity(model.expected()).item() == pytest.approx(0.1018, abs=5e-5)
+    parts = GatedEncoder(encoder, GateConfig(attention_layers=True, ffn_layers=True, initial_noise=0.0))
+    assert all(parts.gates[name].location_n.tolist() == pytest.approx([math.log(99.0)] * 12) for name in ("attentions", "ffns"))
 
 
 def test_one_draw_a_forward_and_none_in_eval():

@@ -7,6 +7,7 @@ from star_upstream import losses
 from star_upstream.encoder import EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.profile import parameters
+from star_upstream.pruning.config import GateConfig
 from star_upstream.training import recipe
 
 TEACHERS = {"star_mini_teacher": EncoderConfig(layers=8, width=256, heads=4, ffn=1024)}
@@ -40,6 +41,51 @@ def test_published_parameters(name, expected):
 @pytest.mark.parametrize(("name", "millions"), [("star_hubert_s", 14.10), ("star_hubert_xs", 9.39)])
 def test_our_sizes_match_the_printed_millions(name, millions):
     assert round(parameters(recipe.load(name).student) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("name", ["dphubert", "dpwavlm", "skill_hubert", "skill_wavlm_plus"])
+def test_what_dphuberts_code_does(name):
+    """Figures of its run.sh, distill.py, lightning.py and components.py (commit c18093f)."""
+    loaded = recipe.load(name)
+    changes = {k: v for k, v in vars(loaded.student_changes).items() if v is not None}
+    assert changes == {"hidden_states": "features", "dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.0, "feature_dropout": 0.1}
+    training, data, pruning = loaded.training, loaded.data, loaded.pruning
+    assert (training.betas, training.eps, training.weight_decay, training.clip) == ((0.9, 0.999), 1e-8, 0.0, 10.0)
+    assert (training.precision, training.devices, training.updates, round(training.warmup * training.updates)) == ("16-mixed", 4, 50_000, 15_000)
+    assert (data.min_seconds * 16_000, data.max_seconds * 16_000, data.batch_seconds) == (32_000, 250_000, 160.0)
+    assert (data.batches, data.counted, data.crop, data.batch_items) == ("repeated", "lengths", "shortest-random", None)
+    assert (pruning.gates, pruning.quadratic_start) == (GateConfig(), 0.0)
+    assert vars(pruning.gates.initial_keep) == {
+        "conv_channels": 0.99, "heads": 0.99, "ffn_units": 0.5, "attention_layers": 0.99, "ffn_layers": 0.99
+    }  # fmt: skip
+    assert (pruning.second.updates, round(pruning.second.warmup * 25_000), pruning.second.learning_rate) == (25_000, 5_000, 1e-4)
+    assert (loaded.select, loaded.result) == ("last", "last")
+
+
+def test_what_distilhuberts_code_does():
+    """Figures of s3prl v0.4.18, pretrain/distiller (config_model.yaml, config_runner.yaml) and optimizers.py."""
+    loaded = recipe.load("distilhubert")
+    student, training, data = loaded.student, loaded.training, loaded.data
+    assert (student.feature_gradient, student.activation_dropout, student.dropout, student.attention_dropout) == (0.1, 0.1, 0.1, 0.1)
+    assert (student.feature_dropout, student.projection_norm, student.hidden_states) == (0.0, False, "last")
+    assert (data.crop_seconds * 16_000, data.batch_items, data.batches, data.crop) == (250_000, 24, "sorted", "none")
+    assert (training.precision, training.clip, training.updates, training.warmup, training.learning_rate) == ("16-mixed", 5.0, 200_000, 0.07, 2e-4)
+    assert (training.betas, training.eps, training.weight_decay, training.decay) == ((0.9, 0.98), 1e-6, 0.01, "s3prl")
+    assert (training.initialise_from_teacher.norm, loaded.select) == (False, "last")
+    other = recipe.load("distilhubert_kerpicci")
+    assert (other.student.projection_norm, other.student.hidden_states, other.training.initialise_from_teacher.norm) == (True, "all", True)
+
+
+def test_choices_are_told_of_and_can_be_taken_back(tmp_path):
+    base = recipe.load("star_hubert_s")
+    assert {"sizes", "gram", "padding", "batches"} <= set(base.choices) and all(len(text) > 20 for text in base.choices.values())
+    (tmp_path / "own.yaml").write_text("base: star_hubert_s\nchoices: {sizes: null, mine: a reason of mine}\n")
+    own = recipe.load(tmp_path / "own.yaml")
+    assert set(own.choices) == {*base.choices, "mine"} - {"sizes"}
+    (tmp_path / "copy.yaml").write_text(recipe.dump(own), encoding="utf-8")
+    assert recipe.load(tmp_path / "copy.yaml") == own
+    for name in recipe.names():
+        assert recipe.load(name).choices, "every shipped recipe differs from its authors' code somewhere"
 
 
 def test_overrides_are_yaml_values():
@@ -77,6 +123,13 @@ def test_base_states_only_differences(tmp_path):
         (["pruning.second.updates=1", "pruning.gates.head=false"], "pruning.gates.head: unknown key; did you mean 'heads'"),
         (["data.batch_seconds=5"], "data.batch_seconds: must be at least max_seconds"),
         (["data.min_seconds=50"], "data.min_seconds: must be above 0 and at most"),
+        (["data.crop_seconds=0.5"], "data.crop_seconds: must be at least min_seconds (1.0), got 0.5"),
+        (["data.crop_seconds=20", "data.batch_seconds=5"], "data.batch_seconds: must be at least crop_seconds (20.0), got 5.0"),
+        (["data.counted=true"], "data.counted: expected 'padded' or 'lengths', got True"),
+        (["data.batches=fixed"], "data.batches: expected 'mixed' or 'sorted' or 'repeated', got 'fixed'"),
+        (["training.decay=all"], "training.decay: expected 'matrices' or 's3prl', got 'all'"),
+        (["select=best"], "select: expected 'valid' or 'last', got 'best'"),
+        (["choices.gram=3"], "choices.gram: expected str, got 3"),
         (["data.train=7"], "data.train: expected a list of str"),
         (["data.train=[a"], "not yaml"),
         (["training"], "an override is key=value"),
@@ -97,6 +150,10 @@ def test_a_wrong_override_is_named(overrides, message):
         (["training.initialise_from_teacher.frontend=true"], "training.initialise_from_teacher: a student that is a copy"),
         (["pruning.gates.stretch=[0.1, 1.1]"], "pruning.gates.stretch: must reach below 0 and above 1"),
         (["pruning.second.minutes=3"], "pruning.second.epochs, updates, minutes: set exactly one"),
+        (["pruning.gates.initial_keep=1.0"], "pruning.gates.initial_keep: must be above 0 and below 1, got 1.0"),
+        (["pruning.gates.initial_keep.heads=0"], "pruning.gates.initial_keep.heads: must be above 0 and below 1, got 0.0"),
+        (["pruning.gates.initial_keep.head=0.5"], "pruning.gates.initial_keep.head: unknown key; did you mean 'heads'"),
+        (["pruning.gates.initial_noise=-1"], "pruning.gates.initial_noise: must be 0 or more"),
     ],
 )
 def test_a_wrong_override_of_a_pruning_recipe_is_named(overrides, message):

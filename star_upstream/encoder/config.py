@@ -80,6 +80,8 @@ class EncoderConfig:
     activation_dropout: float = 0.0
     feature_dropout: float = 0.0
     """On the projected CNN output."""
+    feature_gradient: float = 1.0
+    """Times so much, the gradient reaches the convolutions in training (fairseq's ``feature_grad_mult``); 0 leaves them as they are."""
 
     def __post_init__(self):
         if not self.conv_layers:
@@ -99,6 +101,8 @@ class EncoderConfig:
         for name in ("dropout", "attention_dropout", "activation_dropout", "feature_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise StarError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
+        if not 0.0 <= self.feature_gradient <= 1.0:
+            raise StarError(f"feature_gradient: must be 0 to 1, got {self.feature_gradient}")
         if self.width % self.position_groups:
             raise StarError(f"position_groups: {self.position_groups} does not divide width {self.width}")
         if not self.projection and self.conv_layers[-1][0] != self.width:

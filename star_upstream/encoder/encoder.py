@@ -32,6 +32,8 @@ class EncoderOutput(NamedTuple):
     """Where the configuration has output heads: one B x T x ``output_projection`` a layer."""
     predictions: list[Tensor] | None = None
     """Where the configuration has ``prediction_layers``: what the heads make of each of them, B x T x D."""
+    dropped_BTD: Tensor | None = None
+    """``features_BTD`` after its dropout, padding set to 0: what the positional convolution takes."""
 
 
 class Adapter(nn.Module):
@@ -114,6 +116,9 @@ class Encoder(nn.Module):
         reuse = (*(config.reuse_attention or (False,) * config.layers), False)
         self._map_needed = [reuse[i + 1] for i in range(config.layers)]
         self.apply(_initialise)
+        if self.predictions is not None:  # DistilHuBERT leaves its heads at torch's initial values
+            for linear in (self.predictions.shared, *self.predictions.each):
+                linear.reset_parameters()
 
     def forward(self, waveforms_BN: Tensor, lengths_B: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
         """Encode zero-padded waveforms.
@@ -152,6 +157,7 @@ class Encoder(nn.Module):
         if padded:
             mask_BT = valid_mask(frames_B, x_BTD.shape[1])
             x_BTD = x_BTD * mask_BT[..., None]
+        dropped_BTD = x_BTD
         # the references leave padding to what comes before the convolutions: zero at first, not after a norm
         x_BTD = x_BTD + self.position(x_BTD, None if self.reference_padding else mask_BT)
         if self.config.norm == "post":
@@ -170,7 +176,8 @@ class Encoder(nn.Module):
         heads = self.output_projections
         projections = None if heads is None else [head(state) for head, state in zip(heads, states[1:])]
         predictions = None if self.predictions is None else self.predictions(states[-1])
-        return EncoderOutput(states, frames_B, features_BTD, maps if attention_maps else None, projections, predictions)
+        shown = maps if attention_maps else None
+        return EncoderOutput(states, frames_B, features_BTD, shown, projections, predictions, dropped_BTD)
 
     def _as_reused(self, map_BHTT: Tensor) -> Tensor:
         """The map as later layers take it. ARMHuBERT's code reads heads x utterances as utterances x heads, so that the utterances

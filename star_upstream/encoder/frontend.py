@@ -72,7 +72,8 @@ class FrontEnd(nn.Module):
                 norms.append(ChannelNorm(channels))
             previous = channels
         self.convs, self.norms = nn.ModuleList(convs), nn.ModuleList(norms)
-        self.scale = nn.Parameter(torch.ones(previous)) if config.feature_scale else None
+        # what gates left behind is no weight to train: DPHuBERT's code freezes it too (components.py, dummy_weight)
+        self.scale = nn.Parameter(torch.ones(previous), requires_grad=False) if config.feature_scale else None
         self.norm = nn.LayerNorm(previous, eps=config.norm_epsilon) if config.projection_norm else None
         self.projection = nn.Linear(previous, config.width) if config.projection else None
 
@@ -87,9 +88,18 @@ class FrontEnd(nn.Module):
             if i < len(self.norms):
                 x_BCT = self.norms[i](x_BCT, lengths_B)
             x_BCT = F.gelu(x_BCT)
+        if self.training and config.feature_gradient != 1.0 and x_BCT.requires_grad:
+            x_BCT = x_BCT.detach() if config.feature_gradient == 0.0 else _scale_gradient(x_BCT, config.feature_gradient)
         x_BTC = x_BCT.transpose(1, 2)
         if self.scale is not None:
             x_BTC = x_BTC * self.scale
         if self.norm is not None:
             x_BTC = self.norm(x_BTC)
         return x_BTC if self.projection is None else self.projection(x_BTC)
+
+
+def _scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """The same values, bit for bit; the gradient times ``factor``."""
+    x = x.view_as(x)
+    x.register_hook(lambda gradient: gradient * factor)
+    return x

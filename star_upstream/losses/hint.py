@@ -5,7 +5,7 @@ For each pair (teacher layer i, student layer j), W a linear map from the studen
     mean |T_i - (W S_j + b)|  -  mean cos(T_i, W S_j + b)
 
 the first mean over valid frames and channels, the second over valid frames. Layer 0 is the projected CNN output before the
-positional convolution. :class:`FrameDistance` is the part that :mod:`.skill` shares.
+positional convolution, the student's after its dropout (their code, commit c18093f: components.py, FeatureProjection). :class:`FrameDistance` is the part that :mod:`.skill` shares.
 Shapes: B utterances, T frames, D width, V valid frames of the batch, P pairs.
 """
 
@@ -137,8 +137,10 @@ def check_rates(name: str, teacher: EncoderConfig, student: EncoderConfig) -> No
 
 
 def layer_state(output: EncoderOutput, layer: int, zeroth: str) -> Tensor:
-    """B x T x D output of ``layer``; 0 is the first layer's input or, by ``zeroth``, the projected CNN output."""
-    return output.features_BTD if layer == 0 and zeroth == "features" else output.states[layer]
+    """B x T x D output of ``layer``; 0 is the first layer's input or, by ``zeroth``, the projected CNN output after its dropout."""
+    if layer > 0 or zeroth != "features":
+        return output.states[layer]
+    return output.features_BTD if output.dropped_BTD is None else output.dropped_BTD
 
 
 def valid_frames(teacher: EncoderOutput, student: EncoderOutput) -> Callable[[Tensor], Tensor]:

@@ -4,8 +4,11 @@ For every target layer, teacher state f and prediction f' of D channels, over va
 
     sum over frames of  (1 / D) || f - f' ||_1  -  w log sigmoid(cos(f, f'))
 
-summed over layers; the same in Kerpicci et al. (arXiv 2210.16611, section 2.1), with w = 1. The heads belong to the encoder
-(``student.prediction_layers``) and are kept in its checkpoint. Shapes: B utterances, T frames, D width.
+summed over layers; the same in Kerpicci et al. (arXiv 2210.16611, section 2.1), with w = 1. The code that trained DistilHuBERT
+(s3prl v0.4.18, pretrain/distiller, compute_loss) takes means over utterances, layers and frames instead, padded frames among them.
+Those hold no speech, and how many there are depends on who else is in the batch: here they never count.
+The heads belong to the encoder (``student.prediction_layers``) and are kept in its checkpoint.
+Shapes: B utterances, T frames, D width, N valid frames of the batch.
 """
 
 from __future__ import annotations
@@ -25,13 +28,15 @@ from ..numerics import full_precision, wide
 
 @dataclass(frozen=True)
 class PredictionConfig:
-    """Weights of the two terms (1 and 1 in both papers), and how frames are summed."""
+    """Weights of the two terms (1 and 1 in both papers), and how frames and layers are summed."""
 
     l1: float = 1.0
     cosine: float = 1.0
     reduction: Literal["mean", "sum"] = "mean"
-    """``mean``: over the batch's valid frames; ``sum``: over frames, as the equation is written, then mean over utterances. Which one
-    trained the paper's models is not known."""
+    """``mean``: over the batch's valid frames (DistilHuBERT's code); ``sum``: over frames, as the equation is written, then mean over
+    utterances."""
+    layers: Literal["sum", "mean"] = "sum"
+    """Over the layers that are predicted: their sum (the equation), or their mean (DistilHuBERT's code)."""
 
     def __post_init__(self):
         if min(self.l1, self.cosine) < 0 or not max(self.l1, self.cosine) > 0:
@@ -57,11 +62,12 @@ class PredictionLoss(nn.Module):
             raise StarError(f"prediction: teacher and student must have one frame rate, their strides are {teacher.stride} and {student.stride}")
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted loss (a scalar, fp32 or wider) and its unweighted terms, each summed over layers."""
+        """The weighted loss (a scalar, fp32 or wider) and its unweighted terms, each over all layers."""
         frames_B = torch.minimum(teacher.lengths_B, student.lengths_B)
         size = min(teacher.states[0].shape[1], student.predictions[0].shape[1])
         mask_BT = valid_mask(frames_B, size)
         divisor = len(frames_B) if self.config.reduction == "sum" else mask_BT.sum()
+        divisor = divisor * (len(self.layers) if self.config.layers == "mean" else 1)
         l1 = cosine = 0.0
         with full_precision(mask_BT.device):
             for layer, guess_BTD in zip(self.layers, student.predictions):

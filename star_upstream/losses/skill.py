@@ -5,9 +5,10 @@ is the average of each group. For group g, W_g a linear map that starts as the i
 
     mean |mean_{l in g} T_l - (W_g s + b_g)|  -  mean cos(mean_{l in g} T_l, W_g s + b_g),     s = mean_{l in g} S_l
 
-What the paper's abstract says is: clustering, a calibration set, the average of a group. The similarity measure, the size of the
-calibration set, the linkage, the number of groups, the distance, the maps and the student's side are not known to us: these
-options and their defaults are our choices, led by DPHuBERT, which SKILL extends.
+Theirs: similarity by CKA on the activations of a small calibration set, bottom-up agglomerative clustering, the average of a group
+as its target, and DPHuBERT's two stages (the abstract, and reviews that restate the paper). Not known are the linkage, the number of
+groups, the size of the calibration set, the distance and its maps, and the student's side: these options have defaults of our choice,
+led by DPHuBERT, which SKILL extends.
 Shapes: B utterances, T frames, D width, V valid frames of the batch, G groups.
 """
 
@@ -29,7 +30,8 @@ from .hint import DistanceConfig, FrameDistance, check_rates, layer_state, valid
 
 @dataclass(frozen=True)
 class SkillConfig(GroupingConfig, DistanceConfig):
-    """The distance (``l1``, ``cosine``, ``reduction``), the groups, and how they are found where not given. Our choices."""
+    """The distance (``l1``, ``cosine``, ``reduction``), the groups, and how they are found where not given. ``measure: cka`` is SKILL's;
+    all other defaults are our choices."""
 
     groups: Groups | None = None
     """Layers of each group, every layer in one group: those of the teacher, counted from 1, and 0 unless ``zeroth`` is ``none``.

@@ -4,11 +4,13 @@
 :class:`SparsityConstraint` steers that to a target, :meth:`GatedEncoder.settle` fixes the gates at exactly the target, and :func:`cut`
 makes the encoder that is really smaller.
 
-How gates are settled is our choice: of each group as many stay open as are expected to be, the most probable first, after all
-locations moved by one common number that brings the whole model to its target (heads, channels and units then move a little more, to
-make up for the coarser steps of whole parts and heads). Rounding (``round_channels``, ``round_units``) counts the next most probable
-ones as open too, with their gates' values, before that number is found: a rounded model is as small as the target asks, and the gated
-model in eval mode still equals the cut one.
+Gates start, are drawn and are steered as in the authors' code (github.com/pyf98/DPHuBERT, commit c18093f). How they are settled is our
+choice: of each group as many stay open as are expected to be, the most probable first (theirs too), after all locations moved by one
+common number that brings the whole model to its target (heads, channels and units then move a little more, to make up for the coarser
+steps of whole parts and heads); theirs are not moved, so that the cut model is as large as the gates happen to say. An open gate then
+has the median of its distribution; theirs sigmoid(0.8 log a / temperature). Rounding (``round_channels``, ``round_units``) counts the
+next most probable ones as open too, with their gates' values, before that number is found: a rounded model is as small as the target
+asks, and the gated model in eval mode still equals the cut one.
 """
 
 from .config import GateConfig, PruningConfig, SecondStage

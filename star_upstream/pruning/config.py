@@ -9,6 +9,24 @@ from ..errors import StarError
 
 
 @dataclass(frozen=True)
+class InitialKeep:
+    """How open each kind of gate starts: ``log a`` = log(k / (1 - k)), before the stretch. As DPHuBERT's code has it (commit c18093f,
+    components.py: an ``init_mean`` of the gate being closed of 0.01, but 0.5 for FFN units): with the stretch, a gate is not 0 with a
+    probability of 0.998, an FFN unit's with 0.832, so that HuBERT Base starts at an expected sparsity of 0.1018."""
+
+    conv_channels: float = 0.99
+    heads: float = 0.99
+    ffn_units: float = 0.5
+    attention_layers: float = 0.99
+    ffn_layers: float = 0.99
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not 0.0 < value < 1.0:
+                raise StarError(f"{name}: must be above 0 and below 1, got {value}")
+
+
+@dataclass(frozen=True)
 class GateConfig:
     """Which parts have gates, and their distribution (Louizos, Welling, Kingma 2018, section 2.2; its stretch and temperature)."""
 
@@ -21,12 +39,18 @@ class GateConfig:
     ffn_layers: bool = False
     stretch: tuple[float, float] = (-0.1, 1.1)
     temperature: float = 2.0 / 3.0
-    initial_keep: float = 0.99
-    """Probability that a gate is open at the start (our choice: DPHuBERT's is a location of log(99), 0.998 in these terms)."""
+    initial_keep: float | InitialKeep = field(default_factory=InitialKeep)
+    """:class:`InitialKeep`, or one number for all kinds."""
+    initial_noise: float = 0.01
+    """Standard deviation of what is drawn and added to each ``log a`` at the start (DPHuBERT's code: hardconcrete.py, ``init_std``)."""
     round_channels: int = 1
     """Convolutions keep a multiple of so many channels (or all of them): 8 suits most hardware."""
     round_units: int = 1
     """The same for FFN units."""
+
+    def keep(self, kind: str) -> float:
+        """Where gates of ``kind`` (a field of :class:`InitialKeep`) start."""
+        return self.initial_keep if isinstance(self.initial_keep, float) else getattr(self.initial_keep, kind)
 
     def __post_init__(self):
         if not any((self.conv_channels, self.heads, self.ffn_units, self.attention_layers, self.ffn_layers)):
@@ -36,8 +60,10 @@ class GateConfig:
             raise StarError(f"stretch: must reach below 0 and above 1, got {list(self.stretch)}")
         if not 0.0 < self.temperature < 1.0:
             raise StarError(f"temperature: must be above 0 and below 1, got {self.temperature}")
-        if not 0.0 < self.initial_keep < 1.0:
+        if isinstance(self.initial_keep, float) and not 0.0 < self.initial_keep < 1.0:
             raise StarError(f"initial_keep: must be above 0 and below 1, got {self.initial_keep}")
+        if not self.initial_noise >= 0.0:
+            raise StarError(f"initial_noise: must be 0 or more, got {self.initial_noise}")
         if self.round_channels < 1 or self.round_units < 1:
             raise StarError("round_channels and round_units: must be 1 or more")
 
@@ -76,7 +102,7 @@ class PruningConfig:
     target_warmup: float = 0.1
     """Share of stage 1 in which the target rises from 0 (DPHuBERT: 5 k of 50 k updates)."""
     gate_learning_rate: float = 0.02
-    """Like the next one at its highest: both follow the run's warm-up and decay (our choice)."""
+    """Like the next one at its highest: both follow the run's warm-up and decay (as in DPHuBERT's code, where one scheduler moves all)."""
     multiplier_learning_rate: float = 0.02
     quadratic_start: float = 0.0
     """Where the multiplier of the squared gap starts. In a short run the linear multiplier has no time to come back once the gates

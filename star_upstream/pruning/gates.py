@@ -24,17 +24,19 @@ from .size import Kept, Size
 class HardConcrete(nn.Module):
     """A group of n independent gates: the channels of one convolution, the heads or FFN units of one layer, or whole parts.
 
-    least: so many stay open whatever happens; multiple: the number of open ones is a multiple of it (or all are open).
+    kind: a field of :class:`~.config.InitialKeep`, by which they start. least: so many stay open whatever happens; multiple: the
+    number of open ones is a multiple of it (or all are open).
     """
 
-    def __init__(self, count: int, config: GateConfig, least: int = 0, multiple: int = 1):
+    def __init__(self, count: int, config: GateConfig, kind: str, least: int = 0, multiple: int = 1):
         super().__init__()
         self.count, self.least, self.multiple = count, least, multiple
         self.low, self.high = config.stretch
         self.temperature = config.temperature
         self._offset = config.temperature * math.log(-self.low / self.high)
-        keep = config.initial_keep
-        self.location_n = nn.Parameter(torch.full((count,), math.log(keep / (1.0 - keep)) + self._offset))
+        keep = config.keep(kind)
+        start = math.log(keep / (1.0 - keep))
+        self.location_n = nn.Parameter(start + config.initial_noise * torch.randn(count))
         """log a"""
 
     def open_n(self, shift: float = 0.0) -> Tensor:
@@ -74,7 +76,9 @@ class GatedEncoder(nn.Module):
     In training mode every forward pass draws the gates once. In eval mode they are settled (:meth:`HardConcrete.settled_n`), and the
     states are those of :func:`~star_upstream.pruning.cut`'s encoder:
 
-    - a channel's gate follows its activation; the norm after the last convolution takes its statistics over the open channels;
+    - a channel's gate follows its activation; the norm after the last convolution takes its statistics over the open channels
+      (DPHuBERT's code takes them over all channels, closed ones too, until the cut, which then changes what the norm gives, by 0.16 %
+      of it where measured; here the cut changes nothing);
     - a head's gate scales its output, a unit's gate its activation, a part's gate what the part adds to the layer's input;
     - attention without an open head, and an FFN without an open unit, adds nothing, its bias included.
 
@@ -89,26 +93,26 @@ class GatedEncoder(nn.Module):
         config, add = encoder.config, self._add
         if options.conv_channels:
             for i, (channels, _, _) in enumerate(config.conv_layers[: None if config.projection else -1]):
-                add(f"conv_{i}", channels, least=1, multiple=options.round_channels)
+                add(f"conv_{i}", channels, "conv_channels", least=1, multiple=options.round_channels)
         for i in range(config.layers):
             if options.heads and config.heads[i]:
-                add(f"heads_{i}", config.heads[i])
+                add(f"heads_{i}", config.heads[i], "heads")
             if options.ffn_units and config.ffn[i]:
-                add(f"units_{i}", config.ffn[i], multiple=options.round_units)
+                add(f"units_{i}", config.ffn[i], "ffn_units", multiple=options.round_units)
         # one group for all layers, so that the number of open ones is settled for all of them together
         self.attentions = [i for i in range(config.layers) if config.heads[i]]
         self.ffns = [i for i in range(config.layers) if config.ffn[i]]
         if options.attention_layers and self.attentions:
-            add("attentions", len(self.attentions))
+            add("attentions", len(self.attentions), "attention_layers")
         if options.ffn_layers and self.ffns:
-            add("ffns", len(self.ffns))
+            add("ffns", len(self.ffns), "ffn_layers")
         self.register_buffer("shift", torch.zeros(3, dtype=torch.float64))
         """Added to the locations of parts, of heads, and of channels and units where gates are settled: :meth:`settle`."""
         self._values: dict[str, Tensor] = {}
         self._attach()
 
-    def _add(self, name: str, count: int, **limits: int) -> None:
-        self.gates[name] = HardConcrete(count, self.options, **limits)
+    def _add(self, name: str, count: int, kind: str, **limits: int) -> None:
+        self.gates[name] = HardConcrete(count, self.options, kind, **limits)
 
     @property
     def config(self) -> EncoderConfig:

@@ -57,7 +57,7 @@ class Run:
     def __init__(self, recipe: Recipe, out: str | Path):
         self.asked = _absolute(recipe)
         self.folder = RunFolder(out)
-        self.model = self.folder.path / "best"
+        self.model = self.folder.path / self.asked.result
         if not self.asked.data.train:
             raise StarError("data.train: name a folder or manifest, e.g. data.train=/data/LibriSpeech")
         self.found = self.folder.claim(lambda text: _difference(text, self.asked))
@@ -286,5 +286,7 @@ def _shareable(recipe: Recipe) -> dict[str, Any]:
 
 
 def _difference(text: str, recipe: Recipe) -> str:
-    """The first value in which a run's recipe differs; the number of data workers may change."""
-    return strict.difference(strict.build(Recipe, yaml.safe_load(text)), recipe, ("data.workers",))
+    """The first value in which a run's recipe differs; the number of data workers and what is only told may change."""
+    there = strict.build(Recipe, yaml.safe_load(text))
+    there, recipe = (dataclasses.replace(one, about="", choices={}) for one in (there, recipe))
+    return strict.difference(there, recipe, ("data.workers",))

@@ -45,7 +45,7 @@ class Training:
 
     def groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups; the first one's learning rate is the run's, ``scale`` makes another's a multiple of it."""
-        return parameter_groups([self.model], self.config.weight_decay)
+        return parameter_groups([self.model], self.config.weight_decay, self.config.decay)
 
     def sampler(self, rank: int, world: int) -> Any:
         """The training batches of this process: ``plan(epoch)``, ``epoch``, ``start``, ``rank``, ``world``."""

@@ -7,6 +7,7 @@ from typing import Any, Iterable
 
 from torch import nn
 
+from . import decay
 from .recipe import TrainingConfig
 
 
@@ -21,13 +22,10 @@ def rate(share: float, config: TrainingConfig) -> float:
     return config.learning_rate * (left if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
 
-def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and kernels with weight decay; biases, norms and other vectors without.
+def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, rule: str = "matrices") -> list[dict[str, Any]]:
+    """Two groups, with weight decay and without, by ``rule`` (:mod:`.decay`).
 
     A group's ``scale`` (1 where it has none) is its learning rate as a multiple of the run's.
     """
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    decayed, others = decay.split(modules, rule)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

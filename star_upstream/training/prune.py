@@ -56,7 +56,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
     provenance = {**begun.provenance, "pruning": pruned["pruning"]}
     training = Distillation(second(begun.recipe), student, begun.teacher, begun.folder, begun.clips, provenance)
     training.label = "stage 2  "
-    # our choice: the loss's own parameters go on as they are
+    # the loss's own parameters go on as they are, as in DPHuBERT's code (commit c18093f, final_distill.py)
     training.model.loss.load_state_dict(torch.load(first / "loss.pt", map_location="cpu", weights_only=True))
     begun.train(training, begun.folder, student, stage=2)
     begun.finish()
@@ -110,7 +110,7 @@ class GatedDistillation(Distillation):
             "scale": pruning.multiplier_learning_rate / config.learning_rate,
             "maximize": True,
         }
-        rest = parameter_groups([self.student.encoder, self.model.loss], config.weight_decay)
+        rest = parameter_groups([self.student.encoder, self.model.loss], config.weight_decay, config.decay)
         return [*rest, {**gates, "weight_decay": 0.0}, {**multipliers, "weight_decay": 0.0}]
 
     def before_update(self, share: float) -> None:

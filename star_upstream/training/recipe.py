@@ -1,7 +1,7 @@
 """Recipes: everything about a distillation, as data. Shipped ones are ``recipes/*.yaml``; nothing in a recipe is evaluated.
 
 A recipe file may name another one as its ``base`` and then states only what differs: mappings are merged key by key, any other
-value replaces the base's, and ``null`` takes a loss away.
+value replaces the base's, and ``null`` takes a loss or a choice away.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class DataConfig:
     """Longer utterances are cut to so much, in training from a random place (DistilHuBERT: 250,000 samples)."""
     batch_seconds: float = 160.0
     """Audio in a batch of one process."""
-    counted: Literal["padded", "true"] = "padded"
-    """What ``batch_seconds`` limits: the audio with its padding, or the utterances' lengths before any crop to the shortest (DPHuBERT)."""
+    counted: Literal["padded", "lengths"] = "padded"
+    """What ``batch_seconds`` limits: the audio with its padding, or the utterances' own lengths, before a crop to the shortest (DPHuBERT)."""
     batch_items: int | None = None
     """Utterances in a batch of one process, at most."""
     batches: Literal["mixed", "sorted", "repeated"] = "mixed"
@@ -75,7 +75,10 @@ class Initialisation:
     """What the student takes over from the teacher instead of starting from random values."""
 
     frontend: bool = False
-    """Everything before the first layer: convolutions, projection, positional convolution, norm."""
+    """Everything before the first layer: convolutions, projection, positional convolution, norm; without the norm before the
+    projection where the student has none."""
+    norm: bool = True
+    """With ``frontend``: the norm before the first layer too (DistilHuBERT's code leaves it at its start)."""
     layers: tuple[int, ...] | None = None
     """The teacher's layer, counted from 1, for each layer of the student."""
 
@@ -107,7 +110,8 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.01
-    """On weights; biases and norms have none."""
+    decay: Literal["matrices", "s3prl"] = "matrices"
+    """What has the weight decay: kernels and matrices alone, or all but what s3prl's optimizer leaves out: biases (:mod:`.decay`)."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     accumulate: int = 1
@@ -155,6 +159,10 @@ class Recipe:
     student_changes: StudentChanges = field(default_factory=StudentChanges)
     pruning: PruningConfig | None = None
     """The student is pruned while it learns, cut, and trained on; None: it keeps its size."""
+    select: Literal["valid", "last"] = "valid"
+    """Which checkpoint is the result: that of the lowest validation loss (``best/``), or the last one (``last/``)."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """Where the authors' way is not taken, or not known, and why, by subject: part of the run's record, read by nothing."""
     about: str = ""
 
     def __post_init__(self):
@@ -163,6 +171,11 @@ class Recipe:
                 raise StarError("training.initialise_from_teacher: a student that is a copy of the teacher has its weights; leave it out")
         elif self.student_changes != StudentChanges():
             raise StarError("student_changes: only for student: teacher; write them into the student's configuration")
+
+    @property
+    def result(self) -> str:
+        """The checkpoint, in the run's folder, that ``select`` names."""
+        return "best" if self.select == "valid" else "last"
 
     def student_config(self, teacher: EncoderConfig | None = None) -> EncoderConfig:
         """The student as it starts. Raises :class:`StarError` when it is a copy of the teacher and that is not given."""
@@ -189,8 +202,9 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         data = values.get("data")
         if isinstance(data, dict) and isinstance(data.get(key), str):
             data[key] = [data[key]]
-    if isinstance(values.get("loss"), dict):
-        values["loss"] = {name: options for name, options in values["loss"].items() if options is not None}
+    for key in ("loss", "choices"):
+        if isinstance(values.get(key), dict):
+            values[key] = {name: value for name, value in values[key].items() if value is not None}
     try:
         return strict.build(Recipe, values)
     except StarError as error:

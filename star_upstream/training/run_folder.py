@@ -35,7 +35,8 @@ from ..files import replacing, write_json
 
 PARTS = ("train", "valid")
 STATE_VERSION = 2
-"""Of ``state.pt``; rises when a state of before cannot be gone on with."""
+"""Of ``state.pt``; rises when a state of before cannot be gone on with, or would be gone on with otherwise. 2: one training loop; random
+crops that differ by epoch too; a pruned student's channel factors (``frontend.scale``) are no longer trained."""
 
 
 class RunFolder:

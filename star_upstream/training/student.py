@@ -24,7 +24,8 @@ def initialise(student: Encoder, teacher: Encoder, config: Initialisation) -> No
     """Copy from teacher to student what ``config`` names. Raises :class:`StarError` where their shapes differ."""
     pairs = []
     if config.frontend:
-        pairs += [(name, getattr(student, name), getattr(teacher, name)) for name in ("frontend", "position", "norm")]
+        names = ("frontend", "position", "norm") if config.norm else ("frontend", "position")
+        pairs += [(name, getattr(student, name), getattr(teacher, name)) for name in names]
     if config.layers is not None:
         where, count = "training.initialise_from_teacher.layers", len(teacher.layers)
         if len(config.layers) != len(student.layers) or any(not 1 <= n <= count for n in config.layers):
@@ -35,6 +36,8 @@ def initialise(student: Encoder, teacher: Encoder, config: Initialisation) -> No
             pairs.append(("relative_position", student.relative_position, teacher.relative_position))
     for name, own, other in pairs:
         mine, theirs = own.state_dict(), other.state_dict()
+        if name == "frontend" and student.frontend.norm is None:
+            theirs = {k: v for k, v in theirs.items() if not k.startswith("norm.")}
         odd = [k for k in {**mine, **theirs} if k not in mine or k not in theirs or mine[k].shape != theirs[k].shape]
         if odd:
             raise StarError(f"training.initialise_from_teacher: the student's {name}.{odd[0]} has not the teacher's shape")
