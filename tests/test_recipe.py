@@ -180,7 +180,7 @@ def test_schedules_of_the_papers():
     assert (training.warmup * 50_000, training.schedule, training.devices, loaded.data.batch_seconds) == (15_000, "linear", 4, 160.0)
     assert (pruning.target, pruning.target_warmup * 50_000, pruning.gate_learning_rate) == (0.75, 5_000, 0.02)
     assert (pruning.second.updates, pruning.second.learning_rate, pruning.second.warmup * 25_000) == (25_000, 1e-4, 5_000)
-    assert (loaded.data.min_seconds, loaded.data.max_seconds, loaded.data.crop) == (2.0, 15.6, "shortest-random")
+    assert (loaded.data.min_seconds, loaded.data.max_seconds, loaded.data.crop) == (2.0, 15.625, "shortest-random")
 
 
 @pytest.mark.parametrize(
