@@ -60,6 +60,10 @@ def _data(arguments: argparse.Namespace) -> int:
     return inventory.main(arguments.root, as_json=arguments.json)
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()  # the shell leaves --out=~/results as it is
+
+
 def _rates(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -88,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--data", default="mini", help="mini (made by speech synthesis when not there) or a folder of corpora or manifests"
     )
-    run.add_argument("--out", type=Path, required=True, help="folder for the results; a rerun goes on where the last one stopped")
+    run.add_argument("--out", type=_path, required=True, help="folder for the results; a rerun goes on where the last one stopped")
     run.add_argument(
         "--schedule", help="superb, superb-sched (its steps with warm-up and decay) or mini (default: mini for mini data and manifests, else superb)"
     )
@@ -104,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     run.add_argument(
-        "--cache", type=Path, help="folder for features (default: $STAR_CACHE/features or ~/.cache/star_upstream/features)"
+        "--cache", type=_path, help="folder for features (default: $STAR_CACHE/features or ~/.cache/star_upstream/features)"
     )
     run.add_argument(
         "--cache-gb", type=float, default=20.0, help="most that the cache may hold; the oldest leave first (default 20)"
@@ -119,17 +123,17 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser(
         "report", help="tables and a page of several runs", description="Markdown tables of result folders, to stdout."
     )
-    report.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folders that `run` wrote")
+    report.add_argument("folders", nargs="+", type=_path, metavar="FOLDER", help="folders that `run` wrote")
     report.add_argument(
         "--with", dest="beside", metavar="NAMES", help="published models to set beside them, as in DistilHuBERT,STaRHuBERT"
     )
-    report.add_argument("--out", type=Path, metavar="FILE", help="also write FILE.md, FILE.csv and FILE.html (with pictures)")
+    report.add_argument("--out", type=_path, metavar="FILE", help="also write FILE.md, FILE.csv and FILE.html (with pictures)")
     report.set_defaults(verb=_report)
 
     data = verbs.add_parser(
         "data", help="which corpora are there", description="Which corpora a folder holds, and what is missing; nothing is downloaded."
     )
-    data.add_argument("--root", type=Path, required=True, help="folder of corpora in their published layouts, or with manifests")
+    data.add_argument("--root", type=_path, required=True, help="folder of corpora in their published layouts, or with manifests")
     data.add_argument("--json", action="store_true", help="as json")
     data.set_defaults(verb=_data)
     _add_bench(verbs)
@@ -151,7 +155,7 @@ def _add_bench(verbs: argparse._SubParsersAction) -> None:
     bench.add_argument(
         "--data", default="generated", help="generated (default: noise of the official lengths), mini, or a folder of corpora or manifests"
     )
-    bench.add_argument("--out", type=Path, default=Path("results/bench.md"), help="the page; the numbers go beside it, in .json")
+    bench.add_argument("--out", type=_path, default=Path("results/bench.md"), help="the page; the numbers go beside it, in .json")
     bench.add_argument("--repeats", type=int, default=3, help="turns of each side (default 3)")
     bench.add_argument(
         "--seconds", type=float, default=40.0, help="no further turn once s3prl's of a task have taken so long (default 40)"
@@ -176,7 +180,7 @@ def _add_parity(verbs: argparse._SubParsersAction) -> None:
     parity.add_argument("--limit", type=int, help="at most this many rows a split")
     parity.add_argument("--same-batches", action="store_true", help="s3prl trains on our batches, in the place of its own sampling")
     parity.add_argument("--seeds", type=_seeds, default=(0,), help="commas between (default 0)")
-    parity.add_argument("--out", type=Path, default=Path("results/parity.md"), help="the page; the numbers go beside it, in .json")
+    parity.add_argument("--out", type=_path, default=Path("results/parity.md"), help="the page; the numbers go beside it, in .json")
     parity.set_defaults(verb=_parity)
 
 

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 
+from star_upstream import outputs
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
 
@@ -26,8 +28,7 @@ def main(folders: list[Path], out: Path | None = None, beside: str | None = None
 
     beside: names of published rows, with commas between. Raises :class:`StarError` for bad folders, an unknown name, no file name.
     """
-    if out is not None and (not out.name or out.name == ".."):
-        raise StarError(f"--out {out}: expected a file name, such as results/table")
+    places = [] if out is None else _places(out)
     runs = named([(folder, read(folder)) for folder in dict.fromkeys(folder.resolve() for folder in folders)])
     rows = report_table.published(report_published.select(beside)) if beside is not None else []
     tables = report_table.tables(runs, rows)
@@ -36,16 +37,34 @@ def main(folders: list[Path], out: Path | None = None, beside: str | None = None
     if out is not None:
         from . import report_page  # drawing is loaded only where it is wanted
 
-        stem = out.with_suffix("") if out.suffix in (".md", ".csv", ".html") else out
-        contents = {".md": text + "\n", ".csv": as_csv(runs, rows), ".html": report_page.html(tables, runs, rows)}
-        for suffix, content in contents.items():
-            path = stem.with_name(stem.name + suffix)
+        contents = (f"{text}\n", as_csv(runs, rows), report_page.html(tables, runs, rows))
+        for path, content in zip(places, contents, strict=True):
             try:
                 with replacing(path) as part:
                     part.write_text(content, encoding="utf-8")
             except OSError as error:
                 raise StarError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
     return 0
+
+
+def _places(out: Path) -> list[Path]:
+    """out.md, out.csv and out.html: new files, or an earlier report, which is replaced. Raises :class:`StarError` for others."""
+    if not out.name or out.name == "..":
+        raise StarError(f"--out {out}: expected a file name, such as results/table")
+    stem = out.with_suffix("") if out.suffix in (".md", ".csv", ".html") else out
+    made = {".md": _is_markdown, ".csv": outputs.begins_with(",".join(FIELDS[:4])), ".html": _is_page}
+    return [outputs.check_file(stem.with_name(stem.name + suffix), "python -m eval report", test) for suffix, test in made.items()]
+
+
+def _is_markdown(path: Path) -> bool:
+    """Whether its first line is the title of a table of ours."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return re.fullmatch(r"## Data: .+; schedule: .+\n", file.readline(10_000)) is not None
+
+
+def _is_page(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return b"<title>SUPERB report</title>" in file.read(1000)
 
 
 def read(folder: Path) -> list[Record]:

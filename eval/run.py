@@ -17,7 +17,7 @@ from typing import Any, get_args
 import pandas as pd
 import torch
 
-from star_upstream import compat, corpora, jobs
+from star_upstream import compat, corpora, jobs, outputs
 from star_upstream.audio import RATE
 from star_upstream.environment import cache_home
 from star_upstream.errors import StarError
@@ -32,6 +32,7 @@ from .probe import schedule as pick_schedule
 
 FORMAT = 1
 """Version of the records."""
+MAKER = "python -m eval run"
 PROGRESS = ".progress"
 """Folder in ``out`` for what a broken run goes on from."""
 
@@ -91,11 +92,9 @@ def run(options: Options) -> int:
     root, _ = _data(options.data)
     if not root.is_dir():
         raise StarError(f"--data {root}: no such folder; give the one that holds the corpora, or use `--data mini`")
+    _claim(options, wanted, outputs.check_folder)
     upstream = _upstream(options, device if alone else "cpu")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StarError(f"--out {options.out}: cannot be made a folder ({error.strerror})") from None
+    _claim(options, wanted, outputs.claim_folder)
     say(
         f"{upstream.name}: {upstream.parameters / 1e6:.2f} M parameters, {upstream.layers} layers of {upstream.width}, "
         f"digest {upstream.digest[:12]}"
@@ -112,6 +111,21 @@ def run(options: Options) -> int:
     if not failures:
         return 0
     return 2 if not done and all(failure.log is None for failure in failures.values()) else 1
+
+
+def _claim(options: Options, wanted: list[Task], claim) -> None:
+    """Take --out for this run, if it is new, empty or holds results, and no file that a task writes is somebody else's."""
+    claim(options.out, MAKER, lambda folder: any(map(is_record, folder.glob("*.json"))))
+    for task in wanted:
+        outputs.check_file(options.out / f"{task.name}.json", MAKER, is_record)
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is a task's record, of this version or an earlier one."""
+    try:
+        return {"task", "metric", "value", "upstream_digest"} <= json.loads(path.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _attempt(task: Task, upstream, options: Options, device: torch.device) -> dict[str, Any] | Failure:
@@ -296,6 +310,8 @@ def _data(data: str) -> tuple[Path, str]:
         mini.make(root)
         return root, "mini"
     root = Path(data).expanduser().absolute()
+    if wrong := corpora.misplaced(root):
+        raise StarError(f"--data {wrong}")
     return root, "mini" if (root / mini.MARKER).is_file() else "folder"
 
 

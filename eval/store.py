@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 import time
 import zlib
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from star_upstream.errors import StarError
 from star_upstream.files import replacing, write_tensors
+
+
+_OWN = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]*\.safetensors|\.\1[0-9a-f]*\.safetensors\.\d+\.part)")
+"""Names of what is kept: only that is ever removed, whatever else the folder holds."""
 
 
 class Store:
@@ -96,10 +101,14 @@ class Store:
     def _trim(self, keep: Path) -> None:
         entries = []
         for left_behind in self.folder.glob("*/.*.part"):  # by a killed run; a living one writes each within seconds
+            if not _OWN.fullmatch(left_behind.relative_to(self.folder).as_posix()):
+                continue
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - left_behind.stat().st_mtime > 3600:
                     left_behind.unlink()
         for path in self.folder.glob("*/*.safetensors"):
+            if not _OWN.fullmatch(path.relative_to(self.folder).as_posix()):
+                continue
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 entries.append((status.st_mtime, status.st_size, path))

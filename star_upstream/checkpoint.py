@@ -16,20 +16,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from . import strict
+from . import outputs, strict
 from .encoder import Encoder, EncoderConfig
 from .errors import StarError
 from .files import replacing, write_json, write_tensors
 
 CONFIG, WEIGHTS, FORMAT, VERSION = "config.json", "model.safetensors", "star_upstream", 1
+OWN = (CONFIG, WEIGHTS, "gates.json", "gates.safetensors")
+"""What a checkpoint's folder holds; the last two beside the gated student of a run that prunes."""
 LATER = {"prediction_layers": [], "position_norm": "weight", "position_layers": 1, "adapter": 0, "feature_gradient": 1.0}
 """Options that :class:`EncoderConfig` did not have from the start, with the value that changes nothing."""
 
 
 def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype: torch.dtype | None = None) -> None:
-    """Write ``folder`` whole or not at all, replacing one that is there. ``dtype`` (e.g. ``torch.float16``) shrinks the weights."""
+    """Write ``folder`` whole or not at all. ``dtype`` (e.g. ``torch.float16``) shrinks the weights.
+
+    A checkpoint of ours that is there is replaced, other files beside it stay. Raises :class:`StarError` for a folder that holds anything
+    else, and for a file.
+    """
+    outputs.check_folder(folder, "star_upstream", is_checkpoint)
     weights = {k: v.detach().cpu().to(dtype or v.dtype).contiguous() for k, v in encoder.state_dict().items()}
-    with replacing(folder) as part:
+    with replacing(folder, OWN) as part:
         part.mkdir()
         write_tensors(part / WEIGHTS, weights)
         write_json(
@@ -39,7 +46,12 @@ def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype
 
 
 def save_single(path: str | Path, weights: dict[str, torch.Tensor], content: dict[str, Any]) -> None:
-    """Write one file whole or not at all; ``content`` goes, as json, into its metadata."""
+    """Write one file whole or not at all; ``content`` goes, as json, into its metadata.
+
+    A file of the same maker (``provenance.made_by``) is replaced. Raises :class:`StarError` for any other, and for a folder.
+    """
+    maker = content.get("provenance", {}).get("made_by", "this program")
+    outputs.check_file(path, maker, lambda file: is_single(file) and describe(file).get("provenance", {}).get("made_by", "this program") == maker)
     text = json.dumps({"format": FORMAT, "version": VERSION, **content}, allow_nan=False)
     with replacing(path) as part:
         write_tensors(part, weights, {FORMAT: text})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -103,6 +104,10 @@ def _finetune(args: argparse.Namespace) -> None:
         print(json.dumps({**result, "checkpoint": str(args.out / result["checkpoint"])}))
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()  # the shell leaves --out=~/run as it is
+
+
 def _seeds(text: str) -> list[int]:
     if not all(word.isdigit() for word in text.split(",")):
         raise argparse.ArgumentTypeError(f"expected whole numbers such as 0,1,2, got {text!r}")
@@ -110,7 +115,8 @@ def _seeds(text: str) -> list[int]:
 
 
 def _models(text: str) -> dict[str, str]:
-    pairs = [word.partition("=") for word in text.split(",")]
+    # an encoder's path may hold commas and equals signs
+    pairs = [word.partition("=") for word in re.split(r",(?=[^,=/]+=)", text)]
     if not all(name and source for name, _, source in pairs):
         raise argparse.ArgumentTypeError(f"expected NAME=ENCODER,..., e.g. teacher=star_mini_teacher,student=runs/mine/best, got {text!r}")
     return {name: source for name, _, source in pairs}
@@ -146,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("recipe", help="a shipped recipe (see: star recipes) or a yaml file")
     example = "e.g. data.train=/data/LibriSpeech training.precision=bf16-mixed"
     command.add_argument("values", nargs="*", metavar="key=value", help=example)
-    command.add_argument("--out", type=Path, metavar="DIR", help="the run's folder: logs, state, last/ and best/")
+    command.add_argument("--out", type=_path, metavar="DIR", help="the run's folder: logs, state, last/ and best/")
     command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
 
     command = add("profile", _profile, "Parameters, multiply-accumulates and time of recipes' students and of checkpoints.")
@@ -158,14 +164,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--threads", type=int, help="CPU threads (torch's own number)")
 
     command = add("cut", _cut, "Cut a pruned run's gated student once more: channels rounded for speed, or another sparsity.")
-    command.add_argument("gated", type=Path, help="RUN/stage1/gated")
-    command.add_argument("target_folder", type=Path, metavar="folder", help="the checkpoint to write; it has had no second stage")
+    command.add_argument("gated", type=_path, help="RUN/stage1/gated")
+    command.add_argument("target_folder", type=_path, metavar="folder", help="the checkpoint to write; it has had no second stage")
     command.add_argument("--round", type=int, help="convolution channels and FFN units are kept in multiples of this, e.g. 8")
     command.add_argument("--sparsity", type=float, help="0 to 1; without it the run's own target")
 
     command = add("convert", _convert, "Write a checkpoint of any known format in ours.")
     command.add_argument("source")
-    command.add_argument("target", type=Path, help="the folder to write")
+    command.add_argument("target", type=_path, help="the folder to write")
     command.add_argument("--config", metavar="FILE", help="the configuration file that some published checkpoints need")
 
     command = add("similarity", _similarity, "Which layers of a teacher are alike, and how far a student's are from them.")
@@ -183,19 +189,19 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--student", metavar="CKPT", help="also its distance from the teacher, layer by layer")
     command.add_argument("--distilled", type=_numbers, metavar="4,8,12", help="its distilled layers, if the checkpoint is silent")
     command.add_argument("--device", default="auto", help="cpu, cuda (auto: cuda where there is one)")
-    command.add_argument("--out", type=Path, metavar="DIR", help="write similarity.json and the pictures there")
+    command.add_argument("--out", type=_path, metavar="DIR", help="write similarity.json and the pictures there")
 
     command = add("finetune", _finetune, "Fine-tune an encoder on keywords and speakers, or set finished runs in a table.")
     command.add_argument("recipe", nargs="?", help="a shipped recipe (see: star recipes) or a yaml file")
     example = "e.g. data=/data/corpora encoder=runs/mine/best frozen=true tasks=keyword training.updates=1000"
     command.add_argument("values", nargs="*", metavar="key=value", help=example)
-    command.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; with --grid of all runs; with --table of the table")
+    command.add_argument("--out", type=_path, metavar="DIR", help="the run's folder; with --grid of all runs; with --table of the table")
     command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     about = "every model frozen and fine-tuned, on each task alone and on all, once a seed, then the table"
     command.add_argument("--grid", type=_models, metavar="NAME=ENCODER,...", help=about)
     command.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="of --grid (default 0)")
     command.add_argument("--jobs", type=int, default=1, help="runs of --grid at once (default 1)")
-    command.add_argument("--table", nargs="+", type=Path, metavar="RUN", help="print finished runs as a table beside the published rows")
+    command.add_argument("--table", nargs="+", type=_path, metavar="RUN", help="print finished runs as a table beside the published rows")
 
     add("recipes", _recipes, "List the shipped recipes.")
     return top

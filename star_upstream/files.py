@@ -6,10 +6,11 @@ import contextlib
 import glob
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Collection, Iterator, Mapping
 
 if TYPE_CHECKING:  # the command line's help should not wait for torch
     from torch import Tensor
@@ -19,16 +20,19 @@ LEFT = 3600.0
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, own: Collection[str] | None = None) -> Iterator[Path]:
     """A temporary path beside ``path`` (the folder is made); on success what was written there takes ``path``'s place.
 
-    Works for a file and for a folder. After an error nothing has changed. What a killed process left here goes after an hour.
+    Works for a file and for a folder; a link stays, what it points to is replaced. ``own``: names in a folder that the new one
+    replaces, whatever else the old one holds is moved into the new one; None replaces all. After an error nothing has changed. What a
+    killed process left here goes after an hour. Whether ``path`` may be replaced is the caller's business (:mod:`.outputs`).
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     _remove(part)
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    for old in leftovers(path, "part"):
         with contextlib.suppress(OSError):  # another process was quicker
             if time.time() - old.stat().st_mtime > LEFT:
                 _remove(old)
@@ -39,11 +43,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
             _remove(old)
             os.replace(path, old)
             os.replace(part, path)
+            if own is not None:
+                put_back(old, path, own)
             _remove(old)
         else:
             os.replace(part, path)
     finally:
         _remove(part)
+
+
+def leftovers(path: Path, kind: str) -> list[Path]:
+    """What killed processes left of :func:`replacing` ``path``: new ones (``kind`` "part") or old ones ("old")."""
+    name = re.compile(rf"{re.escape(f'.{path.name}.')}\d+\.{kind}")
+    return [entry for entry in path.parent.glob(f".{glob.escape(path.name)}.*.{kind}") if name.fullmatch(entry.name)]
+
+
+def put_back(old: Path, new: Path, own: Collection[str]) -> None:
+    """Move what is not among the names ``own`` from a replaced folder to the new one."""
+    for entry in old.iterdir():
+        if entry.name not in own and not os.path.lexists(new / entry.name):
+            os.replace(entry, new / entry.name)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 
-from . import audio, checkpoint, similarity, teachers
+from . import audio, checkpoint, outputs, similarity, teachers
 from .data import Clip, scan
 from .encoder import Encoder
 from .errors import StarError
@@ -35,17 +35,15 @@ def report(
     """Everything that ``star similarity`` prints; with ``out``, also written there with ``similarity.png`` and ``distance.png``.
 
     ``sources``: folders, lists of audio or audio files. ``distilled``: the student's distilled layers, where its checkpoint does
-    not say, or to say otherwise. Raises :class:`StarError` for models and audio that cannot be used, and for layers not there.
+    not say, or to say otherwise. Earlier results in ``out`` are replaced. Raises :class:`StarError` for models and audio that
+    cannot be used, and for layers not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if distilled is not None and student is None:
         raise StarError("--distilled: goes with --student")
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StarError(f"--out {out}: {error.strerror}") from None
+        out = outputs.check_folder(out, "star similarity")
     model = teachers.load(teacher)
     own = None if student is None else teachers.load(student)
     if own is not None:
@@ -77,6 +75,7 @@ def report(
         result["student"] = {"source": student, **_told_apart(rows, marked)}
     print(f"groups of layers: {' | '.join(names(found.groups))}", file=sys.stderr)
     if out is not None:
+        outputs.claim_folder(out, "star similarity")
         write_json(out / "similarity.json", result)
         _save(draw_matrix(measured, found, _title(result)), out / "similarity.png")
         if own is not None:

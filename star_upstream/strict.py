@@ -6,9 +6,10 @@ Every configuration of the package (encoder, recipe, task) is read through :func
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
-from typing import Any, Literal, Sequence, TypeVar, Union
+from typing import Any, Callable, Literal, Sequence, TypeVar, Union
 
 from .errors import StarError, nearest
 
@@ -39,6 +40,42 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
         return cls(**kwargs)
     except StarError as error:
         raise StarError(f"{where}.{error}" if where else str(error)) from None
+
+
+def hint_of(cls: type, key: str) -> Any:
+    """The declared type of the field with the dotted name ``key`` below ``cls``; :data:`~typing.Any` where there is none."""
+    hint: Any = cls
+    for name in key.split("."):
+        options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+        nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        if nested is not None:
+            hint = typing.get_type_hints(nested).get(name, Any)
+        elif typing.get_origin(hint) is dict:
+            hint = typing.get_args(hint)[1]
+        else:
+            return Any
+    return hint
+
+
+def from_text(hint: Any, text: str, read: Callable[[str], Any]) -> Any:
+    """What ``text``, as a command line has it, means for a field of type ``hint``.
+
+    Where the field is text it is taken as it stands, whatever it looks like; where it is a list of texts, too, unless it is written in
+    brackets: ``[a, b]``, with quotes around what holds a comma. ``read`` (yaml) says what anything else means.
+    """
+    origin = typing.get_origin(hint)
+    options = typing.get_args(hint) if origin in (Union, types.UnionType) else (hint,)
+    literals = [value for option in options if typing.get_origin(option) is Literal for value in typing.get_args(option)]
+    if str in options or text in literals:
+        return text
+    if any(typing.get_origin(option) is tuple and typing.get_args(option)[0] is str for option in options):
+        if text.startswith("[") and text.endswith("]"):
+            found = re.findall(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^,]*?)\s*(?:,|$)""", text[1:-1].strip() + ",")
+            words = [word for word in found if word]
+            return [read(word) if word[0] in "\"'" else word for word in words]
+        return [text]
+    value = read(text)
+    return text if hint is Any and isinstance(value, str) and text[0] not in "\"'" else value
 
 
 def plain(value: Any) -> Any:

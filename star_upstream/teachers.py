@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, published
+from . import checkpoint, outputs, published
 from .encoder import Encoder
 from .errors import StarError, nearest
 from .mini import SHIPPED
@@ -42,9 +42,22 @@ def load(source: str | Path, reference_padding: bool = False, config: str | Path
 
 
 def convert(source: str | Path, folder: str | Path, config: str | Path | None = None) -> dict[str, Any]:
-    """Write ``source`` (anything that :func:`load` takes) as a checkpoint of ours; returns the provenance that it records."""
+    """Write ``source`` (anything that :func:`load` takes) as a checkpoint of ours; returns the provenance that it records.
+
+    ``folder`` is new or empty, or holds what this function made of the same source. Raises :class:`StarError` for any other.
+    """
+
+    def conversion(there: Path) -> bool:
+        return checkpoint.is_checkpoint(there) and "converted_from" in checkpoint.describe(there).get("provenance", {})
+
+    folder = outputs.check_folder(folder, "star convert", conversion)
+    if Path(source).exists() and Path(source).resolve() in (folder.resolve(), *(folder.resolve() / name for name in checkpoint.OWN)):
+        raise StarError(f"{folder}: is the source itself; choose another folder")
     encoder, origin = _open(source, False, config)
     provenance = {"converted_from": origin}
+    if conversion(folder) and checkpoint.describe(folder)["provenance"] != provenance:
+        before = checkpoint.describe(folder)["provenance"]["converted_from"]
+        raise StarError(f"{folder}: holds another conversion, of {before.get('name') or before.get('path')}; choose another folder")
     checkpoint.save(folder, encoder.float(), provenance)
     return provenance
 

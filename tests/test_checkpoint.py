@@ -135,10 +135,11 @@ def test_other_folders_and_files_are_no_checkpoints(tmp_path):
         checkpoint.describe(tmp_path)
 
 
-def test_saving_replaces_a_whole_folder(encoder, folder):
-    (folder / "left over").write_text("x")
+def test_saving_replaces_a_checkpoint_and_leaves_what_lies_beside_it(encoder, folder):
+    (folder / "notes.txt").write_text("mine")
     checkpoint.save(folder, encoder, {"made": "again"})
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
+    assert (folder / "notes.txt").read_text() == "mine"
     assert checkpoint.describe(folder)["provenance"] == {"made": "again"}
     assert [entry.name for entry in folder.parent.iterdir()] == ["model"]
 

@@ -161,7 +161,7 @@ def test_another_recipe_in_the_folder_is_refused(unbroken, tmp_path):
     with pytest.raises(StarError, match="training.seed is 0 there and 1 here"):
         distill.run(recipe.load(file, ["training.seed=1"]), run)
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(StarError, match="is not empty and holds no run"):
+    with pytest.raises(StarError, match="is not empty and was not made by star distill"):
         distill.run(recipe.load(file), tmp_path)
 
 
@@ -314,6 +314,7 @@ def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
 
 
 def test_a_checkpoint_lost_in_a_replacement_is_put_back(tmp_path):
+    run_folder.outputs.claim_folder(tmp_path, "star distill")
     (tmp_path / ".best.123.old").mkdir()
     (tmp_path / "recipe.yaml").write_text("x")
     assert run_folder.RunFolder(tmp_path).claim(lambda text: "") == "unfinished"

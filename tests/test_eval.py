@@ -111,7 +111,7 @@ def test_limit_marks_the_record(corpus, tmp_path):
         (["--cache-gb", "-1"], "--cache-gb -1"),
         (["--cache-gb", "nan"], "--cache-gb nan"),
         (["--cache", "/proc/none"], "/proc/none: cannot hold the cache"),
-        (["--out", "/proc/none"], "--out /proc/none: cannot be made a folder"),
+        (["--out", "/proc/none"], "/proc/none: cannot be written"),
         (["--schedule", "slow", "--tasks", "all"], "unknown schedule 'slow'"),
         (["--data", "/no/such/folder", "--tasks", "all"], "/no/such/folder: no such folder"),
         (["--jobs", "0"], "--jobs 0"),

@@ -6,6 +6,7 @@ import yaml
 from star_upstream import losses
 from star_upstream.encoder import EncoderConfig
 from star_upstream.errors import StarError
+from star_upstream.multitask import recipe as finetuning
 from star_upstream.profile import parameters
 from star_upstream.pruning.config import GateConfig
 from star_upstream.training import recipe
@@ -88,7 +89,51 @@ def test_choices_are_told_of_and_can_be_taken_back(tmp_path):
         assert recipe.load(name).choices, "every shipped recipe differs from its authors' code somewhere"
 
 
-def test_overrides_are_yaml_values():
+ODD = (
+    "/x/d1 #2", "2024", "a: b", "~", "null", "yes", "1e3", "a=b", " /x  y ", "{a: b}", "- a", "[a", "&a", "*b", "!c", "%x", "@x", "`", "|", "a\tb",
+    "'a'", "é", "x" * 130 + " y",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_text_or_a_path_is_taken_as_it_stands(text, tmp_path):
+    loaded = recipe.load("star_mini", [f"data.train={text}", f"data.valid={text}", f"teacher={text}", f"about={text}"])
+    assert (loaded.data.train, loaded.data.valid, loaded.teacher, loaded.about) == ((text,), (text,), text, text)
+    (tmp_path / "copy.yaml").write_text(recipe.dump(loaded), encoding="utf-8")
+    assert recipe.load(tmp_path / "copy.yaml") == loaded
+    tuned = finetuning.load("multitask_mini", [f"data={text}", f"data.cache={text}", f"encoder={text}", f"name={text}"])
+    assert (tuned.data.root, tuned.data.cache, tuned.encoder, tuned.name) == (text, text, text, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[a, b]", ("a", "b")),
+        ("[ /x #2,a: b, 2024,null ]", ("/x #2", "a: b", "2024", "null")),
+        ("""['x, y', "q", 'it''s']""", ("x, y", "q", "it's")),
+        ("[]", ()),
+    ],
+)
+def test_a_list_of_texts_is_in_brackets(text, expected):
+    assert recipe.load("star_mini", [f"data.valid={text}"]).data.valid == expected
+
+
+def test_options_of_a_loss_are_yaml_and_its_texts_stand():
+    loaded = recipe.load("skill_mini", ["loss.skill.linkage=ward", "loss.skill.number=3", "loss.skill.contiguous=true"])
+    assert {"linkage": "ward", "number": 3, "contiguous": True}.items() <= loaded.loss["skill"].items()
+
+
+@pytest.mark.parametrize("kind, data", [(recipe, "data.train"), (finetuning, "data")])
+def test_a_folder_alone_is_told_its_key(kind, data, tmp_path):
+    name = "star_mini" if kind is recipe else "multitask_mini"
+    (tmp_path / "a=b").mkdir()
+    for word in (str(tmp_path), str(tmp_path / "a=b"), "~/no such", "./no"):
+        with pytest.raises(StarError) as error:
+            kind.load(name, [word])
+        assert str(error.value).endswith(f"an override is key=value, e.g. {data}={word}")
+
+
+def test_other_overrides_are_yaml_values():
     values = ["training.learning_rate=1e-3", "data.train=/a", "data.valid=[/b, /c]", "training.epochs=null", "training.updates=7"]
     loaded = recipe.load("star_hubert", [*values, "loss.star.average_attention=2"])
     assert loaded.training.learning_rate == 1e-3 and (loaded.training.epochs, loaded.training.updates) == (None, 7)
@@ -129,12 +174,11 @@ def test_base_states_only_differences(tmp_path):
         (["data.batches=fixed"], "data.batches: expected 'mixed' or 'sorted' or 'repeated', got 'fixed'"),
         (["training.decay=all"], "training.decay: expected 'matrices' or 's3prl', got 'all'"),
         (["select=best"], "select: expected 'valid' or 'last', got 'best'"),
-        (["choices.gram=3"], "choices.gram: expected str, got 3"),
-        (["data.train=7"], "data.train: expected a list of str"),
-        (["data.train=[a"], "not yaml"),
+        (["data.train="], "'data.train=': no value after the equals sign"),
+        (["training.betas=[a"], "not yaml"),
         (["training"], "an override is key=value"),
         (["training=3"], "training: expected"),
-        (["teacher=!!python/object/apply:os.system [ls]"], "not yaml"),
+        (["loss=!!python/object/apply:os.system [ls]"], "not yaml"),
     ],
 )
 def test_a_wrong_override_is_named(overrides, message):

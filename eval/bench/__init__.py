@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from star_upstream import outputs
 from star_upstream.errors import StarError, nearest
 from star_upstream.files import replacing, write_json
 
@@ -19,7 +20,7 @@ from .. import tasks
 from ..machine import environment
 from ..run import _data, say
 from . import generated, measure, upstreams
-from .page import page
+from .page import TITLE, page
 
 FORMAT = 1
 
@@ -97,12 +98,25 @@ def _check(options: Options) -> None:
             raise StarError(f"{flag} {value}: must be at least {least}")
     if options.out.suffix != ".md":
         raise StarError(f"--out {options.out}: must end in .md (the numbers go beside it, in .json)")
-    if options.out.is_dir():
-        raise StarError(f"--out {options.out}: is a folder; name a file in it, as in {options.out / 'bench.md'}")
+    check_page(options.out, "python -m eval bench", TITLE, "upstreams")
     for name in options.upstreams:
         if name.endswith("_random") and name not in upstreams.shapes():
             known = upstreams.shapes()
             raise StarError(f"--upstream {name}: unknown shape{nearest(name, known)}; with random weights: {', '.join(known)}")
+
+
+def check_page(out: Path, maker: str, title: str, key: str) -> None:
+    """Raises :class:`StarError` where ``out`` or the numbers beside it are there and no earlier result, told by the page's title and a
+    key of the json."""
+
+    def numbers(path: Path) -> bool:
+        try:
+            return key in json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError):
+            return False
+
+    outputs.check_file(out, maker, outputs.begins_with(title))
+    outputs.check_file(out.with_suffix(".json"), maker, numbers)
 
 
 def _begun(file: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+TITLE = "# s3prl's problems against this package, side by side"
 ABOUT = """Both sides have the same upstream module, the same audio, the same batches (those of our sampling, which is s3prl's own but
 for pr and sf) and the same head; they take turns in one process.
 
@@ -26,7 +27,7 @@ def page(result: dict[str, Any]) -> str:
     environment = result["environment"]
     versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "s3prl", "numpy", "safetensors"))
     parts = [
-        "# s3prl's problems against this package, side by side",
+        TITLE,
         f"`{result['command']}`",
         f"{result['processor']}, {environment['threads']} threads, {environment['platform']}, Python {environment['python']}, {versions}; "
         f"commit {environment['git_commit']}; {environment['finished']}.",

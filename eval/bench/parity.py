@@ -28,12 +28,13 @@ from ..probe import Task
 from ..run import _data, say
 from ..store import Store
 from ..upstreams import Upstream, unseeded
-from . import upstreams
+from . import check_page, upstreams
 from .check import s3prl_state
 from .ours import Ours, table_of
 from .page import _number, _table
 from .theirs import NEVER, Theirs, silent
 
+TITLE = "# Scores of s3prl's own problems beside ours"
 TASKS = ("ks", "ic", "er", "sid", "pr", "asr")
 """Those whose s3prl problem ends in one score a test utterance has its share of."""
 
@@ -69,6 +70,7 @@ def run(options: Options) -> int:
         raise StarError(f"--steps {options.steps}: must be at least 1")
     if options.limit is not None and options.limit < 1:
         raise StarError(f"--limit {options.limit}: must be at least 1")
+    check_page(options.out, "python -m eval parity", TITLE, "runs")
     root = _data(options.data)[0]
     upstream = upstreams.get(options.upstream)
     file = options.out.with_suffix(".json")
@@ -207,7 +209,7 @@ def _page(result: dict[str, Any]) -> str:
             text = [f"{statistics.mean(v):.2f} (deviation {statistics.stdev(v):.2f})" for v in sides.values()]
             means.append(f"- {name}, mean of {len(runs)} seeds: s3prl {text[0]}, ours {text[1]}")
     parts = [
-        "# Scores of s3prl's own problems beside ours",
+        TITLE,
         "\n".join(f"- `{command}`" for command in dict.fromkeys(r["command"] for r in result["runs"])),
         f"Upstream {result['upstream']} ({result['upstream_digest'][:12]}), data {result['data']}; {versions}, {environment['threads']} "
         f"threads; commit {environment['git_commit']}; {environment['finished']}.",

@@ -9,7 +9,7 @@ from typing import Any
 
 from star_upstream.errors import StarError
 
-from star_upstream.corpora import BY_TASK, CORPORA, find, from_manifest, load, manifest, segments, sizes, trials, truth, voxceleb1
+from star_upstream.corpora import BY_TASK, CORPORA, find, from_manifest, load, manifest, misplaced, segments, sizes, trials, truth, voxceleb1
 
 LINKS = {"asv": ("trials", trials, voxceleb1.TRIALS), "sd": ("segments", segments, None), "qbe": ("pairs", truth, None)}
 """What a task needs besides its table: what it is called, its reader, and how many the published corpus has (None: not known)."""
@@ -21,6 +21,8 @@ def main(root: str | Path, tasks: tuple[str, ...] = tuple(BY_TASK), as_json: boo
     Returns 0 when every task can be run, else 1. Raises :class:`StarError` when ``root`` is no folder.
     """
     root = Path(root).expanduser().absolute()
+    if wrong := misplaced(root):
+        raise StarError(wrong)
     if not root.is_dir():
         raise StarError(f"{root}: no such folder; give the one that holds the corpora")
     for corpus in CORPORA:

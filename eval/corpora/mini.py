@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from star_upstream import outputs
 from star_upstream.errors import StarError
-from star_upstream.files import replacing, write_json
+from star_upstream.files import leftovers, replacing, write_json
 
 from . import espeak
 from .mini_parts import commands, emotions, keywords, mixtures, queries, sentences, slots, speakers
@@ -45,17 +46,23 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
     marker = root / MARKER
     if root.exists():
         found = _marker(marker)
-        if found is None and (not root.is_dir() or any(root.iterdir())):
-            raise StarError(f"{root}: is not empty and not made by eval.corpora.mini, so nothing is written; name a new folder")
         whole = found is not None and found.get("complete") and all((root / name).is_dir() for name in FOLDERS)
         if whole and all(found.get(key) == value for key, value in recipe.items()):
             return root
+    outputs.check_folder(root, "eval.corpora.mini", lambda folder: _marker(folder / MARKER) is not None)
+    if root.exists():
+        for name in FOLDERS:
+            if others := outputs.strangers(root / name):
+                fix = "move it away, or name another folder"
+                raise StarError(f"{root / name}: is to be made anew, but eval.corpora.mini did not make {others[0]} in it; {fix}")
+        outputs.check_file(root / "README.md", "eval.corpora.mini", outputs.begins_with(CARD[:20]))
     if not espeak.available():
         raise StarError("the mini corpora need espeak-ng: pip install 'star-upstream[mini]'")
     root.mkdir(parents=True, exist_ok=True)
     write_json(marker, {**recipe, "complete": False})
-    for left in (*root.glob(".*.part"), *root.glob(".*.old")):  # by a killed run
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for name in (*FOLDERS, "README.md"):
+        for left in (*leftovers(root / name, "part"), *leftovers(root / name, "old")):  # by a killed run
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     for number, part in enumerate(PARTS):
         part.make(root, np.random.default_rng([seed, number]), lambda items: max(1, round(items * scale)))
     with replacing(root / "README.md") as part:
@@ -112,12 +119,12 @@ not part of star_upstream. To remake this folder, run the command above again; `
 """
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.corpora.mini", description="Make small synthetic corpora in a folder.")
     parser.add_argument("root", help="folder to make; a finished one is left as it is")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the numbers of items (default 1)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         print(f"mini corpora: {make(arguments.root, arguments.seed, arguments.scale)}", file=sys.stderr)
     except (StarError, OSError) as error:

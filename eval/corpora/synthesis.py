@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import soundfile
 
+from star_upstream import outputs
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
+from star_upstream.files import replacing
 
 from . import espeak
 
@@ -117,6 +120,14 @@ def noise(rng: np.random.Generator, samples: int, colour: float) -> np.ndarray:
 def level(wave: np.ndarray, decibels: float) -> np.ndarray:
     """``wave`` with that root mean square, relative to full scale."""
     return wave * (10 ** (decibels / 20) / np.sqrt(np.mean(wave**2)))
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """:func:`~star_upstream.files.replacing` for a corpus: beside its files goes their list, so that others are seen later."""
+    with replacing(path) as part:
+        yield part
+        outputs.list_files(part)
 
 
 def write(path: Path, wave: np.ndarray) -> None:

@@ -133,7 +133,24 @@ def _manifests(root: str | Path) -> Path:
     return Path(root).expanduser().absolute() / "manifests"
 
 
+def misplaced(root: str | Path) -> str:
+    """Which folder is meant where ``root`` is a manifest, or the folder that they are in; empty where it is neither."""
+    root = Path(root).expanduser().absolute()
+    known = {name for task in BY_TASK for name in manifest.files(task)}
+    if root.is_file():
+        if root.parent.name == "manifests":
+            return f"{root}: is a manifest; give the folder that holds manifests/, {root.parent.parent}"
+        return f"{root}: is a file; give a folder that holds the corpora, or own data as manifests/TASK.tsv"
+    if not root.is_dir() or (root / "manifests").is_dir() or not known & {entry.name for entry in root.iterdir()}:
+        return ""
+    if root.name == "manifests":
+        return f"{root}: holds the manifests themselves; give the folder above, {root.parent}"
+    return f"{root}: manifests are looked for in {root / 'manifests'}; move them there"
+
+
 def _missing(task: str, corpus, root: Path) -> str:
+    if wrong := misplaced(root):
+        return wrong
     if not root.is_dir():
         return f"{root}: no such folder; give the one that holds the corpora, or use `--data mini`"
     if root.name in corpus.FOLDERS:

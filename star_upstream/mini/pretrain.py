@@ -26,9 +26,10 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .. import audio, checkpoint, strict
+from .. import audio, checkpoint, outputs, strict
 from ..data import AudioDataset, BucketSampler, Corpus, collate, scan
 from ..encoder import Encoder, EncoderConfig
+from ..errors import StarError
 from ..files import replacing, write_json
 
 
@@ -208,6 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("pretrain.yaml"))
     args = parser.parse_args(argv)
     recipe = strict.build(Pretraining, yaml.safe_load(args.recipe.read_text(encoding="utf-8")), args.recipe.name)
+    outputs.claim_folder(args.out, "star_upstream.mini.pretrain")
     corpus = scan(args.data, min_seconds=1.0, max_seconds=recipe.max_seconds)
     print(f"{len(corpus.clips)} clips, {corpus.seconds / 3600:.2f} h", file=sys.stderr)
     encoder = None
@@ -236,4 +238,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -6,17 +6,20 @@ What is finished is left as it is, what was cut off goes on. Decoded audio and s
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from .. import outputs
 from ..errors import StarError
 from ..jobs import side_by_side
 from . import recipe as recipes
-from . import table
+from . import store, table
+
+
+MAKER = "star finetune --grid"
 
 
 def cells(tasks: Sequence[str], models: Mapping[str, str], seeds: Sequence[int]) -> dict[str, list[str]]:
@@ -43,7 +46,7 @@ def run(
     """
     if jobs < 1:
         raise StarError(f"--jobs {jobs}: must be at least 1")
-    out = Path(out).resolve()
+    out = outputs.check_folder(out, MAKER, lambda folder: True).resolve()
     base = recipes.load(source, overrides)
     if any(text.partition("=")[0] in ("tasks", "frozen", "training.seed", "encoder", "name") for text in overrides):
         raise StarError("--grid sets encoder, name, tasks, frozen and training.seed itself; leave them out")
@@ -51,6 +54,7 @@ def run(
     plan = {name: [*overrides, *cache, *more] for name, more in cells(list(base.tasks), models, seeds).items()}
     for values in plan.values():
         recipes.load(source, values)
+    outputs.claim_folder(out, MAKER, lambda folder: any((folder / name / "result.json").is_file() for name in plan))
     left = [name for name in plan if not (out / name / "done.json").is_file()]
     print(f"{out}: {len(plan)} runs, {len(plan) - len(left)} finished before", file=sys.stderr)
     failed, begun = {}, time.monotonic()
@@ -64,8 +68,8 @@ def run(
         name, error = next(iter(failed.items()))
         raise StarError(f"{len(failed)} of {len(plan)} runs failed; the first: {name}: {error}; run the same command again for those alone")
     if not base.data.cache and not keep_cache:
-        shutil.rmtree(out / "cache", ignore_errors=True)
-    return table.write([out / name for name in plan], out)
+        store.clear(out / "cache")
+    return table.write([out / name for name in plan], out, MAKER)
 
 
 def _one(source: str, plan: Mapping[str, Sequence[str]], out: str, name: str) -> Any:

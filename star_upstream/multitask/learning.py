@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -122,7 +121,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
     loss is not finite.
     """
     recipe = _absolute(recipe)
-    folder = RunFolder(out)
+    folder = RunFolder(out, maker="star finetune")
     found = folder.claim(lambda text: difference(text, recipe))
     if found == "finished":
         print(f"{folder.path}: finished before; remove it to run it again", file=sys.stderr)
@@ -151,7 +150,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
         return {}
     result = _evaluate(recipe, encoder, utterances, folder, provenance)
     folder.finish(result)
-    shutil.rmtree(folder.path / ".cache", ignore_errors=True)
+    store.clear(folder.path / ".cache")
     return result
 
 
@@ -223,7 +222,8 @@ def _absolute(recipe: FinetuneRecipe) -> FinetuneRecipe:
     """With absolute paths, so that a run can be resumed from another folder."""
     data = recipe.data
     paths = {name: str(Path(getattr(data, name)).expanduser().resolve()) for name in ("root", "cache") if getattr(data, name)}
-    encoder = str(Path(recipe.encoder).resolve()) if Path(recipe.encoder).exists() else recipe.encoder
+    place = Path(recipe.encoder).expanduser()
+    encoder = str(place.resolve()) if place.exists() else recipe.encoder
     return dataclasses.replace(recipe, data=dataclasses.replace(data, **paths), encoder=encoder)
 
 

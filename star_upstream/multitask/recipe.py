@@ -155,7 +155,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneRecipe:
             kept = [name.strip() for name in value.strip("[] ").split(",") if name.strip()]
         else:
             rest.append(f"data.root={value}" if key == "data" and equals else text)
-    where, values = recipes.read(source, rest, FOLDER)
+    where, values = recipes.read(source, rest, FOLDER, FinetuneRecipe, "data")
     tasks = values.get("tasks")
     if isinstance(tasks, dict):
         values["tasks"] = {name: task for name, task in tasks.items() if task is not None}

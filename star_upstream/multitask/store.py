@@ -5,13 +5,14 @@ Files are memory-mapped, so that runs side by side share them. Shapes: N samples
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import re
 import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable
 
@@ -118,12 +119,22 @@ def states(task: TaskData, model: MultitaskModel, encoder_digest: str, folder: P
 def autocast(precision, device: torch.device):
     """The arithmetic of ``training.precision`` outside of the trainer."""
     kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    return torch.autocast(device.type, kinds[precision]) if precision in kinds else nullcontext()
+    return torch.autocast(device.type, kinds[precision]) if precision in kinds else contextlib.nullcontext()
 
 
 def padding(batch, device) -> Tensor | None:
     """The lengths, or None where there is no padding: then nothing is masked, and attention takes its fast path."""
     return None if (batch.lengths_B == batch.waveforms_BN.shape[1]).all() else batch.lengths_B.to(device)
+
+
+def clear(folder: Path) -> None:
+    """Remove what :func:`waves` and :func:`states` keep in ``folder``, and the folder where nothing else is in it."""
+    for entry in folder.glob("*-*-*") if folder.is_dir() else ():
+        if re.fullmatch(r"(waves|states)-\w+-[0-9a-f]{16}", entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
+            entry.with_name(f".{entry.name}.lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not there, or not empty
+        folder.rmdir()
 
 
 def _kept(path: Path, make: Callable[[Path], None]) -> Path:

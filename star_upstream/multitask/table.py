@@ -14,6 +14,7 @@ from typing import Any, Sequence
 
 import numpy as np
 
+from .. import outputs
 from ..errors import StarError
 from ..files import replacing, write_json
 from .evaluate import accuracy, errors
@@ -128,11 +129,17 @@ def table_csv(rows: Sequence[dict[str, Any]], theirs: Sequence[dict[str, str]]) 
     return out.getvalue()
 
 
-def write(folders: Sequence[str | Path], out: str | Path | None = None) -> str:
-    """The table as Markdown; with ``out`` also ``out/table.md``, ``table.csv`` and ``table.json``."""
+def write(folders: Sequence[str | Path], out: str | Path | None = None, maker: str = "star finetune --table") -> str:
+    """The table as Markdown; with ``out`` also ``out/table.md``, ``table.csv`` and ``table.json``; earlier ones there are replaced.
+
+    Raises :class:`StarError` for an ``out`` that ``maker`` did not make, too.
+    """
+    if out is not None:
+        out = outputs.check_folder(out, maker)
     rows, theirs = collect(folders), published()
     text = markdown(rows, theirs)
     if out is not None:
+        outputs.claim_folder(out, maker)
         for name, content in (("table.md", text), ("table.csv", table_csv(rows, theirs))):
             with replacing(Path(out) / name) as part:
                 part.write_text(content, encoding="utf-8")

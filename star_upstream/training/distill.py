@@ -268,10 +268,10 @@ def _measured(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: RunFo
 def _absolute(recipe: Recipe) -> Recipe:
     """With absolute paths, so that a run can be resumed from another folder."""
     data = recipe.data
-    paths = {part: tuple(str(Path(p).resolve()) for p in getattr(data, part)) for part in ("train", "valid")}
+    paths = {part: tuple(str(Path(p).expanduser().resolve()) for p in getattr(data, part)) for part in ("train", "valid")}
     teacher = recipe.teacher
-    if Path(teacher).exists():
-        teacher = str(Path(teacher).resolve())
+    if Path(teacher).expanduser().exists():
+        teacher = str(Path(teacher).expanduser().resolve())
     return dataclasses.replace(recipe, data=dataclasses.replace(data, **paths), teacher=teacher)
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .. import checkpoint, profile, strict
+from .. import checkpoint, outputs, profile, strict
 from ..data import Batch
 from ..encoder import Encoder
 from ..errors import StarError
@@ -211,11 +211,10 @@ def load_gated(folder: str | Path, **changes: Any) -> GatedEncoder:
 
 def cut_again(gated: Path, folder: Path, sparsity: float | None = None, multiple: int | None = None) -> dict[str, Any]:
     """Cut a gated student to ``sparsity`` (None: the run's target) with channels and units in multiples of ``multiple`` (None: as the
-    run has it), and write it to ``folder``, a new one; what was reached."""
+    run has it), and write it to ``folder``, a new or empty one; what was reached."""
+    folder = outputs.check_folder(folder, "star cut")
     rounding = {} if multiple is None else {"round_channels": multiple, "round_units": multiple}
     model, provenance = load_gated(gated, **rounding), checkpoint.describe(gated)["provenance"]
-    if folder.exists():
-        raise StarError(f"{folder}: is there already; choose another folder")
     pruned = provenance["pruning"]
     target = pruned["target"] if sparsity is None else sparsity
     seconds = provenance["recipe"]["pruning"]["seconds"]

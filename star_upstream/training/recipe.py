@@ -193,7 +193,8 @@ def names(folder: Path = FOLDER) -> list[str]:
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a shipped name or a yaml file, with ``"section.key=value"`` overrides; values are read as yaml.
+    """The recipe of a shipped name or a yaml file, with ``"section.key=value"`` overrides. A value whose field is text or a path is
+    taken as it stands (:func:`.strict.from_text`), any other is read as yaml.
 
     Raises :class:`StarError` for an unknown recipe, key or value.
     """
@@ -211,15 +212,32 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise StarError(f"{where}: {error}") from None
 
 
-def read(source: str | Path, overrides: Sequence[str] = (), folder: Path = FOLDER) -> tuple[str, dict[str, Any]]:
-    """Where the recipe is and its values, bases merged and overrides set, not checked yet; ``folder`` holds the shipped ones."""
+def read(
+    source: str | Path, overrides: Sequence[str] = (), folder: Path = FOLDER, kind: type = Recipe, data: str = "data.train"
+) -> tuple[str, dict[str, Any]]:
+    """Where the recipe is and its values, bases merged and overrides set, not checked yet; ``folder`` holds the shipped ones.
+
+    ``kind``: the recipe's class, whose fields say how an override is read; ``data``: the one that a folder is most likely meant for.
+    """
     where, values = _resolve(source, (), folder)
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key:
+        unknown = key.partition(".")[0] not in kind.__dataclass_fields__
+        if not equals or unknown and Path(override).expanduser().exists():
+            place = Path(override).expanduser().exists() or re.match(r"[/~.]", override)
+            example = f"{data}={override}" if place else "training.updates=1000"
+            raise StarError(f"{override!r}: an override is key=value, e.g. {example}")
+        if not key:
             raise StarError(f"{override!r}: an override is key=value, e.g. training.updates=1000")
-        _set(values, key, _parse(text, override))
+        _set(values, key, _from_text(kind, key, text, override))
     return where, values
+
+
+def _from_text(kind: type, key: str, text: str, override: str) -> Any:
+    hint = strict.hint_of(kind, key)
+    if not text and hint is not str:
+        raise StarError(f"{override!r}: no value after the equals sign")
+    return strict.from_text(hint, text, lambda words: _parse(words, override))
 
 
 def dump(recipe: Any) -> str:

@@ -25,13 +25,15 @@ from typing import Any, Callable, Iterable, Mapping
 
 import pandas as pd
 import torch
+import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from .. import checkpoint, outputs
 from ..audio_lists import cell, uncell
 from ..data import Clip
 from ..environment import environment
 from ..errors import StarError
-from ..files import replacing, write_json
+from ..files import leftovers, put_back, replacing, write_json
 
 PARTS = ("train", "valid")
 STATE_VERSION = 2
@@ -42,9 +44,10 @@ crops that differ by epoch too; a pruned student's channel factors (``frontend.s
 class RunFolder:
     """One run. Several processes may read it; only the first of them (``lead``) writes the files that are shared."""
 
-    def __init__(self, path: str | Path, lead: bool | None = None):
+    def __init__(self, path: str | Path, lead: bool | None = None, maker: str = "star distill"):
         """``lead``: whether this process writes; None asks Lightning, which knows the processes that it started."""
-        self.path, self.lead = Path(path), rank_zero_only.rank == 0 if lead is None else lead
+        self.path, self.maker = Path(path).expanduser(), maker
+        self.lead = rank_zero_only.rank == 0 if lead is None else lead
         self._skipped: set[str] = set()
         self._log: list[dict[str, Any]] = []
 
@@ -64,11 +67,15 @@ class RunFolder:
             self._lock()
         if not file.is_file():
             # the recipe is written last, so a start that failed leaves at most these
-            others = {p.name for p in self.path.iterdir() if not p.name.startswith(".")} - {"data.tsv", "skipped.tsv", "groups.json"}
+            known = {outputs.MARK, ".lock", "data.tsv", "skipped.tsv", "groups.json"}
+            others = sorted(p.name for p in self.path.iterdir() if p.name not in known)
             if others:
-                raise StarError(f"{self.path}: is not empty and holds no run; choose another folder")
+                raise StarError(f"{self.path}: is not empty and holds no run, but {', '.join(others[:3])}; choose another folder")
             return "new"
-        difference = differences(file.read_text(encoding="utf-8"))
+        try:
+            difference = differences(file.read_text(encoding="utf-8"))
+        except (StarError, yaml.YAMLError) as error:
+            raise StarError(f"{file}: is no recipe of {self.maker} ({error}); choose another folder") from None
         if difference:
             raise StarError(f"{self.path}: holds a run of another recipe ({difference}); choose another folder")
         if self.lead:
@@ -86,8 +93,8 @@ class RunFolder:
         _write(self.path / "recipe.yaml", recipe)
 
     def _lock(self) -> None:
+        outputs.claim_folder(self.path, self.maker, _is_run)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             self._lock_file = open(self.path / ".lock", "w")
             # a record lock goes with its process, however that ends, and is not inherited by its workers
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,10 +113,12 @@ class RunFolder:
 
     def _repair(self) -> None:
         """Undo what a kill in the middle of a replacement leaves behind."""
-        for old in self.path.glob(".*.old"):
-            name = self.path / old.name[1:].split(".")[0]
-            if not name.exists():
-                os.replace(old, name)
+        for name in (self.path / "last", self.path / "best"):
+            for old in leftovers(name, "old"):
+                if name.exists():
+                    put_back(old, name, checkpoint.OWN)
+                else:
+                    os.replace(old, name)
 
     def record_environment(self, extra: Mapping[str, Any]) -> None:
         """Add this start to environment.json."""
@@ -215,6 +224,14 @@ class RunFolder:
         """What :meth:`finish` was given; None for a run that is not finished."""
         file = self.path / "done.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder without our mark, such as a copy that hidden files did not come along with, is a run's."""
+    try:
+        return "starts" in json.loads((folder / "environment.json").read_text(encoding="utf-8")) and (folder / "recipe.yaml").is_file()
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def read_log(folder: str | Path) -> pd.DataFrame:

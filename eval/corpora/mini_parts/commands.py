@@ -9,9 +9,8 @@ from typing import Callable
 import numpy as np
 
 from star_upstream.corpora import fluent_commands
-from star_upstream.files import replacing
 
-from ..synthesis import Clip, random_channel, recordings, voices, write
+from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 
 FOLDERS = (fluent_commands.FOLDERS[0],)
 HEADER = ("", "path", "speakerId", "transcription", "action", "object", "location")
@@ -60,7 +59,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
                 text, path = texts[int(rng.integers(len(texts)))], f"wavs/speakers/{name}/{rng.bytes(8).hex()}.wav"
                 clips.append(Clip(path, voice.says(text.lower(), rng), random_channel(rng), (0.6, 3.0)))
                 rows[split].append((len(rows[split]), path, name, text, *known[index]))
-    with replacing(root / fluent_commands.FOLDERS[0]) as folder:
+    with whole_folder(root / fluent_commands.FOLDERS[0]) as folder:
         for clip, wave in zip(clips, recordings(clips, rng)):
             write(folder / clip.path, wave)
         (folder / "data").mkdir()

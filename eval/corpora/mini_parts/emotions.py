@@ -9,9 +9,8 @@ import numpy as np
 
 from star_upstream.audio import RATE
 from star_upstream.corpora import iemocap
-from star_upstream.files import replacing
 
-from ..synthesis import Clip, random_channel, recordings, voices, write
+from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 from . import grammar
 
 FOLDERS = (iemocap.FOLDERS[0],)
@@ -59,7 +58,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
                     lines.append((name, turns[index]))
     waves = [_louder(wave, gain) for wave, gain in zip(recordings(clips, rng), gains)]
     seconds = {Path(clip.path).stem: len(wave) / RATE for clip, wave in zip(clips, waves)}
-    with replacing(root / iemocap.FOLDERS[0]) as folder:
+    with whole_folder(root / iemocap.FOLDERS[0]) as folder:
         for clip, wave in zip(clips, waves):
             write(folder / clip.path, wave)
         for path, (header, *turns) in labels.items():

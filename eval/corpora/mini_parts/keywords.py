@@ -11,9 +11,8 @@ import numpy as np
 
 from star_upstream.audio import RATE
 from star_upstream.corpora import speech_commands
-from star_upstream.files import replacing
 
-from ..synthesis import Clip, level, noise, random_channel, recordings, voices, write
+from ..synthesis import Clip, level, noise, random_channel, recordings, voices, whole_folder, write
 
 FOLDERS = (speech_commands.FOLDERS[0], speech_commands.TEST_FOLDERS[0])
 OTHER_WORDS = ("bed", "bird", "cat", "dog", "eight", "five", "four", "happy", "house", "marvin", "nine", "one", "seven", "sheila",
@@ -39,14 +38,14 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
     waves = recordings(words, rng)
     noise_seconds = count(12)
     noises = {name: noise(rng, noise_seconds * RATE, colour) for name, colour in (("white", 0.0), ("pink", 1.0), ("brown", 2.0))}
-    with replacing(root / speech_commands.FOLDERS[0]) as folder:
+    with whole_folder(root / speech_commands.FOLDERS[0]) as folder:
         for clip, wave in zip(words, waves):
             write(folder / clip.path, wave)
         for name, wave in noises.items():
             write(folder / speech_commands.NOISE / f"{name}_noise.wav", level(wave, -35.0))
         (folder / "validation_list.txt").write_text("".join(f"{path}\n" for path in sorted(lists["dev"])))
         (folder / "testing_list.txt").write_text("".join(f"{path}\n" for path in sorted(lists["test"])))
-    with replacing(root / speech_commands.TEST_FOLDERS[0]) as folder:
+    with whole_folder(root / speech_commands.TEST_FOLDERS[0]) as folder:
         wave_of = {clip.path: wave for clip, wave in zip(words, waves)}
         for clip in tests:
             word, file = clip.path.split("/")

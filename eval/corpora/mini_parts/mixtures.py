@@ -9,10 +9,9 @@ import numpy as np
 
 from star_upstream.audio import RATE
 from star_upstream.corpora import libri2mix
-from star_upstream.files import replacing
 
 from .. import espeak
-from ..synthesis import level, noise, random_channel, spoken, voices, write
+from ..synthesis import level, noise, random_channel, spoken, voices, whole_folder, write
 from . import grammar
 
 FOLDERS = (libri2mix.FOLDERS[0],)
@@ -37,7 +36,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
                 jobs.append(pair[turn % 2][1].says(grammar.text(rng, 3).lower(), rng))
             recordings.append((split, f"mix-{split}-{index:03d}", [name for name, _ in pair]))
     said = espeak.speak(jobs)
-    with replacing(root / libri2mix.FOLDERS[0]) as folder:
+    with whole_folder(root / libri2mix.FOLDERS[0]) as folder:
         lists: dict[str, list[str]] = {}
         for index, (split, name, pair) in enumerate(recordings):
             wave, turns = _mixture(said[index * TURNS : (index + 1) * TURNS], rng)

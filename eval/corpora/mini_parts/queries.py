@@ -9,9 +9,8 @@ import numpy as np
 
 from star_upstream.audio import RATE
 from star_upstream.corpora import quesst14
-from star_upstream.files import replacing
 
-from ..synthesis import Clip, random_channel, recordings, voices, write
+from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 
 FOLDERS = (quesst14.FOLDERS[0],)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -40,7 +39,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
             keys.setdefault(key, []).append(f"{quesst14.FOLDERS[0]}/{part}/{name}.wav {quesst14.LANGUAGE}\n")
     waves = recordings(clips, rng)
     seconds = {Path(clip.path).stem: len(wave) / RATE for clip, wave in zip(clips, waves)}
-    with replacing(root / quesst14.FOLDERS[0]) as folder:
+    with whole_folder(root / quesst14.FOLDERS[0]) as folder:
         for clip, wave in zip(clips, waves):
             write(folder / clip.path, wave)
         for key, lines in keys.items():

@@ -8,9 +8,8 @@ from typing import Callable
 import numpy as np
 
 from star_upstream.corpora import librispeech
-from star_upstream.files import replacing
 
-from ..synthesis import WOMEN, Clip, random_channel, recordings, voices, write
+from ..synthesis import WOMEN, Clip, random_channel, recordings, voices, whole_folder, write
 from . import grammar
 
 FOLDERS = (librispeech.FOLDERS[0],)
@@ -33,7 +32,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
                 text = next(texts, None) or grammar.text(rng)
                 clips.append(Clip(f"{chapter}-{number:04d}.flac", voice.says(text.lower(), rng), channel, (0.5, 8.0)))
                 transcripts.setdefault(f"{chapter}.trans.txt", []).append(f"{Path(clips[-1].path).stem} {text}\n")
-    with replacing(root / librispeech.FOLDERS[0]) as folder:
+    with whole_folder(root / librispeech.FOLDERS[0]) as folder:
         for clip, wave in zip(clips, recordings(clips, rng)):
             write(folder / clip.path, wave)
         for path, lines in transcripts.items():

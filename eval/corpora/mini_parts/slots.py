@@ -12,9 +12,8 @@ from typing import Callable
 import numpy as np
 
 from star_upstream.corpora import audio_snips
-from star_upstream.files import replacing
 
-from ..synthesis import Clip, random_channel, recordings, voices, write
+from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 
 FOLDERS = (audio_snips.FOLDERS[0],)
 VALUES = {
@@ -56,7 +55,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
                 name = f"{speaker}-snips-{part}-{index}"
                 clips.append(Clip(f"{part}/{name}.wav", voice.says(" ".join(words).lower(), rng), random_channel(rng), (1.0, 4.5)))
                 lines.append(f"{name} BOS {' '.join(words)} EOS\tO {' '.join(tags)} {intent}\n")
-    with replacing(root / audio_snips.FOLDERS[0]) as folder:
+    with whole_folder(root / audio_snips.FOLDERS[0]) as folder:
         for clip, wave in zip(clips, recordings(clips, rng)):
             write(folder / clip.path, wave)
         (folder / audio_snips.TEXTS).write_text("".join(lines), encoding="utf-8")

@@ -13,9 +13,8 @@ from typing import Callable
 import numpy as np
 
 from star_upstream.corpora import voxceleb1
-from star_upstream.files import replacing
 
-from ..synthesis import MEN, WOMEN, Clip, Speaker, random_channel, recordings, voices, write
+from ..synthesis import MEN, WOMEN, Clip, Speaker, random_channel, recordings, voices, whole_folder, write
 from . import grammar
 
 FOLDERS = (voxceleb1.FOLDERS[0],)
@@ -38,7 +37,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
     more = _verification(cast, others, count)
     tested = [clip.path.partition("/wav/")[2] for clip in (*clips, *more) if clip.path.startswith("test/")]
     trials = _trials(tested, others, count(300))
-    with replacing(root / voxceleb1.FOLDERS[0]) as folder:
+    with whole_folder(root / voxceleb1.FOLDERS[0]) as folder:
         for clip, wave in itertools.chain(zip(clips, waves), zip(more, recordings(more, others))):
             write(folder / clip.path, wave)
         (folder / voxceleb1.SPLIT_FILE).write_text("".join(lines))
