@@ -72,5 +72,6 @@ distill: $(STAMP) $(MINI) ## distil a star_mini student from the shipped teacher
 	$(PY) -m star_upstream distill star_mini data.train=data/mini training.minutes=$(MINUTES) --out $(DISTILLED)
 	@echo "the student is in $(DISTILLED)/best; score it with: make superb-all UPSTREAM=$(DISTILLED)/best" >&2
 
-clean: ## remove what the other targets made, the environment excepted
-	rm -rf data/mini runs/mini results/mini
+clean: ## remove what the other targets made, the environment and files of yours among it excepted
+	@test -x $(PY) || { echo "make setup first: without the package nobody knows what make made" >&2; exit 1; }
+	$(PY) -m eval.clean data/mini runs/mini results/mini

@@ -52,19 +52,17 @@ def _places(out: Path) -> list[Path]:
     if not out.name or out.name == "..":
         raise StarError(f"--out {out}: expected a file name, such as results/table")
     stem = out.with_suffix("") if out.suffix in (".md", ".csv", ".html") else out
-    made = {".md": _is_markdown, ".csv": outputs.begins_with(",".join(FIELDS[:4])), ".html": _is_page}
-    return [outputs.check_file(stem.with_name(stem.name + suffix), "python -m eval report", test) for suffix, test in made.items()]
+    places = [stem.with_name(stem.name + suffix) for suffix in (".md", ".csv", ".html")]
+    return [outputs.check_file(place, "python -m eval report", is_report) for place in places]
 
 
-def _is_markdown(path: Path) -> bool:
-    """Whether its first line is the title of a table of ours."""
+def is_report(path: Path) -> bool:
+    """Whether a file is one of the three that a report is: by the first table's title, by the columns, or by the page's title."""
     with open(path, encoding="utf-8", errors="replace") as file:
-        return re.fullmatch(r"## Data: .+; schedule: .+\n", file.readline(10_000)) is not None
-
-
-def _is_page(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return b"<title>SUPERB report</title>" in file.read(1000)
+        head = file.read(2000)
+    if path.suffix == ".md":
+        return re.match(r"## Data: .+; schedule: .+\n", head) is not None
+    return head.startswith(",".join(FIELDS[:4])) if path.suffix == ".csv" else path.suffix == ".html" and "<title>SUPERB report</title>" in head
 
 
 def read(folder: Path) -> list[Record]:

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import pandas as pd
 import torch
 
-from star_upstream import compat, corpora, jobs, outputs
+from star_upstream import compat, cores, corpora, jobs, outputs
 from star_upstream.audio import RATE
 from star_upstream.environment import cache_home
 from star_upstream.errors import StarError
@@ -88,6 +88,8 @@ def run(options: Options) -> int:
     for task in wanted:
         pick_schedule(task, options.schedule or "mini", options.steps)
     alone = options.jobs == 1 or len(wanted) == 1
+    if torch.get_num_threads() > cores.available():  # a container's quota, which torch does not see
+        torch.set_num_threads(cores.available())
     device = _device(options.device)
     root, _ = _data(options.data)
     if not root.is_dir():
@@ -160,7 +162,7 @@ def _upstream(options: Options, device: torch.device | str):
 def _side_by_side(names: list[str], options: Options) -> dict[str, dict[str, Any] | Failure]:
     """Records or failures in the order of ``names``; what each task says is in its own log."""
     logs = {name: options.out / f"{name}.log" for name in names}
-    say(f"{options.jobs} tasks at once; what they say is in {options.out}/TASK.log")
+    say(f"{min(options.jobs, len(names), cores.available())} tasks at once; what they say is in {options.out}/TASK.log")
     results = {}
     for name, result, code in jobs.side_by_side(functools.partial(_by_itself, options), names, options.jobs, logs.get):
         if result is None:

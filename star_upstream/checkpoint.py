@@ -45,6 +45,16 @@ def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype
         )
 
 
+def amend(path: str | Path, extra: dict[str, Any]) -> None:
+    """Add ``extra`` to the provenance of a checkpoint that is there: a folder, or a single file."""
+    content = describe(path)
+    content["provenance"] = {**content.get("provenance", {}), **extra}
+    if is_single(path):
+        save_single(path, load_single(path), {key: value for key, value in content.items() if key not in ("format", "version")})
+    else:
+        write_json(_folder(path) / CONFIG, content)
+
+
 def save_single(path: str | Path, weights: dict[str, torch.Tensor], content: dict[str, Any]) -> None:
     """Write one file whole or not at all; ``content`` goes, as json, into its metadata.
 

@@ -5,31 +5,38 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
 
+from . import cores
+
 
 def side_by_side(
     work: Callable[[str], Any], names: Sequence[str], jobs: int, log: Callable[[str], Path]
 ) -> Iterator[tuple[str, Any, int]]:
-    """``work(name)`` for each name, at most ``jobs`` at once: name, result and exit code of each as it ends.
+    """``work(name)`` for each name, at most ``jobs`` at once and no more than there are cores: name, result and exit code of each as it ends.
 
     The result is None where the process died (exit code not 0; below 0, the signal's number). ``work`` and its result must be
-    picklable and the result not None. What the process prints is added to ``log(name)``. Torch's threads are divided among the
-    processes, and none outlives the caller.
+    picklable and the result not None. What the process prints is added to ``log(name)``. The cores are divided among the processes, and
+    none outlives the caller.
     """
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    threads = max(1, torch.get_num_threads() // min(jobs, len(names)))
+    wanted = min(jobs, len(names))
+    jobs = min(wanted, cores.available())
+    if jobs < wanted:
+        print(f"{wanted} at once were asked for; {jobs} run, as there are cores", file=sys.stderr, flush=True)
+    share = cores.available() // max(1, jobs)
     waiting, running = list(names), {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 name = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
-                running[receiver] = context.Process(target=_child, args=(work, name, log(name), threads, sender), name=name)
+                running[receiver] = context.Process(target=_child, args=(work, name, log(name), share, torch.get_num_threads(), sender), name=name)
                 running[receiver].start()
                 sender.close()  # so that the child's end is the only one, and its death is noticed
             for receiver in multiprocessing.connection.wait(list(running)):
@@ -45,13 +52,14 @@ def side_by_side(
             process.terminate()
 
 
-def _child(work: Callable[[str], Any], name: str, log: Path, threads: int, sender) -> None:
+def _child(work: Callable[[str], Any], name: str, log: Path, share: int, threads: int, sender) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     threading.Thread(target=_follow, args=(multiprocessing.parent_process(),), daemon=True).start()
-    torch.set_num_threads(threads)
+    os.environ[cores.LIMIT] = str(share)
+    torch.set_num_threads(min(threads, share))
     sender.send(work(name))
 
 

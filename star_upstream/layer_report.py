@@ -43,7 +43,7 @@ def report(
     if distilled is not None and student is None:
         raise StarError("--distilled: goes with --student")
     if out is not None:
-        out = outputs.check_folder(out, "star similarity")
+        out = outputs.check_folder(out, "star similarity", outputs.holds("similarity.json", "teacher", "groups", "matrix"))
     model = teachers.load(teacher)
     own = None if student is None else teachers.load(student)
     if own is not None:
@@ -75,7 +75,6 @@ def report(
         result["student"] = {"source": student, **_told_apart(rows, marked)}
     print(f"groups of layers: {' | '.join(names(found.groups))}", file=sys.stderr)
     if out is not None:
-        outputs.claim_folder(out, "star similarity")
         write_json(out / "similarity.json", result)
         _save(draw_matrix(measured, found, _title(result)), out / "similarity.png")
         if own is not None:

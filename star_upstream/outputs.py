@@ -1,14 +1,15 @@
 """What a command may write: nothing that it did not make is replaced, emptied or added to.
 
-A folder to write is new, empty, or bears the mark of the same command (``.made_by``, one line with its name); a file to write is new, or
-an earlier result of the same command, told by its content. All is checked before anything is computed. Only the standard library is used.
+A folder to write is new, empty, or an earlier result of the same command: it holds the command's own files, or where they come late its
+mark (``.made_by``, one line). A file to write is new, or an earlier result, told by its content. All is checked before anything is computed. Only the standard library is used.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable
 
 from .errors import StarError
 
@@ -45,11 +46,11 @@ def check_folder(path: str | Path, maker: str, made: Callable[[Path], bool] = la
 
 
 def claim_folder(path: str | Path, maker: str, made: Callable[[Path], bool] = lambda folder: False) -> Path:
-    """The same; the folder is made and marked."""
+    """The same; the folder is made, and marked where it is empty."""
     path = check_folder(path, maker, made)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if read_mark(path) is None:
+        if not any(path.iterdir()):
             (path / MARK).write_text(f"{maker}\n", encoding="utf-8")
     except OSError as error:
         raise StarError(f"{path}: cannot be written ({error.strerror})") from None
@@ -77,6 +78,18 @@ def begins_with(*texts: str) -> Callable[[Path], bool]:
     return made
 
 
+def holds(name: str, *keys: str) -> Callable[[Path], bool]:
+    """A test for :func:`check_folder`: whether a folder holds a json file of that name with these keys."""
+
+    def made(folder: Path) -> bool:
+        try:
+            return set(keys) <= json.loads((folder / name).read_text(encoding="utf-8")).keys()
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    return made
+
+
 def read_mark(folder: Path) -> str | None:
     """The command that made ``folder``, if it says so."""
     try:
@@ -87,7 +100,7 @@ def read_mark(folder: Path) -> str | None:
 
 def list_files(folder: Path) -> None:
     """Write :data:`FILES` into a folder that is whole."""
-    (folder / FILES).write_text("".join(f"{name}\n" for name in _walk(folder)), encoding="utf-8", errors="surrogateescape")
+    (folder / FILES).write_text("".join(f"{name}\n" for name in walk(folder)), encoding="utf-8", errors="surrogateescape")
 
 
 def strangers(folder: Path) -> list[str]:
@@ -96,10 +109,11 @@ def strangers(folder: Path) -> list[str]:
         own = (folder / FILES).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         own = []
-    return [name for name in _walk(folder) if name not in {*own, FILES}]
+    return [name for name in walk(folder) if name not in {*own, FILES}]
 
 
-def _walk(folder: Path) -> Iterable[str]:
+def walk(folder: Path) -> list[str]:
+    """Names of all files below ``folder``."""
     return sorted(os.path.relpath(os.path.join(base, name), folder) for base, _, names in os.walk(folder) for name in names)
 
 

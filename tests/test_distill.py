@@ -1,8 +1,10 @@
 """Distillation end to end on a tiny teacher: it learns, it resumes exactly, and it stops where it must."""
 
+import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +15,9 @@ import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_runs import ROOT, kill_after, log, start, voice, write_audio
+from tiny_runs import PATIENCE, ROOT, Clock, killed, log, start, voice, write_audio
 
-from star_upstream import checkpoint
+from star_upstream import checkpoint, cores
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.training import distill, loop, optimizer, recipe, run_folder, student
@@ -98,23 +100,23 @@ def test_a_finished_run_is_left_alone(unbroken, capsys):
 
 def test_killed_and_resumed_equals_unbroken(world, unbroken):
     file, run = unbroken
-    killed = world / "killed"
-    kill_after(start(file, killed), killed, rows=46)
-    state = run_folder.RunFolder(killed).load_state()
+    broken = world / "killed"
+    killed(["distill", file], broken, rows=46)
+    state = run_folder.RunFolder(broken).load_state()
     assert 40 <= state["update"] < 100 and not state["finished"] and state["position"][0] > 0
-    distill.run(recipe.load(file), killed)
-    assert log(killed) == log(run)
+    distill.run(recipe.load(file), broken)
+    assert log(broken) == log(run)
     for name in ("last", "best"):
-        assert (killed / name / "model.safetensors").read_bytes() == (run / name / "model.safetensors").read_bytes()
+        assert (broken / name / "model.safetensors").read_bytes() == (run / name / "model.safetensors").read_bytes()
 
 
 def test_two_processes_killed_and_resumed_equal_unbroken(world):
     file = make(world, "two.yaml", student={**STUDENT, "dropout": 0.1}, devices=2, log_every=3, save_every=4, workers=0)
     runs = {name: world / f"two-{name}" for name in ("unbroken", "killed")}
-    kill_after(start(file, runs["killed"]), runs["killed"], rows=6)
+    killed(["distill", file], runs["killed"], rows=6)
     for run in runs.values():
-        process = start(file, run)
-        out, err = process.communicate(timeout=300)
+        process = start(["distill", file], run)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err.decode()
         assert json.loads(out)["checkpoint"] == str(run / "best")
     assert len(json.loads((runs["killed"] / "environment.json").read_text())["starts"]) == 2
@@ -146,11 +148,63 @@ def test_the_last_checkpoint_can_be_the_result_and_an_older_state_is_refused(wor
         distill.run(recipe.load(file), run)
 
 
-def test_a_budget_in_minutes_ends_with_a_validation(world):
-    file = make(world, "budget.yaml", updates=None, minutes=0.02, validate_every=10_000, crop="shortest", workers=0)
-    distill.run(recipe.load(file), world / "budget")
+BUDGET = {"updates": None, "minutes": 0.02, "validate_every": 10_000, "crop": "shortest", "workers": 0}
+
+
+def test_a_budget_in_minutes_ends_with_a_validation(world, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "clock", Clock(0.005))
+    distill.run(recipe.load(make(world, "budget.yaml", **BUDGET)), world / "budget")
     rows = log(world / "budget")
-    assert rows[-1]["valid/loss"] and float(rows[-2]["learning_rate"]) < 2e-4 and len(rows) > 3
+    assert rows[-1]["valid/loss"] and float(rows[-2]["learning_rate"]) < 2e-5 and len(rows) > 60
+    assert "too_few_updates" not in checkpoint.describe(world / "budget" / "best")["provenance"]
+    assert "too_few_updates" not in json.loads((world / "budget" / "done.json").read_text()) and "least" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("validate_every, name", [(10_000, "at the end"), (1, "before the end")])
+def test_a_budget_that_bought_too_little_says_so(world, monkeypatch, capsys, validate_every, name):
+    monkeypatch.setattr(loop, "clock", Clock(0.1))
+    run, worse = world / f"short, best {name}", list(range(100))
+    file = make(world, "short.yaml", **{**BUDGET, "validate_every": validate_every})
+    with monkeypatch.context() as patch:
+        if validate_every == 1:  # only the first validation is the best
+            patch.setattr(distill.Distillation, "judge", lambda self, row: (row, worse.pop(0)))
+        distill.run(recipe.load(file), run)
+    updates = int(log(run)[-1]["update"])
+    said = f"{updates} updates in 0.02 minutes, and a run needs 60 at least to learn from"
+    assert 1 < updates < 10 and f"{run}: {said}; give it more minutes" in capsys.readouterr().err
+    for place in ("last", "best"):
+        assert checkpoint.describe(run / place)["provenance"]["too_few_updates"] == said
+    assert json.loads((run / "done.json").read_text())["too_few_updates"] == said
+    assert checkpoint.describe(run / "best")["provenance"]["updates"] == (1 if validate_every == 1 else updates)
+
+
+@pytest.mark.parametrize(("warmup", "needed"), [(0.05, 60), (0.3, 50), (0.0, 50), (0.01, 300)])
+def test_updates_that_a_run_needs(warmup, needed):
+    assert optimizer.enough(TrainingConfig(minutes=1.0, warmup=warmup)) == needed
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_shown_before_the_first_row_of_the_log(world, tmp_path, monkeypatch, capsys):
+    options = {"updates": 3, "log_every": 1000, "validate_every": 1000, "workers": 0}
+    distill.run(recipe.load(make(world, "quiet.yaml", **options)), tmp_path / "file")
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r" +\d+%  update 1  [\d.e+]+ s of audio a second", lines[1]), lines
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    distill.run(recipe.load(make(world, "quiet.yaml", **options)), tmp_path / "terminal")
+    shown = sys.stderr.getvalue()
+    assert "waiting for the first batch" in shown and re.search(r"update 3 .* s of audio a second", shown)
+
+
+def test_threads_and_workers_are_no_more_than_cores(world, tmp_path, monkeypatch):
+    seen, before = set(), torch.get_num_threads()
+    monkeypatch.setattr(distill.Distillation, "taken", lambda self, batch: seen.add((torch.get_num_threads(), self.workers)))
+    distill.run(recipe.load(make(world, "many.yaml", updates=2, workers=50)), tmp_path / "run")
+    ((threads, workers),) = seen
+    assert threads + workers <= max(1, cores.available()) and torch.get_num_threads() == before
 
 
 # what stops a run

@@ -7,6 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+from tiny_runs import PATIENCE
+
+from star_upstream import cores
 from star_upstream.jobs import side_by_side
 
 
@@ -27,9 +30,24 @@ def test_results_logs_and_deaths(tmp_path):
     assert "ValueError: no good" in (tmp_path / "fails.log").read_text()
 
 
+def counts(name):
+    import torch
+
+    return torch.get_num_threads(), cores.available()
+
+
+def test_cores_are_divided(tmp_path, capsys):
+    names = [f"job{i}" for i in range(cores.available() + 1)]
+    for jobs in (2, len(names)):
+        found = [result for _, result, _ in side_by_side(counts, names, jobs, lambda n: tmp_path / f"{n}.log")]
+        running = min(jobs, cores.available())
+        assert all(threads <= share and running * share <= cores.available() for threads, share in found)
+    assert f"{len(names)} at once were asked for; {cores.available()} run, as there are cores" in capsys.readouterr().err
+
+
 def sleeps(name):
     print(os.getpid(), flush=True)
-    time.sleep(60)
+    time.sleep(PATIENCE)
 
 
 def test_none_outlives_a_killed_caller(tmp_path):
@@ -54,9 +72,9 @@ def _alive(pid):
         return False
 
 
-def _soon(condition, seconds=30):
-    end = time.time() + seconds
-    while time.time() < end:
+def _soon(condition):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
         if found := condition():
             return found
         time.sleep(0.05)

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tiny_multitask import QUICK, make
+from tiny_runs import killed
 
 import star_upstream
 from star_upstream import audio, checkpoint, cli, teachers
@@ -136,22 +135,14 @@ def log_without_clock(folder):
 def test_killed_and_resumed_equals_unbroken(world):
     options = ["training.updates=40", "training.save_every=3", "training.validate_every=10"]
     _, whole = run(world, "whole", *options)
-    killed = world / "killed"
-    command = [sys.executable, "-m", "star_upstream", "finetune", str(world / "quick.yaml"), *options, "--out", str(killed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=world, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    limit = time.monotonic() + 300
-    while not (killed / "log.csv").is_file() or len((killed / "log.csv").read_text().splitlines()) <= 17:
-        assert process.poll() is None and time.monotonic() < limit, process.communicate()
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (killed / "done.json").exists() and (killed / "state.pt").is_file()
-    learning.run(recipe.load(world / "quick.yaml", options), killed)
-    assert log_without_clock(killed).equals(log_without_clock(whole))
+    broken = world / "killed"
+    killed(["finetune", world / "quick.yaml", *options], broken, rows=17)
+    assert (broken / "state.pt").is_file()
+    learning.run(recipe.load(world / "quick.yaml", options), broken)
+    assert log_without_clock(broken).equals(log_without_clock(whole))
     for name in ("last", "best"):
-        assert all(torch.equal(v, load_file(whole / f"{name}.safetensors")[k]) for k, v in load_file(killed / f"{name}.safetensors").items())
-    assert len(json.loads((killed / "environment.json").read_text())["starts"]) == 2
+        assert all(torch.equal(v, load_file(whole / f"{name}.safetensors")[k]) for k, v in load_file(broken / f"{name}.safetensors").items())
+    assert len(json.loads((broken / "environment.json").read_text())["starts"]) == 2
 
 
 def test_changed_data_is_noticed(world, tmp_path):

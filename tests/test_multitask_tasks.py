@@ -17,6 +17,7 @@ import tiny_slu
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny_runs import PATIENCE
 
 import star_upstream
 from eval import upstreams
@@ -227,7 +228,7 @@ def test_two_processes_learn_what_one_learns_from_both_their_batches(world):
     (folder / "twice.py").write_text(TWICE)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "twice.py", "quick.yaml"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "twice.py", "quick.yaml"], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     for alternate in ("step", "sum"):

@@ -84,7 +84,7 @@ def test_an_unfinished_round_goes_on(clips, tmp_path, capsys):
     for file in (tmp_path / "run" / "round1" / "encoder").iterdir():
         file.unlink()
     (tmp_path / "run" / "round1" / "encoder").rmdir()
-    recipe_file(recipe, rounds=[{"features": "mfcc", "units": 6, "minutes": 0.04}])
+    recipe_file(recipe, rounds=[{"features": "mfcc", "units": 6, "minutes": (first["spent"] + 1.0) / 60}])
     pretrain.main(arguments)
     second = torch.load(tmp_path / "run" / "round1" / "state.pt", weights_only=True)
     assert second["updates"] > first["updates"] and second["spent"] > first["spent"]

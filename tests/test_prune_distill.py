@@ -3,13 +3,14 @@
 import json
 import math
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_runs import kill_after, log, start, write_audio
+from tiny_runs import PATIENCE, Clock, killed, log, start, write_audio
 
 import star_upstream
 from star_upstream import checkpoint, cli
@@ -165,7 +166,7 @@ def test_gated_cut_and_rounded_side_by_side(world, unbroken, tmp_path, capsys):
     ("words", "message"),
     [
         (["cut", "{run}/stage1/cut", "{new}"], "no gates.json; the gated student of a pruned run is in RUN/stage1/gated"),
-        (["cut", "{run}/stage1/gated", "{run}/stage1/cut"], "is there already; choose another folder"),
+        (["cut", "{run}/stage1/gated", "{run}/stage1/cut"], "is not empty and was not made by star cut"),
         (["cut", "{run}/stage1/gated", "{new}", "--sparsity", "0.99"], "0.99 cannot be reached"),
         (["cut", "{run}/stage1/gated", "{new}", "--round", "0"], "gates.round_channels and round_units: must be 1 or more"),
         (["profile", "{run}/best", "{run}/best", "--time"], "a model is named twice"),
@@ -201,14 +202,14 @@ def test_the_channels_scale_is_frozen_in_stage_2(unbroken):
 
 def test_killed_in_either_stage_and_resumed_equals_unbroken(world, unbroken):
     file, run = unbroken
-    killed = world / "killed"
-    kill_after(start(file, killed), killed, rows=30, log="stage1/log.csv")
-    assert 14 <= run_folder.RunFolder(killed / "stage1").load_state()["update"] < 120 and not (killed / "stage1" / "cut").exists()
-    kill_after(start(file, killed), killed, rows=15)
-    assert 7 <= run_folder.RunFolder(killed).load_state()["update"] < 60
-    prune.run(recipe.load(file), killed)
-    assert_equal(killed, run)
-    starts = json.loads((killed / "environment.json").read_text())["starts"]
+    broken = world / "killed"
+    killed(["distill", file], broken, rows=30, log="stage1/log.csv")
+    assert 14 <= run_folder.RunFolder(broken / "stage1").load_state()["update"] < 120 and not (broken / "stage1" / "cut").exists()
+    killed(["distill", file], broken, rows=15)
+    assert 7 <= run_folder.RunFolder(broken).load_state()["update"] < 60
+    prune.run(recipe.load(file), broken)
+    assert_equal(broken, run)
+    starts = json.loads((broken / "environment.json").read_text())["starts"]
     assert [(s["stage"], s["resumed_at"] > 0) for s in starts] == [(1, False), (1, True), (2, False), (2, True)]
 
 
@@ -234,8 +235,8 @@ def test_two_processes_go_through_both_stages(world):
     """With a loss that leaves the last layer out."""
     second = {"updates": 3, "learning_rate": 1e-3}
     file = make(world, "two.yaml", devices=2, updates=5, validate_every=3, target=0.3, second=second, loss={"hint": {"teacher_layers": [0, 2]}})
-    process = start(file, world / "two")
-    out, err = process.communicate(timeout=300)
+    process = start(["distill", file], world / "two")
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err.decode()
     assert json.loads(out)["updates"] == 3 and "far from 0.3" in err.decode()
     assert 1 - parameters(world / "two" / "best") / parameters(world / "teacher") == pytest.approx(0.3, abs=0.01)
@@ -295,6 +296,12 @@ def test_a_changed_teacher_is_refused_in_stage_2(world, unbroken, tmp_path):
         prune.run(recipe.load(tmp_path / "run" / "recipe.yaml"), tmp_path / "run")
 
 
-def test_minutes_in_both_stages(world, tmp_path):
+def test_minutes_in_both_stages(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "clock", Clock(0.05))
     file = make(world, "minutes.yaml", updates=None, minutes=0.05, second={"minutes": 0.03}, validate_every=10_000)
-    assert math.isfinite(json.loads((prune.run(recipe.load(file), tmp_path) / "config.json").read_text())["provenance"]["validation_loss"])
+    provenance = checkpoint.describe(prune.run(recipe.load(file), tmp_path))["provenance"]
+    assert math.isfinite(provenance["validation_loss"])
+    # each stage by itself
+    assert re.fullmatch(r"stage 1: \d+ updates in 0.05 minutes, and a run needs .*", provenance["pruning"]["too_few_updates"])
+    assert re.fullmatch(r"\d+ updates in 0.03 minutes, and a run needs .*", provenance["too_few_updates"])
+    assert capsys.readouterr().err.count("at least to learn from") == 2

@@ -286,7 +286,7 @@ def test_part_of_the_audio_is_drawn_by_the_seed(capsys, models, audio):
     "options", [["--measure", "cosine"], ["--measure", "l2", "--linkage", "ward"], ["--estimator", "minibatch"]]
 )
 def test_other_measures(capsys, models, audio, options, tmp_path):
-    result, _ = command(capsys, models / "teacher", audio, *options, "--zeroth", "none", "--groups", "2", "--out", tmp_path)
+    result, _ = command(capsys, models / "teacher", audio, *options, "--zeroth", "none", "--groups", "2", "--out", tmp_path / "out")
     assert (
         result["layers"] == [1, 2, 3, 4]
         and len(result["groups"]) == 2
@@ -296,7 +296,7 @@ def test_other_measures(capsys, models, audio, options, tmp_path):
 
 
 def test_a_students_distance_grows_where_it_was_not_distilled(capsys, models, audio, tmp_path):
-    result, _ = command(capsys, models / "teacher", audio, "--student", models / "moved", "--out", tmp_path)
+    result, _ = command(capsys, models / "teacher", audio, "--student", models / "moved", "--out", tmp_path / "out")
     student = result["student"]
     assert (student["distilled"], student["distilled_from"]) == ([0, 1, 2], "provenance")
     for row in student["distances"]:
@@ -307,7 +307,7 @@ def test_a_students_distance_grows_where_it_was_not_distilled(capsys, models, au
     assert means["distilled"]["l1"] == 0 and means["undistilled"]["l1"] == pytest.approx(
         np.mean([r["l1"] for r in student["distances"][3:]]), abs=1e-5
     )
-    assert (tmp_path / "distance.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "out" / "distance.png").read_bytes()[:4] == b"\x89PNG"
     given, _ = command(capsys, models / "teacher", audio, "--student", models / "moved", "--distilled", "3,4")
     assert given["student"]["distilled"] == [3, 4] and given["student"]["distilled_from"] == "option"
 
@@ -365,7 +365,7 @@ def test_groups_are_named_by_their_runs():
         ),
         (["star_mini_teacher", "{audio}", "--student", "{models}/slow"], "strides are 320 (teacher) and 160"),
         (["{models}/teacher", "{audio}", "--device", "quantum"], "--device quantum: "),
-        (["{models}/teacher", "{audio}", "--out", "{audio}/0.wav"], "0.wav: File exists"),
+        (["{models}/teacher", "{audio}", "--out", "{audio}/0.wav"], "0.wav: is a file, where star similarity writes a folder"),
         (["{models}/teacher"], "required: audio"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import PATIENCE
 
 import star_upstream
 from star_upstream import checkpoint, upstream
@@ -172,7 +173,7 @@ def test_torch_hub_loads_the_shipped_models_offline(name, tmp_path):
         "with torch.no_grad(): states = model([torch.randn(16000)])['hidden_states']\n"
         "print(len(states), *states[0].shape, sum(p.numel() for p in model.parameters()))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     count, batch, frames, width, parameters = map(int, done.stdout.split())
     described = checkpoint.describe(SHIPPED[name])["encoder"]

@@ -12,7 +12,21 @@ import numpy as np
 import soundfile
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PATIENCE = 3600.0
+"""Seconds after which a test gives up waiting: no machine is so slow, something hangs."""
+
+
+class Clock:
+    """A clock for budgets of time that goes on by ``step`` seconds whenever somebody looks at it, on any machine."""
+
+    def __init__(self, step: float):
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
 
 
 def voice(seconds: float, random: np.random.Generator) -> np.ndarray:
@@ -39,16 +53,18 @@ def log(run: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "audio_seconds_per_second")} for row in rows]
 
 
-def start(file: Path, run: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "star_upstream", "distill", str(file), "--out", str(run)]
+def start(words: list, run: Path, rows: int = 0, log: str = "log.csv") -> subprocess.Popen:
+    """``star WORDS --out RUN`` as a process; with ``rows`` one that goes no further than so many rows of its log."""
+    paused = [HERE / "paused.py", run / log, rows] if rows else ["-m", "star_upstream"]
+    command = [sys.executable, *map(str, [*paused, *words, "--out", run])]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=run.parent, env=environment, start_new_session=True, **pipes)
 
 
-def kill_after(process: subprocess.Popen, run: Path, rows: int, log: str = "log.csv") -> None:
-    """SIGKILL for the run and its workers as soon as its log has that many rows."""
-    limit = time.monotonic() + 300
+def killed(words: list, run: Path, rows: int, log: str = "log.csv") -> None:
+    """Start ``star WORDS --out RUN``; SIGKILL for it and its workers when its log has that many rows."""
+    process, limit = start(words, run, rows, log), time.monotonic() + PATIENCE
     while not (run / log).is_file() or len((run / log).read_text().splitlines()) <= rows:
         assert process.poll() is None and time.monotonic() < limit, process.communicate()
         time.sleep(0.005)

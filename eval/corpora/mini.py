@@ -49,13 +49,13 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
         whole = found is not None and found.get("complete") and all((root / name).is_dir() for name in FOLDERS)
         if whole and all(found.get(key) == value for key, value in recipe.items()):
             return root
-    outputs.check_folder(root, "eval.corpora.mini", lambda folder: _marker(folder / MARKER) is not None)
+    outputs.check_folder(root, "eval.corpora.mini", is_made)
     if root.exists():
         for name in FOLDERS:
             if others := outputs.strangers(root / name):
                 fix = "move it away, or name another folder"
                 raise StarError(f"{root / name}: is to be made anew, but eval.corpora.mini did not make {others[0]} in it; {fix}")
-        outputs.check_file(root / "README.md", "eval.corpora.mini", outputs.begins_with(CARD[:20]))
+        outputs.check_file(root / "README.md", "eval.corpora.mini", is_card)
     if not espeak.available():
         raise StarError("the mini corpora need espeak-ng: pip install 'star-upstream[mini]'")
     root.mkdir(parents=True, exist_ok=True)
@@ -69,6 +69,15 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
         part.write_text(CARD.format(version=VERSION, seed=seed, scale=scale), encoding="utf-8")
     write_json(marker, {**recipe, "complete": True, "espeakng_loader": importlib.metadata.version("espeakng-loader")})
     return root
+
+
+def is_made(root: Path) -> bool:
+    """Whether the folder is of our making, whole or not."""
+    return _marker(root / MARKER) is not None
+
+
+def is_card(path: Path) -> bool:
+    return path.is_file() and outputs.begins_with(CARD[:20])(path)
 
 
 def _marker(path: Path) -> dict | None:

@@ -68,6 +68,7 @@ class Finetuning(Training):
         self.folder, self.provenance, self.total = folder, provenance, self.config.updates
         # the loop divides by the batches of a step: the scale makes that the sum over tasks of their mean losses
         self.model = Objective(model, scale=len(recipe.tasks) if recipe.alternate == "sum" else 1)
+        self.workers = recipe.data.workers
 
     def sampler(self, rank: int, world: int) -> Alternating:
         return Alternating(self.utterances.tasks, self.recipe.training.seed, self.recipe.training.accumulate, rank, world)
@@ -82,7 +83,7 @@ class Finetuning(Training):
 
     def loader(self, part: str, batches: Any) -> DataLoader:
         kept = all(t.name in self.utterances.waves or t.name in self.utterances.states for t in self.utterances.tasks)
-        workers = 0 if kept else self.recipe.data.workers
+        workers = 0 if kept else self.workers
         return DataLoader(self.utterances, batch_sampler=batches, collate_fn=collate, num_workers=workers)
 
     def seconds(self, batch: Batch) -> float:
@@ -110,6 +111,10 @@ class Finetuning(Training):
         scores = {k.removeprefix("valid/"): round(v, 4) for k, v in row.items() if k.startswith("valid/")}
         per = 1 if self.recipe.alternate == "sum" else len(self.recipe.tasks)
         provenance = {**self.provenance, "iterations": update // per, "validation": scores}
+        if self.too_few_updates:
+            provenance["too_few_updates"] = self.too_few_updates
+            if not best:
+                checkpoint.amend(self.folder.path / BEST, {"too_few_updates": self.too_few_updates})
         for name in (LAST, BEST) if best else (LAST,):
             save_model(self.folder.path / name, self.model.model, provenance)
 
@@ -174,6 +179,7 @@ def _evaluate(recipe: FinetuneRecipe, encoder, utterances: Utterances, folder: R
         "tasks": scores,
         "evaluation_seconds": round(time.monotonic() - begun, 1),
         "test_limit": recipe.data.test_limit,
+        **{key: written[key] for key in ("too_few_updates",) if key in written},
     }
     write_json(folder.path / "result.json", result)
     return result

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .. import audio
+from .. import audio, cores
 from ..errors import StarError
 from ..files import replacing
 from .data import TaskData, Utterances, collate, whole
@@ -70,7 +70,7 @@ def waves(task: TaskData, folder: Path) -> Waves:
             return np.clip(np.rint(audio.piece(job[0], int(job[1]), int(job[2])) * 32768.0), -32768, 32767).astype(np.int16)
 
         lengths, told = [], time.monotonic()
-        with ThreadPoolExecutor(2) as pool, open(part / "values", "wb") as file:
+        with ThreadPoolExecutor(min(2, cores.available())) as pool, open(part / "values", "wb") as file:
             # a few hundred at a time, so that what is decoded ahead stays small
             for at in range(0, len(jobs), 256):
                 for value in pool.map(decode, jobs[at : at + 256]):

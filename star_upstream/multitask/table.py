@@ -135,13 +135,12 @@ def write(folders: Sequence[str | Path], out: str | Path | None = None, maker: s
     Raises :class:`StarError` for an ``out`` that ``maker`` did not make, too.
     """
     if out is not None:
-        out = outputs.check_folder(out, maker)
+        out = outputs.check_folder(out, maker, outputs.holds("table.json", "rows"))
     rows, theirs = collect(folders), published()
     text = markdown(rows, theirs)
     if out is not None:
-        outputs.claim_folder(out, maker)
+        write_json(Path(out) / "table.json", {"rows": rows})  # first: by it the folder is known for ours
         for name, content in (("table.md", text), ("table.csv", table_csv(rows, theirs))):
             with replacing(Path(out) / name) as part:
                 part.write_text(content, encoding="utf-8")
-        write_json(Path(out) / "table.json", {"rows": rows})
     return text

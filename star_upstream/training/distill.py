@@ -117,7 +117,7 @@ class Run:
         """Write down that the run is whole."""
         if self.folder.lead:
             written = checkpoint.describe(self.model)["provenance"]
-            parts = ("updates", "validation_loss", "hours", "pruning")
+            parts = ("updates", "validation_loss", "hours", "pruning", "too_few_updates")
             self.folder.finish({"checkpoint": self.model.name, **{key: written[key] for key in parts if key in written}})
 
 
@@ -162,7 +162,7 @@ class Distillation(Training):
         provenance: dict[str, Any],
     ):
         self.recipe, self.config, self.clips, self.folder, self.provenance = recipe, recipe.training, clips, folder, provenance
-        self.teacher, self.student = teacher, student
+        self.teacher, self.student, self.workers = teacher, student, recipe.data.workers
         loss = losses.build(recipe.loss, teacher.encoder.config, student.config)
         self.model = self.objective(student, loss, teacher, padded=recipe.data.crop == "none")
         self.min_samples = max(teacher.encoder.config.receptive_field, student.config.receptive_field)
@@ -192,7 +192,7 @@ class Distillation(Training):
 
     def loader(self, part: str, batches: Any) -> DataLoader:
         data = self.recipe.data
-        workers = data.workers if part == "train" else min(data.workers, 1)
+        workers = self.workers if part == "train" else min(self.workers, 1)
         seed = self.config.seed if part == "train" else None
         shortest_seed = seed if data.crop == "shortest-random" else None
         return DataLoader(
@@ -225,6 +225,10 @@ class Distillation(Training):
 
     def save(self, update: int, row: dict[str, Any], best: bool) -> None:
         provenance = {**self.provenance, "updates": update, "validation_loss": row["valid/loss"]}
+        if self.too_few_updates:
+            provenance["too_few_updates"] = self.too_few_updates
+            if not best:
+                checkpoint.amend(self.folder.path / "best", {"too_few_updates": self.too_few_updates})
         for name in ("last", "best") if best else ("last",):
             checkpoint.save(self.folder.path / name, self.student, provenance)
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
+import sys
 import time
 import warnings
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 import torch
@@ -22,12 +24,18 @@ from lightning.fabric.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .. import cores
 from ..data import BatchStream
 from ..errors import StarError
-from .optimizer import parameter_groups, rate
+from .optimizer import enough, parameter_groups, rate
 from .progress import Progress
 from .recipe import TrainingConfig
 from .run_folder import RunFolder
+
+
+clock = time.monotonic
+"""What a run's seconds are counted by."""
+
 
 class Training:
     """What one kind of training gives the loop."""
@@ -39,6 +47,10 @@ class Training:
     """All that is trained. ``model(batch)``: the loss (a scalar) and its terms by name; a term ``loss`` is logged in the loss's place."""
     label = ""
     """In front of every line of progress."""
+    workers = 0
+    """Data workers of ``loader``: as many as are asked for; :func:`fit` makes it as many as there are cores for."""
+    too_few_updates = ""
+    """At the end of a run whose budget of time bought too few updates to learn: that it did."""
 
     def to(self, device: torch.device) -> None:
         """Move what ``model`` does not hold (a teacher)."""
@@ -97,14 +109,47 @@ def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = No
     """Run ``training`` to its end, from the start or from ``state``, on the devices that its configuration asks for; its updates."""
     if state is not None and state["finished"]:
         training.model.load_state_dict(state["model"])
+        training.too_few_updates = too_few(training, state["update"])
         return state["update"]
     loop = _Loop(training, folder)
     try:
-        loop.run(state)
-        return loop.update
+        with _cores(training):
+            loop.run(state)
     except StarError as error:
         # an error from a data worker arrives with that process's traceback in its text
         raise StarError(str(error).strip().splitlines()[-1].removeprefix(f"{StarError.__module__}.StarError: ")) from None
+    if folder.lead and training.too_few_updates:
+        fix = "give it more minutes, smaller batches or a faster machine"
+        print(f"{folder.path}: {training.label}{training.too_few_updates}; {fix}", file=sys.stderr)
+    return loop.update
+
+
+def too_few(training: Training, update: int) -> str:
+    """What is to be said of a run that its budget of time ended after ``update`` updates; empty where they are enough."""
+    needed = enough(training.config)
+    if training.total is not None or update >= needed:
+        return ""
+    done = f"{update} update{'s' * (update != 1)} in {training.config.minutes:g} minutes"
+    return f"{done}, and a run needs {needed} at least to learn from"
+
+
+@contextlib.contextmanager
+def _cores(training: Training) -> Iterator[None]:
+    """Torch's threads and data workers of all processes together ask for no more cores than there are."""
+    config, name = training.config, "OMP_NUM_THREADS"
+    threads, variable = torch.get_num_threads(), os.environ.get(name)
+    gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    mine, training.workers = cores.divide(training.workers, config.devices, gpu)
+    torch.set_num_threads(mine)
+    if config.devices > 1:
+        os.environ[name] = str(mine)  # the other processes begin with it; Lightning would set a number of its own
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if config.devices > 1:
+            os.environ.pop(name)
+            os.environ.update({} if variable is None else {name: variable})
 
 
 class _Loop:
@@ -149,7 +194,7 @@ class _Loop:
         if state is not None:
             self.resume(state)
         self.folder.open_log(self.update)
-        self.clock = self.since = time.monotonic()
+        self.clock = self.since = clock()
         self.heard = 0.0
         self.progress = Progress(self, shown=self.fabric.is_global_zero)
 
@@ -210,11 +255,16 @@ class _Loop:
         self.progress.advance()
 
     def tick(self) -> None:
-        now = time.monotonic()
+        now = clock()
         self.elapsed, self.clock = self.elapsed + now - self.clock, now
         if self.training.total is None:
             # one clock decides: the learning rate and the end must be the same in every process
             self.elapsed = self.fabric.broadcast(self.elapsed)
+
+    @property
+    def speed(self) -> float:
+        """Seconds of audio a second since the last line of the log."""
+        return self.heard / max(clock() - self.since, 1e-9)
 
     # the log
 
@@ -223,8 +273,8 @@ class _Loop:
         means = {name: (total / count).item() for name, (total, count) in self.sums.items()}
         row: dict[str, Any] = {f"train/{n}": means[n] for n in sorted(means, key=lambda n: (n != "loss", n))}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        now = time.monotonic()
-        row["audio_seconds_per_second"] = round(self.heard / max(now - self.since, 1e-9), 2)
+        now = clock()
+        row["audio_seconds_per_second"] = round(self.speed, 2)
         row.update(self.training.extras())
         self.sums, self.heard, self.since = {}, 0.0, now
         self.write(row)
@@ -246,6 +296,7 @@ class _Loop:
     @torch.no_grad()
     def validate(self) -> None:
         rank, world, training = self.fabric.global_rank, self.fabric.world_size, self.training
+        self.progress.validating()
         batches = training.validation_batches()
         # with too few to share, every process takes all of them: the mean is the same
         batches = batches[rank::world] if len(batches) >= world else batches
@@ -268,10 +319,11 @@ class _Loop:
         self.best = score if better else self.best
         self.tick()
         self.write(row)
+        training.too_few_updates = too_few(training, self.update) if self.finished else ""
         if self.fabric.is_global_zero:
             training.save(self.update, self.row, better)
         self.progress.validated()
-        self.since = time.monotonic()
+        self.since = clock()
 
     def over_processes(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         """Means of each name over the batches of all processes; one process may have names that another has not."""

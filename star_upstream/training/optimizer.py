@@ -11,6 +11,17 @@ from . import decay
 from .recipe import TrainingConfig
 
 
+ENOUGH = 50
+"""Updates that a run needs at least: as far back as AdamW's average of squared gradients reaches (beta 0.98)."""
+RISE = 3
+"""Updates that the warm-up needs at least: with fewer the learning rate does not rise, it jumps."""
+
+
+def enough(config: TrainingConfig) -> int:
+    """With fewer updates a run has learned too little to be used."""
+    return max(ENOUGH, math.ceil(RISE / config.warmup) if config.warmup else 0)
+
+
 def rate(share: float, config: TrainingConfig) -> float:
     """Learning rate when ``share`` of the run (0 to 1) has passed: a linear rise, then cosine or linear decay to 0, or none."""
     share = min(max(share, 0.0), 1.0)

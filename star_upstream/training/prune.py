@@ -150,6 +150,8 @@ def write_cut(training: GatedDistillation, folder: RunFolder, updates: int) -> N
     expected = training.size.sparsity(model.expected()).item()
     smaller, outcome = settle_and_cut(model, pruning.target, pruning.measure, pruning.seconds)
     outcome.update(expected_sparsity=round(expected, 6), stage1_updates=updates)
+    if training.too_few_updates:
+        outcome["too_few_updates"] = f"stage 1: {training.too_few_updates}"
     provenance = {**training.provenance, "updates": updates, "pruning": outcome}
     if abs(expected - pruning.target) > 0.05:
         print(

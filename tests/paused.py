@@ -1,0 +1,25 @@
+"""The command ``star``, which stops for good as soon as a log has so many rows: ``python paused.py LOG ROWS WORDS...``
+
+Whoever kills it there finds it there, however fast it was and however late the killer is.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from star_upstream import cli
+from star_upstream.training import run_folder
+
+file, rows = Path(sys.argv[1]), int(sys.argv[2])
+log = run_folder.RunFolder.log
+
+
+def pausing(self, row):
+    log(self, row)
+    while self.lead and self.path / "log.csv" == file and len(self._log) >= rows:
+        time.sleep(60)
+
+
+run_folder.RunFolder.log = pausing
+if __name__ == "__main__":
+    cli.main(sys.argv[3:])
