@@ -129,7 +129,8 @@ def too_few(training: Training, update: int) -> str:
     needed = enough(training.config)
     if training.total is not None or update >= needed:
         return ""
-    done = f"{update} update{'s' * (update != 1)} in {training.config.minutes:g} minutes"
+    minutes = training.config.minutes
+    done = f"{update} update{'s' * (update != 1)} in {minutes:g} minute{'s' * (minutes != 1)}"
     return f"{done}, and a run needs {needed} at least to learn from"
 
 
