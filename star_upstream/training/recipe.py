@@ -242,7 +242,7 @@ def _from_text(kind: type, key: str, text: str, override: str) -> Any:
 
 def dump(recipe: Any) -> str:
     """The recipe as yaml, whole: no base, every default written out. :func:`load` reads it back to an equal recipe."""
-    return yaml.safe_dump(strict.plain(recipe), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return yaml.dump(strict.plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
 def _resolve(source: str | Path, children: tuple[Path, ...], folder: Path) -> tuple[str, dict[str, Any]]:
@@ -301,7 +301,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """yaml's safe dumper, which quotes a text that :class:`_Loader` would take for a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def _parse(text: str, where: str) -> Any:
