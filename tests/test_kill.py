@@ -184,11 +184,12 @@ def test_killed_while_a_report_is_written(folder, tmp_path):
     names = sorted(p.name for p in tmp_path.glob("table.*"))
     assert names == ["table.csv", "table.html", "table.md"]
     whole = {name: (tmp_path / name).read_bytes() for name in names}
+    older = {name: content + b"older" for name, content in whole.items()}
     for name in names:
-        (tmp_path / name).write_bytes(b"older")
+        (tmp_path / name).write_bytes(older[name])
     process = start(tmp_path, SLOW_REPORT, *arguments)
     killed_when(process, lambda: any(p.stat().st_size for p in tmp_path.glob(".table*.part")))
-    assert all((tmp_path / name).read_bytes() in (b"older", whole[name]) for name in names)
-    assert b"older" in [(tmp_path / name).read_bytes() for name in names]
+    assert all((tmp_path / name).read_bytes() in (older[name], whole[name]) for name in names)
+    assert any((tmp_path / name).read_bytes() == older[name] for name in names)
     finish(tmp_path, *arguments)
     assert {name: (tmp_path / name).read_bytes() for name in names} == whole
