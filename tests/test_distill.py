@@ -197,7 +197,7 @@ def test_progress_is_shown_before_the_first_row_of_the_log(world, tmp_path, monk
     monkeypatch.setattr(sys, "stderr", Terminal())
     distill.run(recipe.load(make(world, "quiet.yaml", **options)), tmp_path / "terminal")
     shown = sys.stderr.getvalue()
-    assert "waiting for the first batch" in shown and re.search(r"update 3 .* s of audio a second", shown)
+    assert "waiting for the first update" in shown and re.search(r"update 3 .* s of audio a second", shown)
 
 
 def test_threads_and_workers_are_no_more_than_cores(world, tmp_path, monkeypatch):
