@@ -30,7 +30,7 @@ from star_upstream.errors import StarError
 from .store import Store
 from .upstreams import Upstream
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key: raise it when features change."""
 
 IN_MEMORY = 1 << 30
@@ -152,7 +152,7 @@ def _mean_shard(shard: list[Window], upstream: Upstream, store: Store, effects: 
     if found is None:
         begun = time.perf_counter()
         out = torch.zeros(len(shard), upstream.layers, upstream.width)
-        for i, states_LTD in _encode(shard, upstream, effects):
+        for i, states_LTD, _ in _encode(shard, upstream, effects):
             out[i] = states_LTD.mean(1)
         found = {"means": out}
         store.put(key, found)
@@ -176,7 +176,7 @@ class Frames:
         self.windows = [row[0] for row in per_row]
         self.upstream, self.store, self.effects, self.seconds = upstream, store, effects, 0.0
         self.keys = [_key("frames", upstream, effects, [w]) for w in self.windows]
-        sizes = [2 * upstream.layers * upstream.width * -(-w.samples // upstream.stride) for w in self.windows]
+        sizes = [2 * upstream.layers * upstream.width * upstream.counted(w.samples) for w in self.windows]
         what = f"features of {len(sizes)} utterances"
         room = _say_if_short(what, sum(sizes), store, "the others are encoded again in every epoch: same numbers, slower")
         self.kept = [total <= room for total in itertools.accumulate(sizes)]
@@ -187,15 +187,15 @@ class Frames:
                 store.touch(key)
             elif self.kept[i]:
                 missing.append(i)
-        for i, states_LTD in _encode([self.windows[i] for i in missing], upstream, effects):
-            self._put(missing[i], states_LTD)
+        for i, states_LTD, samples in _encode([self.windows[i] for i in missing], upstream, effects):
+            self._put(missing[i], states_LTD, samples)
         self.seconds = time.perf_counter() - begun
 
-    def _put(self, row: int, states_LTD: Tensor) -> Tensor:
+    def _put(self, row: int, states_LTD: Tensor, samples: int) -> Tensor:
         half = states_LTD.half()
         states = half if bool(torch.isfinite(half).all()) else states_LTD
         if self.kept[row]:
-            self.store.put(self.keys[row], {"states": states})
+            self.store.put(self.keys[row], {"states": states, "samples": torch.tensor([samples])})
         return states
 
     def states(self, rows: Sequence[int]) -> list[Tensor]:
@@ -205,14 +205,19 @@ class Frames:
             if (entry := self.store.get(self.keys[row])) is not None:
                 found[row] = entry["states"]
         missing = [row for row in dict.fromkeys(rows) if row not in found]
-        for i, states_LTD in _encode([self.windows[row] for row in missing], self.upstream, self.effects):
-            found[missing[i]] = self._put(missing[i], states_LTD)
+        for i, states_LTD, samples in _encode([self.windows[row] for row in missing], self.upstream, self.effects):
+            found[missing[i]] = self._put(missing[i], states_LTD, samples)
         return [found[row] for row in rows]
 
     def length(self, row: int) -> int:
         """T of the whole utterance."""
         shape = self.store.shape(self.keys[row], "states")
-        return shape[1] if shape else frames(self.windows[row], self.upstream, self.effects)
+        return shape[1] if shape else self.upstream.frames(self.samples(row))
+
+    def samples(self, row: int) -> int:
+        """N of the whole utterance, after the effects."""
+        found = self.store.one(self.keys[row], "samples") if self.effects else None
+        return int(found) if found is not None else heard(self.windows[row], self.effects)
 
     def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """B x L x T x D features in fp32, zero-padded, and B lengths; cropped where ``generator`` draws the first frames."""
@@ -230,10 +235,9 @@ class Frames:
         return x_BLTD, lengths_B
 
 
-def frames(window: Window, upstream: Upstream, effects: Effects) -> int:
-    """Frames of a window, counted without encoding it; effects that cut silence must be heard for that."""
-    samples = len(waveform(window, effects)) if effects and not window.plain else window.samples
-    return -(-samples // upstream.stride)
+def heard(window: Window, effects: Effects) -> int:
+    """Samples of a window after the effects; those that cut silence must be heard for that."""
+    return len(waveform(window, effects)) if effects and not window.plain else window.samples
 
 
 def _say_if_short(what: str, needed: int, store: Store, follows: str) -> float:
@@ -248,15 +252,16 @@ def _say_if_short(what: str, needed: int, store: Store, follows: str) -> float:
     return room
 
 
-def _encode(items: list[Window], upstream: Upstream, effects: Effects) -> Iterator[tuple[int, Tensor]]:
-    """The items' indices and hidden states (L x T x D), longest first, in batches of up to ``upstream.batch_seconds``."""
+def _encode(items: list[Window], upstream: Upstream, effects: Effects) -> Iterator[tuple[int, Tensor, int]]:
+    """The items' indices, hidden states (L x T x D) and samples after the effects, longest first, in batches of up to
+    ``upstream.batch_seconds``."""
     batch: list[tuple[int, np.ndarray]] = []
 
     def flush():
-        for (i, _), states in zip(batch, _states(batch, items, upstream)):
+        for (i, wave), states in zip(batch, _states(batch, items, upstream)):
             if not bool(torch.isfinite(states).all()):
                 raise StarError(f"{items[i].path}: upstream {upstream.name} gives NaN or infinite features for it")
-            yield i, states
+            yield i, states, len(wave)
         batch.clear()
 
     for i in sorted(range(len(items)), key=lambda i: -items[i].samples):
@@ -305,7 +310,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def _key(kind: str, upstream: Upstream, effects: Effects, items: list[Window]) -> str:
-    content = [VERSION, kind, upstream.digest, upstream.padded, effects, [w.identity() for w in items]]
+    content = [VERSION, kind, upstream.generation, upstream.digest, upstream.padded, effects, [w.identity() for w in items]]
     if upstream.autocast is not None:
         content.append(upstream.precision)
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=20).hexdigest()

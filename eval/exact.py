@@ -1,4 +1,4 @@
-"""Batches encoded when they are asked for, padded as s3prl's trainer pads them: what ``--exact`` takes in the place of a cache.
+"""Batches encoded when they are asked for, padded as s3prl's trainers pad them: what ``--exact`` takes in the place of a cache.
 
 Upstreams whose statistics run over padding (HuBERT Base and others with group norm) give an utterance other states in a batch than
 alone; s3prl trains on the former. Dev and test are encoded in s3prl's batches too, which for most tasks hold one utterance.
@@ -19,8 +19,8 @@ from torch import Tensor
 from star_upstream import audio
 from star_upstream.errors import StarError
 
-from .encode import Effects, Window, frames, out_of_memory, waveform
-from .upstreams import SHORTEST, Upstream
+from .encode import Effects, Window, heard, out_of_memory, waveform
+from .upstreams import Upstream
 
 
 class Padded:
@@ -42,11 +42,12 @@ class Padded:
         self.upstream, self.effects, self.crop, self.eval_batch = upstream, effects, crop, eval_batch
         for window in self.windows:  # what cannot be read at all shows here, and not after hours
             audio.read(window.path, window.start, 1)
-        self._lengths: dict[int, int] = {}
+        self._samples: dict[int, int] = {}
         self._most: int | None = None
 
     def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """B x L x T x D and B lengths, frames beyond them as the upstream gives them; with ``generator``, of random crops."""
+        """B x L x T x D and B lengths; frames beyond them are zero, in s3prl's problem as the upstream gives them. With ``generator``,
+        of random crops."""
         waves = [self._wave(self.windows[row], generator) for row in rows]
         x_BLTD, lengths_B = self._encode(waves)
         for row, x_LTD, length in zip(rows, x_BLTD, lengths_B):
@@ -55,10 +56,14 @@ class Padded:
         return x_BLTD, lengths_B
 
     def length(self, row: int) -> int:
-        """T of the whole utterance."""
-        if row not in self._lengths:
-            self._lengths[row] = frames(self.windows[row], self.upstream, self.effects)
-        return self._lengths[row]
+        """T of the whole utterance, alone."""
+        return self.upstream.frames(self.samples(row))
+
+    def samples(self, row: int) -> int:
+        """N of the whole utterance, after the effects."""
+        if row not in self._samples:
+            self._samples[row] = heard(self.windows[row], self.effects)
+        return self._samples[row]
 
     def _wave(self, window: Window, generator: torch.Generator | None) -> np.ndarray:
         """As s3prl crops: the sound, after the effects."""
@@ -79,13 +84,14 @@ class Padded:
         while True:
             most = max(1, min(len(others), self._most or len(others)))
             try:
-                found: dict[int, Tensor] = {}
+                found, lengths = {}, {}
                 for begin in range(0, max(1, len(others)), most):
                     part = [longest, *others[begin : begin + most]]
-                    x_BLTD, _ = states(self.upstream, [waves[i] for i in part])
+                    x_BLTD, lengths_B = states(self.upstream, [waves[i] for i in part])
                     found.update(zip(part, x_BLTD))
-                lengths_B = torch.tensor([-(-len(wave) // self.upstream.stride) for wave in waves])
-                return torch.stack([found[i] for i in range(len(waves))]), lengths_B
+                    lengths.update(zip(part, lengths_B.tolist()))
+                rows = range(len(waves))
+                return torch.stack([found[i] for i in rows]), torch.tensor([lengths[i] for i in rows])
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -107,12 +113,18 @@ class Padded:
 
 @torch.no_grad()
 def states(upstream: Upstream, waves: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """B x L x T x D and B lengths of one padded batch, in fp32: what ``s3prl.nn.S3PRLUpstream`` makes of it."""
-    longest = max(len(wave) for wave in waves)
-    added = max(0, SHORTEST - longest)
-    inputs = [torch.from_numpy(np.pad(wave, (0, added))).float().to(upstream.device) for wave in waves]
-    wanted, kept = (-(-n // upstream.stride) for n in (longest + added, longest))
-    x_BLTD = torch.stack([
-        torch.stack([upstream._fit(x_TD, wanted)[:kept] for x_TD in state_BTD]).float() for state_BTD in upstream._states(inputs)
-    ], 1)  # fmt: skip
-    return x_BLTD, torch.tensor([-(-len(wave) // upstream.stride) for wave in waves])
+    """B x L x T x D and B lengths of one padded batch, in fp32: what s3prl makes of it.
+
+    In the published runs its Featurizer: an utterance has round(N / stride) frames, the last of which may be one of the padding (49 of
+    a second alone, 50 in a longer batch), and zeros follow. In its problem package ``S3PRLUpstream``: ceil(N / stride).
+    """
+    given, samples = upstream.run(waves, together=True)
+    if upstream.generation == "problem":
+        wanted, kept = upstream.counted(max(samples)), max(upstream.counted(len(wave)) for wave in waves)
+        x_BLTD = torch.stack([torch.stack([upstream.fit(x_TD, wanted)[:kept] for x_TD in x_BTD]).float() for x_BTD in given], 1)
+        return x_BLTD, torch.tensor([upstream.counted(len(wave)) for wave in waves])
+    lengths = [upstream.kept(len(wave), given[0].shape[1], max(samples)) for wave in waves]
+    x_BLTD = torch.stack([x_BTD[:, : max(lengths)].float() for x_BTD in given], 1)
+    for x_LTD, length in zip(x_BLTD, lengths):
+        x_LTD[:, length:] = 0.0
+    return x_BLTD, torch.tensor(lengths)

@@ -39,7 +39,7 @@ class Schedule:
     """Learning rates tried when the user names none; empty: ``lr`` alone."""
     optimizer: Literal["Adam", "AdamW"] = "Adam"
     scheduler: Literal["none", "linear"] = "none"
-    """linear: up from 0 over ``warmup`` updates, then down to 0 at the last."""
+    """linear: up from 0, the rate of the first update, over ``warmup`` updates, then down to 0, which would be that after the last."""
     warmup: int = 0
     clip: float = 1.0
     """Largest gradient norm."""

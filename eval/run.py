@@ -153,7 +153,7 @@ def _by_itself(options: Options, name: str) -> dict[str, Any] | Failure:
 
 
 def _upstream(options: Options, device: torch.device | str):
-    upstream = upstreams.load(options.upstream, device)
+    upstream = upstreams.load(options.upstream, device, options.generation)
     if options.exact:
         upstream.autocast = None
     return upstream
@@ -274,15 +274,18 @@ def _features(task: Task, table: pd.DataFrame, schedule, upstream, store, exact:
     say(f"{task.name}: encoding {sum(map(len, windows))} windows, {hours}")
     if means:
         return encode.Means(windows, upstream, store, task.effects)
-    return encode.Frames(windows, upstream, store, task.effects, longest and round(longest * RATE / upstream.stride))
+    return encode.Frames(windows, upstream, store, task.effects, longest and upstream.frames(round(longest * RATE)))
 
 
 def _differences(task: Task, upstream, exact: bool, generation: Generation) -> list[str]:
     """Which of s3prl's recipes this run follows where they differ, and what of it is as in neither."""
     found = [choice.told(generation) for choice in task.choices]
     found += list(task.differences) + ([] if exact else list(task.differences_once))
-    if not exact and not upstream.padded:
-        found.append("each utterance is encoded as if alone; s3prl pads training batches, which changes the states of some upstreams")
+    changes = ["the states of some upstreams"] * (not upstream.padded)
+    if generation == "downstream":  # in the other every utterance has ceil(N / stride) frames
+        changes.insert(0, "the last frame of utterances that are not the longest")
+    if changes and not exact and task.schedules["superb"].steps:
+        found.append(f"each utterance is encoded as if alone; s3prl pads training batches, which changes {' and '.join(changes)}")
     return found
 
 

@@ -73,6 +73,14 @@ class Store:
         except (SafetensorError, OSError):
             return None
 
+    def one(self, key: str, name: str) -> Tensor | None:
+        """One small tensor of an entry, unchecked; None where it cannot be read."""
+        try:
+            with safe_open(self.path(key), "pt") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError):
+            return None
+
     def touch(self, key: str) -> None:
         """Make an entry the last that leaves."""
         with contextlib.suppress(FileNotFoundError):

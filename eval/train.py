@@ -234,11 +234,11 @@ def _lane(probe: Probe, lr: float, layers: int, width: int, stride: int, device:
 
 
 def rate(schedule: Schedule, lr: float, step: int) -> float:
-    """The learning rate of update ``step`` (from 1)."""
+    """The learning rate of update ``step`` (from 1): s3prl's linear_schedule_with_warmup counts from 0, where its rate is 0."""
     if schedule.scheduler == "none":
         return lr
-    if step <= schedule.warmup:
-        return lr * step / max(1, schedule.warmup)
+    if step - 1 < schedule.warmup:
+        return lr * (step - 1) / schedule.warmup
     return lr * (schedule.steps - step + 1) / max(1, schedule.steps - schedule.warmup)
 
 

@@ -26,19 +26,33 @@ from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError, nearest
 from star_upstream.profile import profile
 
-SHORTEST = 800
-"""Shorter waveforms are zero-padded to this many samples first, as s3prl's S3PRLUpstream does."""
+from .probe import Generation
+
+SHORTEST, SURELY = 400, 800
+"""Samples to which shorter waveforms are zero-padded. The published runs pad none, and so fail below the 25 ms that most upstreams need
+for a frame; what an upstream has no finite states for even so is padded to 50 ms, as s3prl's S3PRLUpstream does to all."""
+OFF = 5
+"""s3prl's Featurizer refuses an upstream whose number of frames is so far from samples / stride, or further."""
 
 
 class Upstream:
-    """A frozen model that gives every utterance its hidden states: those of ``s3prl.nn.S3PRLUpstream`` at batch size one.
+    """A frozen model that gives every utterance its hidden states, those of s3prl at batch size one.
+
+    How many frames an utterance has is s3prl's rule of ``generation``: the published runs (Featurizer in s3prl/upstream/interfaces.py,
+    v0.4.18) take the first round(N / stride) of what the upstream gives, and where it gives fewer, as most do, those: HuBERT 49 of a
+    second. Its problem package (S3PRLUpstream) makes them ceil(N / stride), the last one repeated: 50.
 
     ``padded``: the model gives an utterance the same states alone and in a zero-padded batch, and has ``frames(samples)``, its own
     number of frames. Any other is only ever given batches of one length, so that padding cannot change a feature.
     """
 
-    def __init__(self, name: str, expert: nn.Module, digest: str, padded: bool = False, device: str | torch.device = "cpu"):
+    def __init__(
+        self, name: str, expert: nn.Module, digest: str, padded: bool = False, device: str | torch.device = "cpu",
+        generation: Generation = "downstream",
+    ):  # fmt: skip
         self.name, self.digest, self.padded, self.device = name, digest, padded, torch.device(device)
+        self.generation = generation
+        self._given: dict[int, int] = {}
         self.expert = expert.to(self.device).eval().requires_grad_(False)
         self.parameters = sum(p.numel() for p in expert.parameters())
         self.batch_seconds = 40.0
@@ -70,26 +84,75 @@ class Upstream:
         encoder = getattr(self.expert, "encoder", None)
         return profile(encoder.config)["macs_g"] if isinstance(encoder, Encoder) else None
 
+    def counted(self, samples: int) -> int:
+        """Frames that s3prl counts for ``samples``, whatever the model gives; at least one."""
+        if self.generation == "problem":
+            return -(-samples // self.stride)
+        return max(1, round(samples / self.stride))
+
+    def kept(self, samples: int, given: int, longest: int | None = None) -> int:
+        """Frames of an utterance in a batch for which the model gives ``given``, and whose longest utterance has ``longest`` samples
+        (None: it is alone). Raises :class:`StarError` where s3prl would refuse the model for it."""
+        counted = self.counted(samples)
+        if self.generation == "problem":
+            return counted
+        expected = self.counted(longest or samples)
+        if abs(given - expected) >= OFF or not given:
+            raise StarError(
+                f"{self.name}: gave {given} frames where its stride {self.stride} means {expected}; s3prl takes {OFF - 1} more or fewer"
+            )
+        return min(counted, given)
+
+    def frames(self, samples: int) -> int:
+        """Frames of an utterance of ``samples`` samples that is encoded alone."""
+        if self.generation == "problem":
+            return self.counted(samples)
+        if self.padded:
+            return self.kept(samples, self._own(max(samples, SHORTEST)))
+        if samples not in self._given:
+            self._given[samples] = self.encode([np.zeros(samples, dtype=np.float32)])[0].shape[1]
+        return self._given[samples]
+
+    def _own(self, samples: int) -> int:
+        """Frames that a model with padding invariance gives; it pads what is shorter than a frame."""
+        return max(1, int(self.expert.frames(samples)))
+
     @torch.no_grad()
     def encode(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
-        """Each waveform's hidden states, L x T x D in fp32 on the CPU, T = ceil(N / stride).
+        """Each waveform's hidden states as if it were alone, L x T x D in fp32 on the CPU, T = :meth:`frames`.
 
         A model without padding invariance must be given waveforms of one length.
         """
-        wanted = [-(-len(wave) // self.stride) for wave in waves]
-        inputs = [torch.from_numpy(np.pad(w, (0, max(0, SHORTEST - len(w))))).float().to(self.device) for w in waves]
-        if not self.padded and len({len(w) for w in inputs}) > 1:
+        if not self.padded and len({max(SHORTEST, len(w)) for w in waves}) > 1:
             raise ValueError("this upstream takes batches of one length only")
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            states = self._states(inputs)
-        return [
-            torch.stack([self._fit(state_BTD[i, : self._frames(len(wave))], frames).float().cpu() for state_BTD in states])
-            for i, (wave, frames) in enumerate(zip(inputs, wanted))
-        ]
+        states, lengths = self.run(waves)
+        out = []
+        for i, (length, wave) in enumerate(zip(lengths, waves)):
+            own = self._own(length) if self.padded else states[0].shape[1]
+            frames = self.kept(len(wave), own)
+            out.append(torch.stack([self.fit(state_BTD[i, :own], frames).float().cpu() for state_BTD in states]))
+        return out
 
-    def _frames(self, samples: int) -> int | None:
-        """Frames that the model itself gives ``samples``; None where every utterance of the batch has all of them."""
-        return self.expert.frames(samples) if self.padded else None
+    def run(self, waves: Sequence[np.ndarray], together: bool = False) -> tuple[Sequence[Tensor], list[int]]:
+        """What the model gives for them, each B x T x D, and the samples that it was given of each: short ones are padded, or where they
+        are a batch of s3prl's (``together``) all of a short batch alike."""
+        longest = max(map(len, waves))
+        for shortest in (SHORTEST, SURELY) if self.generation == "downstream" else (SURELY,):
+            added = [max(0, shortest - (longest if together else len(wave))) for wave in waves]
+            inputs = [torch.from_numpy(np.pad(w, (0, n))).float().to(self.device) for w, n in zip(waves, added)]
+            last = longest >= SURELY or shortest == SURELY
+            try:
+                with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                    states = self._states(inputs)
+            except StarError:
+                raise
+            except Exception:
+                if last:
+                    raise
+                continue
+            if last or all(x_BTD.shape[1] and bool(torch.isfinite(x_BTD).all()) for x_BTD in states):
+                break
+        return states, [len(x_N) for x_N in inputs]
 
     def _states(self, inputs: list[Tensor]) -> Sequence[Tensor]:
         try:
@@ -102,15 +165,19 @@ class Upstream:
             raise StarError(f"{self.name}: its layers have several widths; a weighted sum over layers needs one")
         return states
 
-    def _fit(self, x_TD: Tensor, frames: int) -> Tensor:
-        """s3prl's length rule: crop to ``frames``, or repeat the last one."""
+    def fit(self, x_TD: Tensor, frames: int) -> Tensor:
+        """The first ``frames`` of them. Those that are missing repeat the last, as in s3prl's problem; in the published runs none are.
+
+        Raises :class:`StarError` for a model whose frames are not those of its stride.
+        """
         missing = frames - len(x_TD)
-        if missing > 4 and missing > 0.1 * frames or len(x_TD) > frames + 4 + -(-SHORTEST // self.stride):
+        spare = OFF - 1 + -(-SURELY // self.stride)
+        if missing > 4 and missing > 0.1 * frames or self.generation == "problem" and -missing > spare:
             raise StarError(f"{self.name}: gave {len(x_TD)} frames where its stride {self.stride} means {frames}")
         return x_TD[:frames] if missing <= 0 else torch.cat([x_TD, x_TD[-1:].expand(missing, -1)])
 
 
-def load(source: str, device: str | torch.device = "cpu") -> Upstream:
+def load(source: str, device: str | torch.device = "cpu", generation: Generation = "downstream") -> Upstream:
     """The upstream behind ``source``: ``module:function``, a name of s3prl (fbank, hubert_base, ...), or whatever
     ``star_upstream.load`` knows (its names, a checkpoint of any known format, a transformers folder).
 
@@ -119,12 +186,12 @@ def load(source: str, device: str | torch.device = "cpu") -> Upstream:
     compat.apply()
     if not Path(source).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
         expert, identity = _from_function(source)
-        return Upstream(source, expert, fingerprint(expert, identity), device=device)
+        return Upstream(source, expert, fingerprint(expert, identity), False, device, generation)
     if not Path(source).exists() and source in _s3prl_names():
         expert = _from_s3prl(source)
-        return Upstream(source, expert, fingerprint(expert, f"s3prl {source}"), device=device)
+        return Upstream(source, expert, fingerprint(expert, f"s3prl {source}"), False, device, generation)
     expert = _from_star(source)
-    return Upstream(source, expert, expert.digest, not expert.encoder.reference_padding, device)
+    return Upstream(source, expert, expert.digest, not expert.encoder.reference_padding, device, generation)
 
 
 def fingerprint(expert: nn.Module, identity: str) -> str:

@@ -1,6 +1,7 @@
 """Each parser on the mini corpora: the table, its agreement with s3prl's own reading, and what it says about a corpus not whole."""
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -165,16 +166,21 @@ def test_excited_is_happy_and_other_emotions_are_left_out(made):
     "line, text, slots",
     [
         ("BOS PLAY SONG EOS\tO O music_item PlayMusic", "PLAY SONG", "O B-music_item"),
-        ("BOS IN NEW YORK , ROME EOS\tO O city city city city X", "IN NEW YORK ROME", "O B-city I-city I-city"),
+        ("BOS IN NEW YORK , ROME EOS\tO O city city city city X", "IN NEW YORK , ROME", "O B-city I-city I-city I-city"),
         ("BOS A B C EOS\tO a b b X", "A B C", "B-a B-b I-b"),
-        ("BOS A ? B EOS\tO a O a X", "A B", "B-a B-a"),
-        ("BOS ØRE ÇÉ–Ñ EOS\tO O O X", "ORE CE-N", "O O"),
+        ("BOS A ? B EOS\tO a O a X", "A ? B", "B-a O B-a"),
+        ("BOS ØRE ÇÉ–Ñ EOS\tO O O X", "ØRE ÇÉ–Ñ", "O O"),
+        ('BOS A 官方杂志 B EOS\tO O a X', "A B", "O B-a"),  # only the problem package's text has a slot for each word
     ],
 )
 def test_slots(line, text, slots):
-    assert audio_snips._sentence(line, "here")[0] == text
-    if "?" not in line:
-        assert audio_snips._sentence(line, "here")[1] == slots
+    assert audio_snips._sentence(line, "here") == (text, slots)
+
+
+def test_spoken_text_of_s3prls_problem():
+    assert audio_snips.spoken(["IN", "NEW", "YORK", ",", "ROME"], ["O", "a", "a", "a", "a"]) == (["IN", "NEW", "YORK", "ROME"], ["O", "a", "a", "a"])
+    assert audio_snips.spoken(["ØRE", "ÇÉ–Ñ", "&"], ["O", "a", "O"]) == (["ORE", "CE-N", "AND"], ["O", "a", "O"])
+    assert audio_snips.spoken(["R&B"], ["a"]) == (["R&B"], ["a"])  # three words for one slot
 
 
 def test_other_names_of_the_folders(copy):
@@ -276,7 +282,8 @@ def test_slots_of_s3prl(copy, tmp_path):
     voices = {f"{part}_speakers": list(audio_snips.SPEAKERS[split]) for split, part in audio_snips.PARTS.items()}
     train, dev, (test,) = audio_snips_for_slot_filling(tmp_path, None, copy / "SNIPS", **voices)
     table = corpora.load("sf", copy)
-    bare = table.assign(slots=table["slots"].str.replace(r"\b[BI]-", "", regex=True))
+    pairs = [audio_snips.spoken(t.split(), re.sub(r"\b[BI]-", "", s).split()) for t, s in zip(table["text"], table["slots"])]
+    bare = table.assign(text=[" ".join(words) for words, _ in pairs], slots=[" ".join(slots) for _, slots in pairs])
     for column, name in (("text", "transcription"), ("slots", "iob")):
         theirs = [pd.read_csv(path) for path in (train, dev, test)]
         assert [dict(zip(part["wav_path"], part[name])) for part in theirs] == splits(bare, column)
@@ -292,6 +299,25 @@ def test_emotions_of_s3prl(made):
         items = {i["wav_path"]: names.get(i["emotion"]) for i in theirs.get_whole_session(fold).values()}
         ours = table[table["fold"] == fold]
         assert {path: label for path, label in items.items() if label} == dict(zip(ours["path"], ours["label"]))
+
+
+def test_emotions_are_in_the_order_of_s3prls_lists(tmp_path):
+    """By session; dialogues as its lists have them, then those it has not, by name; utterances by name."""
+    for session in range(1, 6):
+        folder = tmp_path / "IEMOCAP" / f"Session{session}"
+        (folder / "dialog" / "EmoEvaluation").mkdir(parents=True)
+        for dialogue in ("F_impro01", "F_script02_2", "Z_other", "F_impro07"):
+            name = f"Ses0{session}{dialogue}"
+            lines = [f"[0.0 - 1.0]\t{name}_{turn}\tneu\t[2.5, 2.5, 2.5]" for turn in ("M001", "F000")]
+            (folder / "dialog" / "EmoEvaluation" / f"{name}.txt").write_text("\n".join(lines))
+            (folder / "sentences" / "wav" / name).mkdir(parents=True)
+            for turn in ("M001", "F000"):
+                soundfile.write(folder / "sentences" / "wav" / name / f"{name}_{turn}.wav", np.zeros(800), 16_000)
+    ids = corpora.load("er", tmp_path)["id"].tolist()
+    dialogues = ["F_script02_2", "F_impro07", "F_impro01", "Z_other"]
+    assert ids[:8] == [f"Ses01{dialogue}_{turn}" for dialogue in dialogues for turn in ("F000", "M001")]
+    assert [uid[:5] for uid in ids] == [f"Ses0{session}" for session in range(1, 6) for _ in range(8)]
+    assert [uid[5:-5] for uid in ids[8:16:2]] == ["F_script02_2", "F_impro01", "F_impro07", "Z_other"]
 
 
 def test_queries_of_s3prl(made):

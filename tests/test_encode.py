@@ -11,8 +11,9 @@ import pytest
 import soundfile
 import torch
 from tiny_corpus import TinyUpstream
+from torch import nn
 
-from eval import encode, upstreams
+from eval import encode, exact, upstreams
 from eval.encode import Frames, Means, Store, Window
 from star_upstream import compat
 from star_upstream.encoder import Encoder, EncoderConfig
@@ -59,25 +60,118 @@ def reference(module, wave):
     return torch.stack([s[0, : lengths[0][0]] for s in states])
 
 
+def published(expert, waves):
+    """Frames of each waveform in one batch, layers stacked, as s3prl's legacy Featurizer cuts them (its weighted sum is of one layer)."""
+    from s3prl.upstream.interfaces import Featurizer
+
+    inputs, layers = [torch.from_numpy(wave) for wave in waves], []
+    with torch.no_grad(), torch.random.fork_rng():
+        given = expert(inputs)
+        for layer in range(len(given["hidden_states"])):
+            layers.append(Featurizer(expert, upstream_device="cpu", layer_selection=layer)(inputs, given))
+    return [torch.stack(states) for states in zip(*layers)]
+
+
+def group_norm():
+    """A small HuBERT Base whose statistics run over padding, as in fairseq and transformers."""
+    return UpstreamExpert(Encoder(small_encoder().config, reference_padding=True).eval())
+
+
+EXPERTS = {
+    "fbank": lambda: upstreams.load("fbank").expert, "tiny": TinyUpstream, "hubert": group_norm, "ours": lambda: UpstreamExpert(small_encoder()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_states_are_those_of_s3prls_featurizer_alone(kind):
+    """Lengths around the steps of both rules: at 400 + 320 k the front end has a frame more, at 160 + 320 k s3prl's count."""
+    expert, rng = EXPERTS[kind](), np.random.default_rng(0)
+    ours = upstreams.Upstream("u", expert, "d", padded=kind == "ours")
+    lengths = [400, 401, 479, 480, 481, 500, 560, 639, 640, 719, 720, 721, 799, 800, 801, 1039, 1040, 1041, 8_000, 15_999, 16_000, 16_001,
+               32_000, 51_360, 127_999, 128_000, 320_000]  # fmt: skip
+    for samples in lengths:
+        wave = rng.uniform(-0.5, 0.5, samples).astype(np.float32)
+        (expected_LTD,), (mine_LTD,) = published(expert, [wave]), ours.encode([wave])
+        if torch.isfinite(expected_LTD).all():
+            assert mine_LTD.shape == expected_LTD.shape, samples
+            assert torch.allclose(mine_LTD, expected_LTD, atol=1e-5)
+            assert ours.frames(samples) == mine_LTD.shape[1]
+        else:  # FBANK of one frame has no variance
+            assert kind == "fbank" and samples < 560 and torch.isfinite(mine_LTD).all()
+    frames = {"fbank": (98, 1998), "tiny": (98, 1998), "hubert": (49, 999), "ours": (49, 999)}[kind]
+    assert (ours.frames(16_000), ours.frames(320_000)) == frames
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_states_are_those_of_s3prls_featurizer_in_a_padded_batch(kind):
+    """Encoded at every step, a second has its 50th frame from the padding; encoded once it has 49 in every batch."""
+    expert, rng = EXPERTS[kind](), np.random.default_rng(0)
+    lengths = (16_000, 400, 800, 5_280, 33_000, 320_000)
+    waves = [rng.uniform(-0.5, 0.5, samples).astype(np.float32) for samples in lengths]
+    ours = upstreams.Upstream("u", expert, "d", padded=kind == "ours")
+    x_BLTD, lengths_B = exact.states(ours, waves)
+    for x_LTD, length, expected_LTD in zip(x_BLTD, lengths_B, published(expert, waves), strict=True):
+        assert int(length) == expected_LTD.shape[1]
+        assert torch.allclose(x_LTD[:, :length], expected_LTD, atol=1e-5, equal_nan=True) and not x_LTD[:, length:].any()
+    if kind == "ours":
+        assert [int(n) for n in lengths_B] == [50, 1, 2, 16, 103, 999]
+        once = ours.encode(waves)
+        assert [x_LTD.shape[1] for x_LTD in once] == [49, 1, 2, 16, 102, 999]
+        assert all(torch.allclose(a, b[:, : a.shape[1]], atol=1e-5) for a, b in zip(once, x_BLTD))
+
+
+def test_an_upstream_is_refused_where_s3prls_featurizer_refuses_it():
+    class Cut(TinyUpstream):
+        missing = 0
+
+        def forward(self, wavs):
+            return {"hidden_states": [x_BTD[:, : x_BTD.shape[1] - self.missing] for x_BTD in super().forward(wavs)["hidden_states"]]}
+
+    expert, wave = Cut(), np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32)
+    ours = upstreams.Upstream("u", expert, "d")
+    expert.missing = 2  # 98 - 2 of 100: four are missing
+    assert ours.encode([wave])[0].shape == published(expert, [wave])[0].shape == (3, 96, 24)
+    expert.missing = 3
+    with pytest.raises(AssertionError):
+        published(expert, [wave])
+    for encode_ in (ours.encode, lambda waves: exact.states(ours, waves)):
+        with pytest.raises(StarError, match="gave 95 frames where its stride 160 means 100"):
+            encode_([wave])
+
+
+def test_a_waveform_shorter_than_a_frame_has_one(tiny):
+    for samples in (1, 100, 399):
+        for ours in (tiny, upstreams.Upstream("u", UpstreamExpert(small_encoder()), "d", padded=True)):
+            (states_LTD,) = ours.encode([np.ones(samples, dtype=np.float32)])
+            assert states_LTD.shape[1] == ours.frames(samples) == max(1, min(round(samples / ours.stride), 1))
+
+
+def test_means_of_a_short_utterance_move_by_the_rule():
+    """By hand: of frames 1 to 49, 25; with the last one repeated, (1 + ... + 49 + 49) / 50 = 25.48."""
+
+    class Count(nn.Module):
+        def get_downsample_rates(self, key):
+            return 320
+
+        def forward(self, wavs):
+            return {"hidden_states": [torch.arange(1.0, (len(wavs[0]) - 400) // 320 + 2)[None, :, None]] * 2}
+
+    wave = np.zeros(16_000, dtype=np.float32)
+    means = [float(upstreams.Upstream("u", Count(), "d", generation=g).encode([wave])[0].mean()) for g in ("downstream", "problem")]
+    assert means == pytest.approx([25.0, 25.48])
+
+
 @pytest.mark.parametrize("kind", ["fbank", "tiny", "ours"])
-def test_states_equal_s3prls_at_batch_size_one(kind, monkeypatch, waves):
-    if kind == "fbank":
-        ours = upstreams.load("fbank")
-        theirs = s3prl_upstream(monkeypatch, "tiny_fbank", ours.expert)
-    elif kind == "tiny":
-        ours = upstreams.Upstream("tiny", TinyUpstream(), "d")
-        theirs = s3prl_upstream(monkeypatch, "tiny_test", TinyUpstream())
-    else:
-        expert = UpstreamExpert(small_encoder())
-        ours = upstreams.Upstream("ours", expert, expert.digest, padded=True)
-        theirs = s3prl_upstream(monkeypatch, "ours_test", expert)
-        assert ours.stride == 320 and ours.layers == 3
+def test_states_equal_those_of_s3prls_problem_at_batch_size_one(kind, monkeypatch, waves):
+    ours = upstreams.Upstream("u", EXPERTS[kind](), "d", padded=kind == "ours", generation="problem")
+    theirs = s3prl_upstream(monkeypatch, f"{kind}_test", ours.expert)
+    assert kind != "ours" or ours.stride == 320 and ours.layers == 3
     arrays = [encode.waveform(w) for w in waves]
     batches = [arrays] if ours.padded else [arrays[:2], arrays[2:3], arrays[3:]]
     states = [s for batch in batches for s in ours.encode(batch)]
     for mine_LTD, wave in zip(states, arrays):
         expected_LTD = reference(theirs, wave)
-        assert mine_LTD.shape == expected_LTD.shape
+        assert mine_LTD.shape == expected_LTD.shape and ours.frames(len(wave)) == mine_LTD.shape[1]
         assert torch.allclose(mine_LTD, expected_LTD, atol=1e-5)
 
 
@@ -89,14 +183,15 @@ def test_unpadded_upstreams_never_see_padding(tiny, waves):
     assert tiny.expert.calls - before == 3  # 16000 twice together, 9000 and 500 alone
 
 
-def test_time_means_give_s3prls_logits(monkeypatch, tiny, waves, tmp_path):
+def test_time_means_give_s3prls_logits(tiny, waves, tmp_path):
     """The claim that lets a run encode once: head(means) = s3prl's Featurizer, MeanPoolingLinear on all frames."""
-    from s3prl.nn import Featurizer, MeanPoolingLinear
+    from s3prl.nn import MeanPoolingLinear
+    from s3prl.upstream.interfaces import Featurizer
 
     from eval.train import Head
 
-    theirs = s3prl_upstream(monkeypatch, "tiny_test", TinyUpstream())
-    featurizer, model = Featurizer(theirs), MeanPoolingLinear(24, 5, hidden_size=7)
+    expert = TinyUpstream()
+    featurizer, model = Featurizer(expert, upstream_device="cpu"), MeanPoolingLinear(24, 5, hidden_size=7)
     torch.nn.init.normal_(featurizer.weights)
     head = Head(3, model)
     head.weights.data.copy_(featurizer.weights.data)
@@ -106,15 +201,16 @@ def test_time_means_give_s3prls_logits(monkeypatch, tiny, waves, tmp_path):
         mine = model(head.mix(x_BLTD), lengths_B)
         for i, window in enumerate(waves):
             wave = torch.from_numpy(encode.waveform(window))
-            mixed, lengths = featurizer(*theirs(wave[None], torch.tensor([len(wave)])))
-            assert torch.allclose(mine[i], model(mixed, lengths)[0], atol=1e-5)
+            (mixed,) = featurizer([wave], expert([wave]))
+            assert torch.allclose(mine[i], model(mixed[None], torch.tensor([len(mixed)]))[0], atol=1e-5)
 
 
 def test_frames_are_padded_and_close_to_fp32(tiny, waves, tmp_path):
     frames = Frames([[w] for w in waves], tiny, Store(tmp_path / "c"))
     x_BLTD, lengths_B = frames.batch([2, 0])
-    assert lengths_B.tolist() == [57, 100] and x_BLTD.shape == (2, 3, 100, 24)
-    assert x_BLTD[0, :, 57:].abs().max() == 0
+    assert lengths_B.tolist() == [54, 98] and x_BLTD.shape == (2, 3, 98, 24)
+    assert x_BLTD[0, :, 54:].abs().max() == 0
+    assert frames.samples(2) == 9_000 and Frames([[waves[2]]], tiny, Store(tmp_path / "c"), (("gain", "-3.0"),)).samples(0) == 9_000
     assert torch.allclose(x_BLTD[1], tiny.encode([encode.waveform(waves[0])])[0], atol=5e-3)
 
 
@@ -232,7 +328,8 @@ def test_a_cache_that_is_too_small_says_so_and_keeps_what_fits(tiny, waves, tmp_
     calls = tiny.expert.calls
     assert torch.equal(small.batch(range(10))[0], whole.batch(range(10))[0])
     assert tiny.expert.calls == calls + 1  # the five that are not kept, at once
-    assert small.length(0) == small.length(9) == 50 and tiny.expert.calls == calls + 1
+    assert small.length(0) == 48 and tiny.expert.calls == calls + 1
+    assert small.length(9) == small.length(8) == 48 and tiny.expert.calls == calls + 2  # silence of that length, once
     assert sum(p.stat().st_size for p in (tmp_path / "small").rglob("*.safetensors")) <= 40_000
 
 

@@ -115,7 +115,7 @@ def test_steps_are_s3prls(monkeypatch):
 
     class Pooled:
         layers, width = 3, 24
-        ours = Upstream("tiny", TinyUpstream(), "d")
+        ours = Upstream("tiny", TinyUpstream(), "d", generation="problem")
 
         def batch(self, rows, generator=None):
             states = self.ours.encode([waves_BN[r].numpy() for r in rows])
@@ -311,8 +311,20 @@ def test_keyword_batches_are_balanced():
 
 
 def test_learning_rate_schedule():
+    """By hand, and as s3prl's linear_schedule_with_warmup sets it: the first update has rate 0."""
+    from s3prl.schedulers import get_scheduler
+
     linear = Schedule(steps=10, batch=1, accumulate=1, lr=1.0, eval_every=1, scheduler="linear", warmup=4)
-    assert [round(train.rate(linear, 1.0, s), 4) for s in (1, 4, 5, 10)] == [0.25, 1.0, 1.0, 0.1667]
+    rates = [train.rate(linear, 1.0, s) for s in range(1, 11)]
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.75, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs, found = get_scheduler(optimizer, 10, {"name": "linear_schedule_with_warmup", "num_warmup_steps": 4}), []
+    for _ in range(10):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert rates == pytest.approx(found)
+    assert train.rate(dataclasses.replace(linear, steps=1, warmup=0), 1.0, 1) == 1.0  # a single update learns
     assert train.rate(KS.schedules["superb"], 1e-4, 77) == 1e-4
 
 
@@ -323,8 +335,8 @@ def test_learning_rate_schedule():
 def test_superb_sched_is_superb_with_the_published_warmup(name, warmup, lr, steps):
     task = tasks.get(name)
     schedule = probes.schedule(task, "superb-sched")
-    assert [train.rate(schedule, schedule.lr, s) for s in (1, warmup, warmup + 1, steps, (warmup + steps) // 2 + 1)] == pytest.approx(
-        [lr / warmup, lr, lr, lr / (steps - warmup), lr / 2]
+    assert [train.rate(schedule, schedule.lr, s) for s in (1, 2, warmup + 1, steps, (warmup + steps) // 2 + 1)] == pytest.approx(
+        [0, lr / warmup, lr, lr / (steps - warmup), lr / 2]
     )
     changed = {"lr", "scheduler", "warmup"}
     superb, scheduled = (dataclasses.asdict(s) for s in (task.schedules["superb"], schedule))

@@ -22,7 +22,7 @@ from ..probe import Schedule, Task
 from ..upstreams import Upstream
 
 UNKNOWN = 10**6
-"""Frames of an utterance that is not encoded: more than any filter asks for."""
+"""Frames and samples of an utterance that is not encoded: more than any filter asks for."""
 
 
 def table_of(task: Task, root: Path, stride: int, limit: int | None = None) -> pd.DataFrame:
@@ -37,6 +37,7 @@ class Ours:
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, upstream: Upstream, store: Any, seed: int = 0):
         compat.apply()  # the probes import s3prl
         self.task, self.schedule, self.upstream, self.store, self.seed = task, schedule, upstream, store, seed
+        upstream.generation = schedule.generation
         self.probe = task.probe(task, table, schedule, seed)
 
     def batches(self, count: int) -> list[list[int]]:
@@ -60,7 +61,7 @@ class Ours:
             made = encode.Means(windows, self.upstream, self.store, self.task.effects)
         else:
             longest = self.schedule.crop_seconds or self.task.crop_seconds
-            crop = None if longest is None else round(longest * RATE / self.upstream.stride)
+            crop = None if longest is None else self.upstream.frames(round(longest * RATE))
             made = encode.Frames(windows, self.upstream, self.store, self.task.effects, crop)
         spent = time.perf_counter() - begun
         return Picked(made, rows, self.upstream), spent, float(part["samples"].sum()) / RATE
@@ -124,3 +125,6 @@ class Picked:
 
     def length(self, row: int) -> int:
         return self.features.length(self.places[row]) if row in self.places else UNKNOWN
+
+    def samples(self, row: int) -> int:
+        return self.features.samples(self.places[row]) if row in self.places else UNKNOWN

@@ -76,7 +76,7 @@ class SpeechRecognition(WordErrors):
 TASK = Task(
     name="asr",
     title="Speech recognition",
-    version=2,
+    version=3,
     corpus="LibriSpeech",
     splits="train-clean-100, dev-clean, test-clean",
     metric="asr_wer",
@@ -99,7 +99,8 @@ TASK = Task(
     ),
     choices=(
         Choice(
-            "32 fixed symbols, 28 of them characters (where the corpus has others, its own); a text ends in a space",
+            "32 fixed symbols: 28 characters, one for all others (where those are more than a hundredth, the corpus's own), and three; a"
+            " text ends in a space",
             "the characters of the training text and three more; no space at the end",
         ),
         Choice(

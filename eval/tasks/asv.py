@@ -5,6 +5,8 @@ Shapes: B utterances, T frames, D channels, K trials.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -15,6 +17,7 @@ from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 
 from ..probe import Choice, Probe, Schedule, Task, protocols
+from ..upstreams import OFF
 from .sd import shuffled
 
 LOSS = {"margin": 0.4, "scale": 30}
@@ -65,18 +68,26 @@ class SpeakerVerification(Probe):
 
     def ready(self, features):
         """Leaves out training utterances that are too short once the silence is cut, and refuses such trials."""
-        least = max(LEAST_FRAMES, int(self.schedule.min_seconds * RATE / features.upstream.stride) + 1)
-        self.split["train"] = [row for row in self.split["train"] if features.length(row) >= least]
+        least = round(self.schedule.min_seconds * RATE)
+        self.split["train"] = [
+            row for row in self.split["train"] if features.samples(row) > least and self._frames(features, row) >= LEAST_FRAMES
+        ]
         if not self.split["train"]:
             least_s = f"{self.schedule.min_seconds:g} s"
             raise StarError(f"{self.task.name}: no training utterance is longer than {least_s} once silence is cut")
         for row in self.split["test"]:
-            if features.length(row) < LEAST_FRAMES:
-                uid, frames = self.table["id"].iloc[row], features.length(row)
+            if (frames := self._frames(features, row)) < LEAST_FRAMES:
+                uid = self.table["id"].iloc[row]
                 raise StarError(
                     f"{self.task.name}: utterance {uid!r} has {frames} frames once silence is cut, and the x-vector needs "
                     f"{LEAST_FRAMES}; remove its trials"
                 )
+
+    @staticmethod
+    def _frames(features: Any, row: int) -> int:
+        """The utterance's frames, or for one that surely has enough of them a number that is."""
+        surely = features.samples(row) // features.upstream.stride - OFF
+        return surely if surely >= LEAST_FRAMES else features.length(row)
 
     def head(self, width: int, stride: int) -> nn.Module:
         from s3prl.nn.speaker_model import TDNN
@@ -144,7 +155,7 @@ class SpeakerVerification(Probe):
 TASK = Task(
     name="asv",
     title="Speaker verification",
-    version=2,
+    version=3,
     corpus="VoxCeleb1, 1211 training speakers",
     splits="dev speakers for training, voxceleb1_test_v2.txt trials",
     metric="asv_eer",

@@ -16,7 +16,7 @@ class IntentClassification(UtteranceClassification):
 TASK = Task(
     name="ic",
     title="Intent classification",
-    version=1,
+    version=2,
     corpus="Fluent Speech Commands",
     splits="train_data.csv, valid_data.csv, test_data.csv",
     metric="ic_acc",

@@ -42,7 +42,7 @@ class PhoneRecognition(WordErrors):
 TASK = Task(
     name="pr",
     title="Phone recognition",
-    version=1,
+    version=2,
     corpus="LibriSpeech, phones of s3prl's lexica",
     splits="train-clean-100, dev-clean, test-clean",
     metric="pr_per",

@@ -171,7 +171,7 @@ _SCHEDULE = Schedule(steps=0, batch=0, accumulate=0, lr=0.0, eval_every=0)
 TASK = Task(
     name="qbe",
     title="Query by example",
-    version=1,
+    version=2,
     corpus="QUESST 2014, non-native English",
     splits="dev queries, eval queries, all documents",
     metric="qbe_mtwv",

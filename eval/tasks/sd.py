@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.ndimage import median_filter
-from torch import nn
+from torch import Tensor, nn
 
 from star_upstream import corpora, metrics
 from star_upstream.audio import RATE
@@ -84,28 +84,29 @@ class SpeakerDiarization(Probe):
         labels = [torch.from_numpy(self.labels_of(row)) for row in rows]
         frames_B = torch.tensor([len(label) for label in labels])
         labels_BTS = nn.utils.rnn.pad_sequence(labels, batch_first=True).to(x_BTD.device)
+        x_BTD, lengths_B = filled(x_BTD, lengths_B, frames_B)
         logits_BTS, labels_BTS = head._match_length(head.predict(x_BTD, lengths_B)[0], labels_BTS)
         return head.objective(logits_BTS, labels_BTS, frames_B)[0]
 
     def predict(self, head, x_BTD, lengths_B, rows):
+        x_BTD, lengths_B = filled(x_BTD, lengths_B, torch.tensor(self.table["frames"].iloc[list(rows)].to_numpy()))
         logits_BTS = head.predict(x_BTD, lengths_B)[0].cpu().numpy()
         return [logits_TS[: self.table["frames"].iloc[row]] for logits_TS, row in zip(logits_BTS, rows)]
 
     def dev_value(self, predictions, rows):
-        """Percent of right decisions over frames and speakers, in each chunk's order of least loss; in s3prl's problem the mean over
-        chunks of their diarization error over frames."""
-        right, total, errors = 0, 0, []
+        """The mean over chunks of the percent of right decisions over frames and speakers, in each chunk's order of least loss, and 0 for
+        a chunk where nobody talks; in s3prl's problem of the chunk's diarization error over frames."""
+        rights, errors = [], []
         for logits_TS, row in zip(predictions, rows):
             labels_TS = self.labels_of(row)
             orders = [labels_TS[:, order] for order in itertools.permutations(range(self.speakers))]
             # Cross entropy of logit x and label y is log(1 + exp(x)) - x y, of which only the second term depends on the order.
             best_TS = max(orders, key=lambda label_TS: float((logits_TS * label_TS).sum()))
-            right += int(((logits_TS > 0) == (best_TS > 0)).sum())
-            total += best_TS.size
             talk_T, said_T = best_TS.sum(1), (logits_TS > 0).sum(1)
             wrong = np.maximum(talk_T, said_T) - ((logits_TS > 0) & (best_TS > 0)).sum(1)
+            rights.append(100.0 * float(((logits_TS > 0) == (best_TS > 0)).mean()) if talk_T.any() else 0.0)
             errors.append(100.0 * wrong.sum() / talk_T.sum() if talk_T.any() else 0.0)
-        return 100.0 * right / total if self.schedule.generation == "downstream" else float(np.mean(errors))
+        return float(np.mean(rights if self.schedule.generation == "downstream" else errors))
 
     def value(self, predictions, rows):
         top, bottom = self._best(predictions, rows)[1].sum(0)
@@ -142,6 +143,16 @@ class SpeakerDiarization(Probe):
         return best, found[best]
 
 
+def filled(x_BTD: Tensor, lengths_B: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:
+    """A frame for each label, the last one repeated where there are fewer, as the published runs do it before the LSTM."""
+    longest = max(x_BTD.shape[1], int(frames_B.max()))
+    frame_BT = torch.arange(longest, device=x_BTD.device)[None].expand(len(x_BTD), -1)
+    last_B1 = (lengths_B.to(x_BTD.device) - 1)[:, None]
+    missing_BT = (frame_BT > last_B1) & (frame_BT < frames_B.to(x_BTD.device)[:, None])
+    source_BT = torch.where(missing_BT, last_B1, frame_BT.clamp(max=x_BTD.shape[1] - 1))
+    return x_BTD.gather(1, source_BT[..., None].expand(-1, -1, x_BTD.shape[2])), torch.maximum(lengths_B, frames_B.to(lengths_B.device))
+
+
 def talking(decisions_TS: np.ndarray, median: int, seconds: float) -> list[metrics.Segment]:
     """The stretches where each speaker talks after the median filter (zeros beyond the ends), for frames of ``seconds``."""
     smooth_TS = median_filter(decisions_TS.astype(np.int8), (median, 1), mode="constant")
@@ -164,7 +175,7 @@ def shuffled(rows: list[int], batch: int, seed: int, number: int) -> list[list[i
 TASK = Task(
     name="sd",
     title="Speaker diarization",
-    version=1,
+    version=2,
     corpus="Libri2Mix, 2 speakers",
     splits="train-100, dev, test",
     metric="sd_der",
@@ -183,12 +194,21 @@ TASK = Task(
         ),
         warmup=None,
     ),
-    choices=(Choice("chosen by frame accuracy on dev", "chosen by the mean of the chunks' frame-wise diarization error on dev"),),
+    choices=(
+        Choice(
+            "chosen by the mean of the chunks' frame accuracy on dev, 0 for a chunk without speech",
+            "chosen by the mean of the chunks' frame-wise diarization error on dev",
+        ),
+        Choice("where an upstream has a frame less than labels, its last is repeated before the LSTM", "it has none less"),
+    ),
     differences=(
         "no warm-up was published for this task: schedule superb-sched is superb",
         "the threshold and the median filter are the best on test, as in both of s3prl's recipes",
         "error rate by an own implementation (no collar, overlaps scored) in the place of dscore",
-        "a segment that covers a whole chunk is labelled; s3prl labels only those that begin or end in the chunk",
+        "a segment that covers a whole chunk is labelled; s3prl labels only those that begin or end in the chunk (the utterances of"
+        " Libri2Mix are shorter than the 40 s of a chunk of 20 ms frames)",
+        "what is said of a recording ends with it; s3prl lets the last of several chunks run on over its padding (at 20 ms a frame:"
+        " recordings over 40 s, of which Libri2Mix has none)",
     ),
     differences_once=("features are kept in fp16",),
 )  # fmt: skip

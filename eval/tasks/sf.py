@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from star_upstream import corpora
+from star_upstream.corpora import audio_snips
 from star_upstream.errors import StarError
 
 from ..ctc import SMALL_SPECAUG, SPECAUG, Spelling, characters, lstm_head
@@ -18,8 +20,8 @@ _HARMLESS = str.maketrans(":;", "\ue000\ue001")
 """s3prl's slot metrics join and split slots at these two; other characters in their place leave the scores as they are."""
 
 
-UNNAMED = ""
-"""The published runs' list of slots ends with an empty line, which became a slot with two tokens that no text has."""
+PUNCTUATION = "?!.,;-"
+"""Words of these the published runs leave out."""
 
 
 class SlotFilling(Spelling):
@@ -29,21 +31,52 @@ class SlotFilling(Spelling):
         super().__init__(task, table, schedule, seed)
         from s3prl.dataio.encoder.tokenizer import CharacterSlotTokenizer
 
-        texts = [" ".join(text.split()) for text in table["text"]]
+        texts = [text.split() for text in table["text"]]
         slots = [[_name(slot) for slot in row.split()] for row in table["slots"]]
-        for row, (text, names) in enumerate(zip(texts, slots)):
-            if len(text.split()) != len(names) or not names:
-                words = len(text.split())
-                raise StarError(f"{task.name}: utterance {table['id'].iloc[row]!r} has {words} words and {len(names)} slots")
+        for row, (words, names) in enumerate(zip(texts, slots)):
+            if len(words) != len(names) or not names:
+                raise StarError(f"{task.name}: utterance {table['id'].iloc[row]!r} has {len(words)} words and {len(names)} slots")
         if not any(name != "O" for row in self.split["test"] for name in slots[row]):
             raise StarError(f"{task.name}: no test utterance has a slot, so there is no slot value to score")
-        names = sorted({name for row in self.split["train"] for name in slots[row]} - {"O"})
         published = schedule.generation == "downstream"
-        known = characters([texts[r] for r in self.split["train"]], fixed=published)
-        edges = [f"{edge}-{name}" for name in [*names, *([UNNAMED] if published else [])] for edge in "BE"]
-        self.tokenizer = CharacterSlotTokenizer(known, edges)
-        self.tokens = [self.tokenizer.encode(text, " ".join(row)) for text, row in zip(texts, slots)]
+        if not published:
+            texts, slots = zip(*(audio_snips.spoken(*pair) for pair in zip(texts, slots)))
+        listed = list(table.attrs.get("slots", ())) if published else []
+        names = listed + sorted({name for row in self.split["train"] for name in slots[row]} - {"O", *listed})
+        known = characters([" ".join(texts[r]) for r in self.split["train"]], fixed=published)
+        self.tokenizer = CharacterSlotTokenizer(known, [f"{edge}-{name}" for name in names for edge in "BE"])
+        if published:
+            self.tokens = [self._tokens(*pair) for pair in zip(texts, slots)]
+        else:
+            self.tokens = [self.tokenizer.encode(" ".join(words), " ".join(row)) for words, row in zip(texts, slots)]
+        for row, tokens in enumerate(self.tokens):
+            if not tokens:
+                raise StarError(f"{task.name}: utterance {table['id'].iloc[row]!r} has nothing but punctuation; remove it")
         self.targets = [self.tokenizer.decode(tokens) for tokens in self.tokens]
+
+    @classmethod
+    def prepare(cls, task, table, root, stride, limit):
+        """``attrs["slots"]``: those of the corpus's list, where it has one."""
+        table = super().prepare(task, table, root, stride, limit)
+        table.attrs["slots"] = corpora.slots(root) or ()
+        return table
+
+    def _tokens(self, words: list[str], names: list[str]) -> list[int]:
+        """As the published runs spell it (s3prl/downstream/ctc/text.py, v0.4.18): what begins and ends a slot are its neighbours with
+        punctuation, which is then left out, so that a slot may lose its end to it; and a text that ends in it ends in a space."""
+        symbol, tokens = self.tokenizer.vocab_to_idx, []
+        edges = self.tokenizer.slot2id
+        before, after = [None, *names[:-1]], [*names[1:], None]
+        for place, (word, name) in enumerate(zip(words, names)):
+            if word in PUNCTUATION:
+                continue
+            if name not in ("O", before[place]):
+                tokens.append(edges[f"B-{name}"])
+            tokens += map(symbol, "AND" if word == "&" else word)
+            if name not in ("O", after[place]):
+                tokens.append(edges[f"E-{name}"])
+            tokens.append(self.tokenizer.eos_idx if after[place] is None else symbol(" "))
+        return tokens
 
     @classmethod
     def labels(cls, task, table):
@@ -100,7 +133,7 @@ def _name(slot: str) -> str:
 TASK = Task(
     name="sf",
     title="Slot filling",
-    version=2,
+    version=3,
     corpus="Audio SNIPS",
     splits="train, valid and test of eight, four and four voices",
     metric="sf_f1",
@@ -113,7 +146,7 @@ TASK = Task(
     schedules=protocols(
         superb=Schedule(
             steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=2_000,
-            head=lstm_head(1024, [1024, 1024], 0.2, {**SPECAUG, "adaptive": True}),
+            head=lstm_head(1024, [1024, 1024], 0.2, SPECAUG),
         ),
         mini=Schedule(
             steps=400, batch=16, accumulate=1, lr=5e-3, eval_every=100, scheduler="linear", warmup=40,
@@ -121,16 +154,21 @@ TASK = Task(
         ),
         warmup=1_400,
     ),
-    problem={"head": lstm_head(1024, [1024, 1024], 0.2, SPECAUG)},
     choices=(
-        Choice("28 fixed characters (where the corpus has others, its own)", "the characters of the training text"),
-        Choice("the slots of train, and one without a name that no text has", "the slots of train"),
-        Choice("the number of SpecAugment's time masks grows with the utterance", "two"),
+        Choice(
+            "28 fixed characters, and one symbol for all others (where those are more than a hundredth, the corpus's own)",
+            "the characters of the training text",
+        ),
+        Choice(
+            "the text as the corpus has it; words of punctuation are left out only once slots and the text's end are found, so that a"
+            " text may lose its end to them",
+            "accents, quotation marks and punctuation are taken from the text first",
+        ),
+        Choice("the slots that the corpus lists, and those of train that it does not", "the slots of train"),
         Choice(
             "batches are slices of train sorted by number of tokens, the last ones all the last whole slice",
             "sorted by audio length, and the last slices short",
         ),
     ),
-    differences=("the published runs read their list of slots from a file; here they are those of train",),
     differences_once=("features are kept in fp16",),
 )  # fmt: skip

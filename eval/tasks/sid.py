@@ -14,7 +14,7 @@ class SpeakerIdentification(UtteranceClassification):
 TASK = Task(
     name="sid",
     title="Speaker identification",
-    version=1,
+    version=2,
     corpus="VoxCeleb1, 1251 speakers",
     splits="iden_split.txt",
     metric="sid_acc",

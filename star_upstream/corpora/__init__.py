@@ -104,6 +104,12 @@ def truth(root: str | Path) -> pd.DataFrame:
     return relations.read_truth(_manifests(root)) if from_manifest("qbe", root) else quesst14.truth(folder)
 
 
+def slots(root: str | Path) -> tuple[str, ...] | None:
+    """The names of slot filling's slots, where the corpus has a list of them."""
+    folder = _source("sf", root)
+    return None if from_manifest("sf", root) else audio_snips.slots(folder)
+
+
 def from_manifest(task: str, root: str | Path) -> bool:
     """Whether ``load(task, root)`` reads tsv files, and not a corpus in its published layout."""
     return any((_manifests(root) / name).is_file() for name in manifest.files(task))

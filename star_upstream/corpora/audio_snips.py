@@ -5,8 +5,8 @@ each word, then the intent in the place of EOS. The slots have no B- and I-: equ
 ``B-x I-x`` here (s3prl's form is what remains without those prefixes). SUPERB takes eight, four and four of the sixteen synthetic
 voices for train, dev and test, each from the sentences of that split; sentences and voices differ between the splits.
 
-The text becomes what s3prl's recipe makes of it: letters without accents, a space for a quotation mark, words for ``&``, two words
-in Chinese characters replaced, and no punctuation between words.
+The table has words and slots as the file has them, punctuation too: what becomes of it is the task's. :func:`spoken` is what s3prl's
+problem package makes of a text; where a line has a slot for every word only after that, the table has its text so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAME = "Audio SNIPS (SUPERB slot filling)"
 LICENCE = "SNIPS text CC0; the audio is synthetic (Amazon Polly), terms with the data set"
 FOLDERS = ("SNIPS", "snips", "audio_snips")
 COUNTS = {"sf": {"train": 104_672, "dev": 2_800, "test": 2_800}}
-TEXTS = "all.iob.snips.txt"
+TEXTS, SLOTS = "all.iob.snips.txt", "slots.txt"
 PARTS = {"train": "train", "dev": "valid", "test": "test"}
 SPEAKERS = {
     "train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
@@ -58,22 +58,40 @@ def read(folder: Path, task: str) -> pd.DataFrame:
     return table
 
 
+def slots(folder: Path) -> tuple[str, ...] | None:
+    """The slots that ``slots.txt`` lists, as the published runs read it: its lines but the first, which is O. None where it is not there."""
+    file = folder / SLOTS
+    if not file.is_file():
+        return None
+    return tuple(file.read_text(encoding="utf-8").split("\n")[1:])
+
+
+def spoken(words: list[str], slots: list[str]) -> tuple[list[str], list[str]]:
+    """Words and their slots as s3prl's problem package has them: letters without accents, a space for a quotation mark, words for ``&``,
+    two words in Chinese characters replaced, no punctuation between words. Where this gives other words than slots, they stay."""
+    found = _plain(" ".join(words)).split()
+    if len(found) != len(slots):
+        return words, slots
+    kept = [(word, slot) for word, slot in zip(found, slots) if word not in PUNCTUATION]
+    return [word for word, _ in kept], [slot for _, slot in kept]
+
+
 def _sentence(line: str, place: str) -> tuple[str, str]:
     """The text and the slots, one a word, of ``BOS <words> EOS<tab>O <slots> <intent>``."""
     said, tab, tags = line.partition("\t")
-    text = " ".join(said.split()[1:-1])
-    for words, other in REPLACED.items():
-        text = text.replace(words, other)
-    words, slots = _plain(text).split(), tags.split()[1:-1]
-    if not tab or not words or len(words) != len(slots):
-        raise StarError(f"{place}: {len(words)} words and {len(slots)} slots between BOS and EOS; unpack {NAME} again")
-    kept = [(word, slot) for word, slot in zip(words, slots) if word not in PUNCTUATION]
+    words, names = said.split()[1:-1], tags.split()[1:-1]
+    if len(words) != len(names):
+        words = _plain(" ".join(words)).split()
+    if not tab or not words or len(words) != len(names):
+        raise StarError(f"{place}: {len(words)} words and {len(names)} slots between BOS and EOS; unpack {NAME} again")
     before, bio = "O", []
-    for _, slot in kept:
-        bio.append("O" if slot == "O" else f"{'I' if slot == before else 'B'}-{slot}")
-        before = slot
-    return " ".join(word for word, _ in kept), " ".join(bio)
+    for name in names:
+        bio.append("O" if name == "O" else f"{'I' if name == before else 'B'}-{name}")
+        before = name
+    return " ".join(words), " ".join(bio)
 
 
 def _plain(text: str) -> str:
+    for words, other in REPLACED.items():
+        text = text.replace(words, other)
     return re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFD", text.translate(LETTERS)))
