@@ -1,6 +1,7 @@
 """Our checkpoint: a folder with ``config.json`` (encoder configuration, provenance) and ``model.safetensors``. Nothing in it runs.
 
-``config.json``: ``format`` ("star_upstream"), ``version`` (1), ``encoder`` (:class:`EncoderConfig`), ``provenance`` (free).
+``config.json``: ``format`` ("star_upstream"), ``version`` (1), ``encoder`` (:class:`EncoderConfig`), ``provenance`` (free),
+``tensors_sha256`` (:func:`tensors_digest` of the weights; loading compares it, where it is there).
 A fine-tuned model with its heads is a single ``.safetensors`` file whose metadata holds the same json under ``star_upstream``
 (:mod:`star_upstream.multitask.export`); :func:`load` gives its encoder.
 """
@@ -14,12 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from . import outputs, strict
 from .encoder import Encoder, EncoderConfig
 from .errors import StarError
 from .files import replacing, write_json, write_tensors
+from .identify import read_safetensors
 
 CONFIG, WEIGHTS, FORMAT, VERSION = "config.json", "model.safetensors", "star_upstream", 1
 OWN = (CONFIG, WEIGHTS, "gates.json", "gates.safetensors")
@@ -41,7 +42,13 @@ def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype
         write_tensors(part / WEIGHTS, weights)
         write_json(
             part / CONFIG,
-            {"format": FORMAT, "version": VERSION, "encoder": strict.plain(encoder.config), "provenance": provenance},
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "encoder": strict.plain(encoder.config),
+                "tensors_sha256": tensors_digest(weights),
+                "provenance": provenance,
+            },
         )
 
 
@@ -62,17 +69,48 @@ def save_single(path: str | Path, weights: dict[str, torch.Tensor], content: dic
     """
     maker = content.get("provenance", {}).get("made_by", "this program")
     outputs.check_file(path, maker, lambda file: is_single(file) and describe(file).get("provenance", {}).get("made_by", "this program") == maker)
-    text = json.dumps({"format": FORMAT, "version": VERSION, **content}, allow_nan=False)
+    content = {"format": FORMAT, "version": VERSION, **content, "tensors_sha256": tensors_digest(weights)}
+    text = json.dumps(content, allow_nan=False)
     with replacing(path) as part:
         write_tensors(part, weights, {FORMAT: text})
 
 
 def load_single(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of one file. Raises :class:`StarError` for a file that is damaged or not there."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StarError(f"{path}: cannot be read ({error})") from None
+    weights = read_safetensors(path)
+    _check_digest(weights, describe(path), path)
+    return weights
+
+
+def save_tensors(path: str | Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write tensors that belong beside a checkpoint (gates), whole or not at all, with their digest."""
+    with replacing(path) as part:
+        write_tensors(part, weights, {"tensors_sha256": tensors_digest(weights)})
+
+
+def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """What :func:`save_tensors` wrote. Raises :class:`StarError` for a file that is damaged or not there."""
+    weights = read_safetensors(path)
+    with safe_open(path, "pt") as file:
+        _check_digest(weights, file.metadata() or {}, path)
+    return weights
+
+
+def tensors_digest(weights: dict[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes, types and values of tensors on the CPU."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        _add(sha, name, tensor)
+    return sha.hexdigest()
+
+
+def _check_digest(weights: dict[str, torch.Tensor], content: dict[str, Any], where: str | Path) -> None:
+    """Raise :class:`StarError` for weights other than those that were saved; files from before digests were kept pass."""
+    if content.get("tensors_sha256") not in (None, tensors_digest(weights)):
+        raise StarError(
+            f"{where}: not the weights that its configuration was saved with (tensors_sha256): damaged, or exchanged; "
+            "copy the checkpoint again"
+        )
 
 
 def is_single(path: str | Path) -> bool:
@@ -128,13 +166,11 @@ def load(path: str | Path, reference_padding: bool = False) -> Encoder:
         weights = {k.removeprefix("encoder."): v for k, v in load_single(path).items() if k.startswith("encoder.")}
         load_weights(encoder, weights, str(path))
         return encoder.eval()
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise StarError(f"{folder}: no {WEIGHTS} beside {CONFIG}") from None
-    except SafetensorError as error:
-        raise StarError(f"{folder / WEIGHTS}: damaged ({error})") from None
+    if not (folder / WEIGHTS).exists() and not (folder / WEIGHTS).is_symlink():
+        raise StarError(f"{folder}: no {WEIGHTS} beside {CONFIG}")
+    weights = read_safetensors(folder / WEIGHTS)
     load_weights(encoder, weights, str(folder / WEIGHTS))
+    _check_digest(weights, content, folder / WEIGHTS)
     return encoder.eval()
 
 
@@ -155,10 +191,29 @@ def digest(encoder: Encoder) -> str:
     # options that came later leave the digests of models without them as they were
     config = {k: v for k, v in strict.plain(encoder.config).items() if k not in LATER or v != LATER[k]}
     sha = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for name, value in sorted(encoder.state_dict().items()):
+        _add(sha, name, value)
     return sha.hexdigest()
+
+
+def _add(sha, name: str, value: Any) -> None:
+    """One entry of a ``state_dict``. Quantised layers keep tuples of quantised tensors, and types, beside tensors."""
+    if isinstance(value, (tuple, list)):
+        for i, item in enumerate(value):
+            _add(sha, f"{name}.{i}", item)
+    elif not isinstance(value, torch.Tensor):
+        sha.update(f"{name}{value!r}".encode())
+    elif value.is_meta:
+        raise StarError(f"{name}: has no values to take a digest of (it is on the meta device)")
+    else:
+        sha.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        if value.is_quantized:
+            # scales and zero points are what one step and the value zero become
+            sha.update(f"{value.qscheme()}".encode())
+            _add(sha, f"{name}.dequantized", value.detach().dequantize())
+            value = value.int_repr()
+        # bytes, since numpy has no bfloat16
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _folder(path: str | Path) -> Path:

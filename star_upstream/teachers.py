@@ -28,6 +28,7 @@ from .mini import SHIPPED
 from .published import huggingface, known, torchaudio_style
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _FILE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json", ".yaml", ".yml")
 
 
@@ -65,7 +66,7 @@ def convert(source: str | Path, folder: str | Path, config: str | Path | None = 
 def _open(source: str | Path, reference_padding: bool, config: str | Path | None) -> tuple[Encoder, dict[str, Any]]:
     """The encoder and where it comes from."""
     name, path = str(source), Path(source).expanduser()
-    if path.exists():
+    if path.exists() or path.is_symlink():
         return _from_path(path, reference_padding, config)
     if name in SHIPPED:
         return _from_path(SHIPPED[name], reference_padding, config)
@@ -83,6 +84,8 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
         folder = _from_hub(name)
         encoder, origin = _from_path(folder, reference_padding, None)
         return encoder, {**origin, "name": name}
+    if elsewhere := known.elsewhere(name):
+        raise StarError(f"{name}: {elsewhere}")
     near = nearest(name.lower(), [*SHIPPED, *known.KNOWN, *(bundle.lower() for bundle in bundles())])
     raise StarError(
         f"{name}: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id (owner/name){near}"
@@ -107,6 +110,12 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
     if huggingface.is_folder(folder):
         return huggingface.load(folder, reference_padding), {"format": "transformers", **origin, "sha256": _digests(folder)}
     if path.is_dir():
+        weights = sorted(entry.name for entry in path.iterdir() if entry.suffix in _WEIGHTS)
+        if weights and not (path / "config.json").exists():
+            raise StarError(
+                f"{path}: holds {', '.join(weights[:3])} without the config.json of a transformers folder or a checkpoint of star_upstream: "
+                f"put it beside, or give the file itself ({path / weights[0]})"
+            )
         inside = sorted(entry.name for entry in path.iterdir())
         shown = f"{', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "nothing"
         raise StarError(

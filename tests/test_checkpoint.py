@@ -1,20 +1,23 @@
 """Our checkpoint format: a round trip, what damage says, and replacing that survives a kill."""
 
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from star_upstream import checkpoint
+from star_upstream import checkpoint, strict
 from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
 from star_upstream.errors import StarError
+from star_upstream.mini import SHIPPED
 
 CONFIG = EncoderConfig(
     conv_layers=((8, 10, 5), (8, 3, 2)),
@@ -75,6 +78,74 @@ def test_digest_tells_models_apart_and_nothing_else(encoder, folder):
     with torch.no_grad():
         changed.norm.bias[0] += 1e-3
     assert checkpoint.digest(changed) != checkpoint.digest(encoder)
+
+
+def flipped(data: bytes, place: int, bit: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+
+
+def test_a_flipped_bit_in_the_weights_is_an_error(folder):
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    for place in [*range(begin, len(whole), 997), len(whole) - 1]:
+        file.write_bytes(flipped(whole, place, place % 8))
+        with pytest.raises(StarError, match="model.safetensors: not the weights that its configuration was saved with"):
+            checkpoint.load(folder)
+    for place in range(0, begin, 61):
+        file.write_bytes(flipped(whole, place, place % 8))
+        try:
+            checkpoint.load(folder)
+        except StarError:
+            continue
+        assert load_file(file).keys() and checkpoint.tensors_digest(load_file(file)) == checkpoint.tensors_digest(checkpoint.load(folder).state_dict())
+    file.write_bytes(whole)
+    checkpoint.load(folder)
+
+
+def test_weights_of_another_checkpoint_are_told_and_old_checkpoints_load(encoder, folder, tmp_path):
+    with torch.no_grad():
+        encoder.norm.bias[0] += 1e-3
+    checkpoint.save(tmp_path / "other", encoder, {})
+    (folder / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(StarError, match="damaged, or exchanged"):
+        checkpoint.load(folder)
+    content = json.loads((folder / "config.json").read_text())
+    del content["tensors_sha256"]  # as written before there were digests
+    (folder / "config.json").write_text(json.dumps(content))
+    assert checkpoint.digest(checkpoint.load(folder)) == checkpoint.digest(encoder)
+
+
+def test_the_shipped_models_and_files_of_one_piece_keep_a_digest(encoder, tmp_path):
+    for place in SHIPPED.values():
+        assert len(checkpoint.describe(place)["tensors_sha256"]) == 64
+    weights = {f"encoder.{k}": v.contiguous() for k, v in encoder.state_dict().items()}
+    for name, save, load in (
+        ("one.safetensors", lambda p: checkpoint.save_single(p, weights, {"encoder": strict.plain(encoder.config)}), checkpoint.load),
+        ("gates.safetensors", lambda p: checkpoint.save_tensors(p, weights), checkpoint.load_tensors),
+    ):
+        save(tmp_path / name)
+        load(tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+        for place in (len(whole) - 1, len(whole) - 501):
+            (tmp_path / name).write_bytes(flipped(whole, place, 0))
+            with pytest.raises(StarError, match="not the weights"):
+                load(tmp_path / name)
+
+
+def test_digest_of_quantised_and_of_half_models(encoder):
+    digests = [checkpoint.digest(encoder), checkpoint.digest(copy.deepcopy(encoder).bfloat16()), checkpoint.digest(copy.deepcopy(encoder).half())]
+    engine = next((e for e in ("x86", "qnnpack", "fbgemm") if e in torch.backends.quantized.supported_engines), None)
+    if engine is not None:
+        torch.backends.quantized.engine = engine
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quantised = [torch.ao.quantization.quantize_dynamic(copy.deepcopy(encoder), {torch.nn.Linear}) for _ in range(2)]
+        assert checkpoint.digest(quantised[0]) == checkpoint.digest(quantised[1])
+        digests.append(checkpoint.digest(quantised[0]))
+    assert len(set(digests)) == len(digests)
+    with pytest.raises(StarError, match="has no values to take a digest of"):
+        checkpoint.digest(copy.deepcopy(encoder).to("meta"))
 
 
 def edit(folder: Path, **changes) -> None:

@@ -253,13 +253,13 @@ def test_files_in_no_format(tmp_path):
             published.load(path)
     for data in (b"", b"RIFF....WAVE", b"\x80\x02not a pickle", b"PK\x03\x04 cut"):
         path.write_bytes(data)
-        with pytest.raises(StarError, match="damaged|cannot be read"):
+        with pytest.raises(StarError, match="damaged|cannot be read|an empty file|a sound file|was cut off"):
             published.load(path)
     path.write_bytes(b"RIFF....WAVE")
     assert published.detect(path) is None
     whole = student(tmp_path).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StarError, match="damaged"):
+    with pytest.raises(StarError, match="a file that was cut off"):
         published.load(path)
     with pytest.raises(StarError, match="cannot be read .No such file"):
         published.load(tmp_path / "absent.ckpt")

@@ -178,7 +178,7 @@ LARGE = dict(extractor_mode="layer_norm", extractor_conv_bias=True, encoder_laye
 @pytest.mark.parametrize("options", [BASE, LARGE], ids=["base", "large"])
 @pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
 @torch.no_grad()
-def test_torchaudio_models(kind, options):
+def test_torchaudio_models(kind, options, tmp_path):
     torch.manual_seed(0)
     if kind == "wav2vec2":
         model = torchaudio.models.wav2vec2_model(**TORCHAUDIO, **options, aux_num_out=7)
@@ -200,6 +200,14 @@ def test_torchaudio_models(kind, options):
     assert encoder.config.norm == ("pre" if options is LARGE else "post") and (encoder.relative_position is not None) == (
         kind == "wavlm"
     )
+    # the same weights without their module, and the arguments in a file
+    prefix = "" if kind == "hubert" else "module."
+    torch.save({prefix + name: tensor for name, tensor in model.state_dict().items()}, tmp_path / "bare.pth")
+    relative = dict(encoder_num_buckets=16, encoder_max_distance=40) if kind == "wavlm" else {}
+    (tmp_path / "bare.json").write_text(json.dumps(TORCHAUDIO | options | relative))
+    bare = teachers.load(tmp_path / "bare.pth", reference_padding=True)
+    for ours, theirs in zip(bare(WAVES, lengths).states, output.states, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
     for ours, theirs in zip(output.states[1:-1], states[:-1], strict=True):
         close(ours, theirs, output)
     if kind != "wav2vec2":  # its forward goes on to logits

@@ -4,7 +4,10 @@
 | --- | --- |
 | starhubert, armhubert, maskhubert | a Lightning ``.ckpt`` (names ``student_model.*``) and a yaml with a section ``distiller`` |
 | dphubert, dpwavlm | ``{"state_dict", "config"}`` |
-| fairseq | ``{"cfg" or "args", "model"}``: HuBERT and wav2vec 2.0 as fairseq saves them, WavLM as its authors do |
+| fairseq | ``{"cfg" or "args", "model"}``: HuBERT, wav2vec 2.0 and data2vec as fairseq saves them, also fine-tuned; WavLM as its authors do |
+| s3prl | ``{"task_cfg", "model_cfg", "model_weight"}``: the same, converted by s3prl |
+| bshall | ``{"hubert"}``: HuBERT-Soft and HuBERT-Discrete |
+| weights | tensors by name alone (fairseq's, torchaudio's or transformers' names), and a yaml or json that configures them |
 
 The format is told by the content. Folders of the transformers library are :mod:`.huggingface`'s.
 """
@@ -19,17 +22,18 @@ import yaml
 
 from ..encoder import Encoder
 from ..errors import StarError
-from . import fairseq, pickles, torchaudio_style
+from ..identify import read_safetensors
+from . import bare, bshall, fairseq, pickles, torchaudio_style
 
 STUDENTS = ("starhubert", "armhubert", "maskhubert")
-FORMATS = (*STUDENTS, "dphubert", "dpwavlm", "fairseq")
+FORMATS = (*STUDENTS, "dphubert", "dpwavlm", "fairseq", "s3prl", "bshall", "weights")
 
 __all__ = ["FORMATS", "STUDENTS", "detect", "load"]
 
 
 def detect(path: str | Path) -> str | None:
     """The format of the file (one of :data:`FORMATS`), or None when it is in none of them."""
-    return _format(pickles.read(path)) if pickles.is_pickled(path) else None
+    return _format(_content(path)) if _is_safetensors(path) or pickles.is_pickled(path) else None
 
 
 def load(path: str | Path, config: str | Path | None = None, reference_padding: bool = False) -> Encoder:
@@ -39,9 +43,13 @@ def load(path: str | Path, config: str | Path | None = None, reference_padding: 
     Raises :class:`StarError` for a file in no known format, one that pickles a foreign class, or one that does not fit its
     configuration.
     """
-    content = pickles.read(path)
+    content = _content(path)
     kind = _format(content)
+    if kind == "weights":
+        return bare.load_bare(bare.weights_of(content), Path(path), config, str(path), reference_padding)
     if kind is None:
+        if isinstance(content, Mapping) and "frontend.convs.0.weight" in content:
+            raise StarError(f"{path}: the weights of a checkpoint of star_upstream without its config.json; give the whole folder")
         raise StarError(f"{path}: in none of the formats {', '.join(FORMATS)} (it holds {_shown(content)})")
     where = str(path)
     if kind in STUDENTS:
@@ -50,6 +58,11 @@ def load(path: str | Path, config: str | Path | None = None, reference_padding: 
         raise StarError(f"{path}: a {kind} file holds its own configuration; leave out {config}")
     if kind == "fairseq":
         return fairseq.load_fairseq(content, where, reference_padding)
+    if kind == "s3prl":
+        cfg = pickles.plain({"model": content["model_cfg"], "task": content.get("task_cfg")})
+        return fairseq.load_weights(content["model_weight"], cfg, where, reference_padding)
+    if kind == "bshall":
+        return bshall.load_bshall(_bshall(content), where, reference_padding)
     return torchaudio_style.load_pruned(content, where, reference_padding)
 
 
@@ -57,22 +70,41 @@ def _format(content: Any) -> str | None:
     if not isinstance(content, Mapping):
         return None
     weights, config = content.get("state_dict"), content.get("config")
+    if _is_weights(content.get("model_weight")) and "model_cfg" in content:
+        return "s3prl"
+    if _bshall(content) is not None:
+        return "bshall"
     if _is_weights(weights):
+        if torchaudio_style.is_dphubert_training(weights):
+            return "weights"
         if any(name.startswith("student_model.") for name in weights):
             return fairseq.student_format(weights)
         if isinstance(config, Mapping) and "extractor_conv_layer_config" in config:
             return "dpwavlm" if "encoder_remaining_heads" in config else "dphubert"
     elif _is_weights(content.get("model")) and ("cfg" in content or "args" in content):
         return "fairseq"
-    return None
+    return "weights" if bare.weights_of(content) is not None else None
 
 
 def _is_weights(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
         and bool(value)
-        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
+        # data2vec keeps its averaged teacher among the weights, as a mapping of its own
+        and all(isinstance(name, str) and (isinstance(tensor, torch.Tensor) or name == "_ema") for name, tensor in value.items())
     )
+
+
+def _bshall(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return next((found for found in (content.get("hubert"), content) if _is_weights(found) and bshall.is_bshall(found)), None)
+
+
+def _is_safetensors(path: str | Path) -> bool:
+    return Path(path).suffix == ".safetensors" and Path(path).is_file()
+
+
+def _content(path: str | Path) -> Any:
+    return read_safetensors(path) if _is_safetensors(path) else pickles.read(path)
 
 
 def _shown(content: Any) -> str:

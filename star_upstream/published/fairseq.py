@@ -15,7 +15,7 @@ from torch import Tensor
 from ..encoder import Encoder
 from ..errors import StarError
 from . import literals
-from .names import build, divide, expect, rename, rules
+from .names import build, divide, expect, fold_batch_norm, inside, rename, rules
 from .pickles import plain
 
 _DEFAULTS = {
@@ -24,6 +24,8 @@ _DEFAULTS = {
     "conv_bias": False,
     "conv_pos": 128,
     "conv_pos_groups": 16,
+    "pos_conv_depth": 1,
+    "conv_pos_batch_norm": False,
     "encoder_layers": 12,
     "encoder_embed_dim": 768,
     "encoder_ffn_embed_dim": 3072,
@@ -37,8 +39,6 @@ _DEFAULTS = {
 _REQUIRED = {
     "layer_type": "transformer",
     "activation_fn": "gelu",
-    "pos_conv_depth": 1,
-    "conv_pos_batch_norm": False,
     "enable_tr_layer": False,
     "crop_seq_to_multiple": 1,
     "deep_norm": False,
@@ -51,6 +51,10 @@ _TABLE = rules(
     (r"encoder\.pos_conv\.0\.bias", r"position.bias"),
     (r"encoder\.pos_conv\.0\.(?:weight_g|parametrizations\.weight\.original0)", r"position.magnitude"),
     (r"encoder\.pos_conv\.0\.(?:weight_v|parametrizations\.weight\.original1)", r"position.direction"),
+    (r"encoder\.pos_conv\.0\.(scale|shift)", r"position.\1"),
+    (r"encoder\.pos_conv\.1\.(weight|bias)", r"position.\1"),
+    (r"encoder\.pos_conv\.(\d+)\.0\.weight", r"position.weights.\1"),
+    (r"encoder\.pos_conv\.(\d+)\.0\.bias", r"position.biases.\1"),
     (r"encoder\.layer_norm\.(weight|bias)", r"norm.\1"),
     (r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
     (r"encoder\.layers\.(\d+)\.self_attn\.k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
@@ -65,6 +69,8 @@ _TABLE = rules(
     (r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
     (r"proj_head\.(\d+)\.lin_proj\.(weight|bias)", r"output_projections.\1.\2"),
 )
+FIRST = "feature_extractor.conv_layers.0.0.weight"
+"""A tensor that every encoder of the kind has."""
 _IGNORED = ("mask_emb", "final_proj.", "label_embs_concat", "quantizer.", "project_q.", "target_glu.", "_ema")
 """Masking and prediction heads of the training."""
 
@@ -96,6 +102,12 @@ def values(options: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
         "activation_dropout": option["activation_dropout"],
         "feature_dropout": option["dropout_input"],
     }
+    depth, kernel = option["pos_conv_depth"], option["conv_pos"]
+    if isinstance(depth, int) and depth > 1:  # data2vec: the kernel is shared out over the convolutions
+        kernel = max(3, kernel // depth) if isinstance(kernel, int) else kernel
+        result |= {"position_norm": "layer", "position_layers": depth, "position_kernel": kernel}
+    elif option["conv_pos_batch_norm"]:
+        result["position_norm"] = "batch"
     if options.get("relative_position_embedding"):
         expect(bool(options.get("gru_rel_pos")), f"{where}: gru_rel_pos", "a relative position bias without its gate")
         result["relative_position"] = {
@@ -107,20 +119,44 @@ def values(options: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
 
 
 def load_fairseq(content: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
-    """HuBERT or wav2vec 2.0 as fairseq saves them, or WavLM as its authors do: ``{"cfg" or "args": ..., "model": weights}``.
+    """HuBERT, wav2vec 2.0 or data2vec audio as fairseq saves them, or WavLM as its authors do: ``{"cfg" or "args": ..., "model": weights}``.
 
-    The waveform is normalised where the task's configuration says ``normalize`` (WavLM: its only configuration).
+    The waveform is normalised where the task's configuration says ``normalize`` (WavLM: its only configuration). A model fine-tuned
+    for recognition (CTC, sequence to sequence) holds the encoder's own configuration under ``w2v_args``; its head is left out.
     """
-    cfg = plain(content.get("cfg"))
-    if isinstance(cfg, dict) and isinstance(cfg.get("model"), dict):
-        options, task = cfg["model"], cfg["task"] if isinstance(cfg.get("task"), dict) else {}
-    else:  # WavLM, or fairseq's older single Namespace
-        options = task = cfg if cfg else plain(content.get("args"))
-    if not isinstance(options, dict):
+    cfg = plain(content.get("cfg")) or plain(content.get("args"))
+    if not isinstance(cfg, dict):
         raise StarError(f"{where}: no configuration under 'cfg' or 'args'")
-    weights = content["model"]
-    if any(name.startswith(("w2v_encoder.", "encoder.w2v_model.")) for name in weights):
-        raise StarError(f"{where}: a model fine-tuned for recognition; load the pre-trained one it started from")
+    return load_weights(content["model"], cfg, where, reference_padding)
+
+
+def _sections(cfg: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The model's and the task's options: two sections, or one Namespace (WavLM, and fairseq before 2021) for both."""
+    model, task = cfg.get("model"), cfg.get("task")
+    if not isinstance(model, dict):
+        return cfg, cfg
+    return model, task if isinstance(task, dict) and "normalize" in task else model
+
+
+def load_weights(weights: Mapping[str, Any], cfg: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
+    """The encoder of tensors with fairseq's names; ``cfg`` holds options, or sections ``model`` and ``task`` of them."""
+    expect(not any("modality_encoders." in name for name in weights), where, "data2vec 2.0 (data2vec_multi)")
+    expect(not any(name.startswith("feature_aggregator.") for name in weights), where, "wav2vec 1 or vq-wav2vec, which has no transformer")
+    expect(not any(name.startswith(("encoders.", "middle_encoder.")) for name in weights), where, "multi-resolution HuBERT")
+    options, task = _sections(cfg)
+    if "w2v_args" in options or any(name.startswith("w2v_encoder.") or "w2v_model." in name for name in weights):
+        inner = options.get("w2v_args")
+        if not isinstance(inner, dict):
+            raise StarError(
+                f"{where}: a model fine-tuned for recognition without the configuration of its encoder (w2v_args); "
+                f"load the pre-trained model that it started from ({options.get('w2v_path') or 'its w2v_path is not said'})"
+            )
+        options, inner_task = _sections(inner)
+        task = inner_task if "normalize" in inner_task else task
+    weights = {name: tensor for name, tensor in inside(weights, FIRST, where).items() if isinstance(tensor, Tensor)}
+    if options.get("conv_pos_batch_norm") and (options.get("pos_conv_depth") or 1) == 1:
+        stem = "encoder.pos_conv.0"
+        weights = fold_batch_norm(weights, stem, f"{stem}.scale", f"{stem}.shift", where)
     config = {**values(options, weights, where), "normalize_waveform": bool(task.get("normalize", False))}
     return build(config, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)
 

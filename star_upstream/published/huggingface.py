@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any, Mapping
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..encoder import Encoder
 from ..errors import StarError
+from ..identify import read_safetensors
 from . import pickles
 from .names import build, divide, expect, fold_batch_norm, inside, rename, rules
 
@@ -78,22 +77,39 @@ def load(folder: str | Path, reference_padding: bool = False) -> Encoder:
     the file has no such key); without that file, where the front end has layer norms, as the models' authors train them.
     """
     folder = Path(folder)
-    config = _json(folder / "config.json")
-    where = str(folder)
-    kind = config.get("model_type")
-    expect(kind in MODEL_TYPES, f"{where}: config.json: model_type", f"{kind!r} (known: {', '.join(MODEL_TYPES)})")
-    weights = inside(_weights(folder), _FIRST, where)
+    preprocessor = folder / "preprocessor_config.json"
+    prepared = _json(preprocessor) if preprocessor.exists() else None
+    config, where = _json(folder / "config.json"), str(folder)
+    _known(config, f"{where}: config.json")
+    return load_weights(_weights(folder), config, prepared, where, f"{where}: config.json", reference_padding)
+
+
+def load_weights(
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    preprocessor: Mapping[str, Any] | None,
+    where: str,
+    config_where: str,
+    reference_padding: bool,
+) -> Encoder:
+    """The encoder of tensors with transformers' names, its ``config.json`` and, where there is one, ``preprocessor_config.json``."""
+    _known(config, config_where)
+    weights = inside(weights, _FIRST, where)
     if any(name.startswith("adapter.") for name in weights):
         print(f"star: {where}: read without the adapter that follows its encoder (add_adapter)", file=sys.stderr)
-    preprocessor = folder / "preprocessor_config.json"
-    values = _values(config, f"{where}: config.json") | {"normalize_epsilon": 1e-7}
-    if preprocessor.exists():
-        values["normalize_waveform"] = bool(_json(preprocessor).get("do_normalize", True))
+    values = _values(config, config_where) | {"normalize_epsilon": 1e-7}
+    if preprocessor is not None:
+        values["normalize_waveform"] = bool(preprocessor.get("do_normalize", True))
     else:
         values["normalize_waveform"] = values["conv_norm"] == "layer"
     if values["position_norm"] == "batch":
         weights = fold_batch_norm(weights, _NORM, f"{_NORM}.scale", f"{_NORM}.shift", where)
     return build(values, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)
+
+
+def _known(config: Mapping[str, Any], where: str) -> None:
+    kind = config.get("model_type")
+    expect(kind in MODEL_TYPES, f"{where}: model_type", f"{kind!r} (known: {', '.join(MODEL_TYPES)})")
 
 
 def _values(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -161,19 +177,14 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             if not isinstance(listed, dict) or any("/" in part or "\\" in part for part in listed.values()):
                 raise StarError(f"{index}: expected 'weight_map' with file names of this folder")
             parts = [folder / part for part in sorted(set(listed.values()))]
-        if index.exists() or parts[0].exists():
+        if index.exists() or parts[0].exists() or parts[0].is_symlink():
             return {key: tensor for part in parts for key, tensor in _read(part).items()}
     raise StarError(f"{folder}: no weights ({' or '.join(WEIGHTS)}) beside config.json")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except FileNotFoundError:
-            raise StarError(f"{path}: missing") from None
-        except SafetensorError as error:
-            raise StarError(f"{path}: damaged ({error})") from None
+        return read_safetensors(path)
     content = pickles.read(path)
     if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise StarError(f"{path}: holds more than weights by name")

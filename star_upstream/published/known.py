@@ -122,6 +122,39 @@ KNOWN = {
 }
 
 
+_HUB = {
+    "distilhubert": "ntu-spml/distilhubert",
+    "hubert": "facebook/hubert-base-ls960",
+    "wav2vec2": "facebook/wav2vec2-base",
+    "wavlm": "microsoft/wavlm-base",
+    "data2vec": "facebook/data2vec-audio-base",
+    "data2vecaudio": "facebook/data2vec-audio-base",
+    "unispeech": "microsoft/unispeech-large-1500h-cv",
+    "unispeechsat": "microsoft/unispeech-sat-base",
+    "mhubert": "utter-project/mHuBERT-147",
+    "mhubert147": "utter-project/mHuBERT-147",
+}
+_FILES = {
+    "hubertsoft": "https://github.com/bshall/hubert/releases",
+    "hubertdiscrete": "https://github.com/bshall/hubert/releases",
+    "contentvec": "https://github.com/auspicious3000/contentvec",
+    "lighthubert": "https://huggingface.co/mechanicalsea/lighthubert",
+    "fithubert": "https://github.com/glory20h/FitHuBERT",
+}
+
+
+def elsewhere(name: str) -> str | None:
+    """Where a model of the field is that has no name here, or None for a name that says nothing."""
+    plain = "".join(letter for letter in name.lower() if letter.isalnum())
+    if plain in _HUB:
+        return f"no name here; its id on the Hugging Face hub is {_HUB[plain]}: give that, or a folder with its files"
+    if plain in _FILES:
+        return f"no name here; fetch its file from {_FILES[plain]} and give that"
+    if name.isidentifier() and (Path(__file__).parent.parent / "recipes" / f"{name.lower()}.yaml").exists():
+        return f"a recipe, not a model: distil it (star distill {name.lower()} data.train=...), and give its best/ folder"
+    return None
+
+
 def get(name: str) -> Known:
     """The entry. Raises :class:`StarError` with the near names for an unknown one."""
     if name not in KNOWN:

@@ -45,6 +45,19 @@ def fold_batch_norm(weights: Mapping[str, Tensor], norm: str, scale: str, shift:
     return folded
 
 
+def split_joint(weights: Mapping[str, Tensor], joint: str) -> dict[str, Tensor]:
+    """``weights`` with query, key and value apart, where one tensor (``...{joint}weight``, ``...{joint}bias``) holds all three."""
+    split = {}
+    for name, tensor in weights.items():
+        stem, found, kind = name.partition(joint)
+        if found:
+            outer = stem + joint.removesuffix("in_proj_")
+            split.update({f"{outer}{part}_proj.{kind}": rows for part, rows in zip("qkv", tensor.chunk(3))})
+        else:
+            split[name] = tensor
+    return split
+
+
 def rename(weights: Mapping[str, Tensor], table: Rules, ignored: Iterable[str], where: str) -> dict[str, Tensor]:
     """``weights`` under the encoder's names; what starts with one of ``ignored`` (heads of the training) is left out.
 

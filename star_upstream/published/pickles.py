@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Mapping
 import torch
 
 from ..errors import StarError
+from ..identify import what
 
 
 class Inert:
@@ -73,6 +74,8 @@ def is_pickled(path: str | Path) -> bool:
 
 def read(path: str | Path) -> Any:
     """The file's content, tensors on the CPU. Raises :class:`StarError` for one that is unreadable or pickles a foreign class."""
+    if said := what(path):
+        raise StarError(f"{path}: {said}")
     try:
         names = _named_globals(path)
     except OSError as error:

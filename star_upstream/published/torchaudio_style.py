@@ -10,9 +10,9 @@ from typing import Any, Mapping
 
 from torch import Tensor, nn
 
-from ..encoder import Encoder
+from ..encoder import HUBERT_CONVS, Encoder
 from ..errors import StarError
-from .names import build, divide, expect, rename, rules
+from .names import build, divide, expect, inside, rename, rules, split_joint
 
 _TABLE = rules(
     (r"feature_extractor\.conv_layers\.(\d+)\.conv\.(weight|bias)", r"frontend.convs.\1.\2"),
@@ -24,9 +24,9 @@ _TABLE = rules(
     (r"encoder\.transformer\.pos_conv_embed\.conv\.(?:weight_g|parametrizations\.weight\.original0)", r"position.magnitude"),
     (r"encoder\.transformer\.pos_conv_embed\.conv\.(?:weight_v|parametrizations\.weight\.original1)", r"position.direction"),
     (r"encoder\.transformer\.layer_norm\.(weight|bias)", r"norm.\1"),
-    (r"encoder\.transformer\.layers\.(\d+)\.attention\.q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
-    (r"encoder\.transformer\.layers\.(\d+)\.attention\.k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
-    (r"encoder\.transformer\.layers\.(\d+)\.attention\.v_proj\.(weight|bias)", r"layers.\1.attention.value.\2"),
+    (r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
+    (r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
+    (r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?v_proj\.(weight|bias)", r"layers.\1.attention.value.\2"),
     (r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?out_proj\.(weight|bias)", r"layers.\1.attention.output.\2"),
     (r"encoder\.transformer\.layers\.0\.attention\.rel_attn_embed\.weight", r"relative_position.embedding.weight"),
     (r"encoder\.transformer\.layers\.(\d+)\.attention\.gru_rel_pos_linear\.(weight|bias)", r"layers.\1.attention.gate.linear.\2"),
@@ -36,10 +36,12 @@ _TABLE = rules(
     (r"encoder\.transformer\.layers\.(\d+)\.feed_forward\.output_dense\.(weight|bias)", r"layers.\1.ffn_out.\2"),
     (r"encoder\.transformer\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
 )
+FIRST = "feature_extractor.conv_layers.0.conv.weight"
+"""A tensor that every encoder of the kind has."""
 _IGNORED = ("aux.", "mask_generator.", "logit_generator.")
 
 
-def load_pruned(content: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
+def load_pruned(content: Mapping[str, Any], where: str, reference_padding: bool, hidden_states: str = "features") -> Encoder:
     """DPHuBERT or DPWavLM. ``encoder_remaining_heads`` names the heads of WavLM's position bias that survived in each layer."""
     config, weights = content["config"], content["state_dict"]
 
@@ -89,7 +91,7 @@ def load_pruned(content: Mapping[str, Any], where: str, reference_padding: bool)
         "ffn": per_layer("encoder_ff_interm_features", "encoder_use_feed_forward"),
         "norm": "pre" if option("encoder_layer_norm_first") else "post",
         "relative_position": relative,
-        "hidden_states": "features",
+        "hidden_states": hidden_states,
         "dropout": option("encoder_dropout"),
         "attention_dropout": option("encoder_attention_dropout"),
         "activation_dropout": option("encoder_ff_interm_dropout"),
@@ -135,21 +137,49 @@ def from_model(model: nn.Module, normalize_waveform: bool, where: str, reference
         "activation_dropout": layers[0].feed_forward.intermediate_dropout.p,
         "feature_dropout": projection.dropout.p,
     }
-    weights = _split_joint_projections(model.state_dict())
-    return build(values, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)
+    return build(values, rename(_apart(model.state_dict()), _TABLE, _IGNORED, where), where, reference_padding)
 
 
-def _split_joint_projections(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def is_dphubert_training(weights: Mapping[str, Any]) -> bool:
+    """Whether the names are those of a Lightning ``.ckpt`` of DPHuBERT's training."""
+    return any(name.startswith("student_model.encoder.transformer.") for name in weights)
+
+
+def load_bare(weights: Mapping[str, Tensor], options: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
+    """A ``state_dict`` of ``torchaudio.models.wav2vec2_model``, ``wavlm_model`` or ``hubert_pretrain_model``, or of DPHuBERT.
+
+    ``options`` has the names of those functions' arguments (``extractor_mode``, ``encoder_num_layers``, ...), and
+    ``normalize_waveform`` (false where it is absent; torchaudio's bundles of large models normalise).
+    """
+    if any(".hard_concrete" in name for name in weights):
+        raise StarError(f"{where}: a DPHuBERT model before pruning (it holds gates); cut it with the authors' prune.py, and give the file it writes")
+    weights = inside({name: tensor for name, tensor in weights.items() if not name.startswith("teacher_model.")}, FIRST, where)
+    layers = options.get("encoder_num_layers")
+    if not isinstance(layers, int) or layers < 1:
+        raise StarError(f"{where}: encoder_num_layers: expected a number of layers, got {layers!r}")
+    if isinstance(options.get("encoder_use_attention"), list):  # DPHuBERT's
+        return load_pruned({"config": options, "state_dict": weights}, where, reference_padding)
+    heads, width = options.get("encoder_num_heads"), options.get("encoder_embed_dim")
+    config = {"normalize_waveform": False, "extractor_conv_layer_config": None, **options}
+    config |= {
+        "extractor_conv_layer_config": config["extractor_conv_layer_config"] or [list(conv) for conv in HUBERT_CONVS],
+        "encoder_use_attention": [True] * layers,
+        "encoder_use_feed_forward": [True] * layers,
+        "encoder_num_heads": [heads] * layers,
+        "encoder_ff_interm_features": [options.get("encoder_ff_interm_features")] * layers,
+        "encoder_head_dim": divide(width, heads, f"{where}: encoder_num_heads"),
+    }
+    if "encoder_num_buckets" in options:
+        config |= {
+            "encoder_remaining_heads": [list(range(heads))] * layers,
+            "encoder_total_num_heads": [heads] * layers,
+        }
+    return load_pruned({"config": config, "state_dict": _apart(weights)}, where, reference_padding, "all")
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """torchaudio's WavLM keeps query, key and value in one tensor."""
-    split = {}
-    for name, tensor in weights.items():
-        stem, joint, kind = name.partition("attention.attention.in_proj_")
-        if joint:
-            for part, rows in zip("qkv", tensor.chunk(3)):
-                split[f"{stem}attention.{part}_proj.{kind}"] = rows
-        else:
-            split[name] = tensor
-    return split
+    return split_joint(weights, "attention.attention.in_proj_")
 
 
 def _conv_norm(mode: str, where: str) -> str:

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import checkpoint, outputs, profile, strict
 from ..data import Batch
 from ..encoder import Encoder
 from ..errors import StarError
-from ..files import replacing, write_json, write_tensors
+from ..files import replacing, write_json
 from ..pruning.config import GateConfig
 from ..pruning.constraint import SparsityConstraint, target_at
 from ..pruning.cut import cut
@@ -192,8 +191,7 @@ def save_gated(folder: Path, model: GatedEncoder, provenance: dict[str, Any]) ->
     made_by = "star distill, stage 1: the weights before the cut, gates not applied"
     checkpoint.save(folder, model.encoder, {**provenance, "made_by": made_by})
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
-    with replacing(folder / "gates.safetensors") as part:
-        write_tensors(part, tensors)
+    checkpoint.save_tensors(folder / "gates.safetensors", tensors)
     write_json(folder / "gates.json", strict.plain(model.options))
 
 
@@ -205,7 +203,7 @@ def load_gated(folder: str | Path, **changes: Any) -> GatedEncoder:
         raise StarError(f"{folder}: no gates.json; the gated student of a pruned run is in RUN/{FOLDER}/gated")
     options = strict.build(GateConfig, {**json.loads(file.read_text(encoding="utf-8")), **changes}, "gates")
     model = GatedEncoder(checkpoint.load(folder), options)
-    missing, unknown = model.load_state_dict(load_file(Path(folder) / "gates.safetensors"), strict=False)
+    missing, unknown = model.load_state_dict(checkpoint.load_tensors(Path(folder) / "gates.safetensors"), strict=False)
     if unknown or any(not name.startswith("encoder.") for name in missing):
         raise StarError(f"{folder}: gates.safetensors does not fit gates.json")
     return model.eval()

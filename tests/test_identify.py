@@ -1,0 +1,133 @@
+"""What is no checkpoint is named, with what to do."""
+
+import io
+import json
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_transformers import tiny
+
+from star_upstream import checkpoint, teachers
+from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.errors import StarError
+from star_upstream.identify import what
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+
+
+def archive(kind: str) -> bytes:
+    data = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(data, "w") as file:
+            file.writestr("model/pytorch_model.bin", b"x")
+    elif kind == "tar":
+        with tarfile.open(fileobj=data, mode="w") as file:
+            file.addfile(tarfile.TarInfo("model.pt"), io.BytesIO())
+    elif kind == "npz":
+        np.savez(data, a=np.zeros(2))
+    elif kind == "script":
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), data)
+    elif kind == "keras":
+        with zipfile.ZipFile(data, "w") as file:
+            file.writestr("config.json", "{}")
+            file.writestr("model.weights.h5", b"x")
+    elif kind == "cut":
+        torch.save({"state_dict": {"a": torch.zeros(1000)}}, data)
+        return data.getvalue()[:2000]
+    return data.getvalue()
+
+
+CASES = {
+    "lfs": (LFS, "a git-lfs pointer, not the weights: run 'git lfs pull'"),
+    "annex": (b"/annex/objects/SHA256E-s12--aa.pt\n", "a git-annex pointer, not the weights: run 'git annex get'"),
+    "page": (b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title>", "a web page saved in place of the file"),
+    "empty": (b"", "an empty file"),
+    "gguf": (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file .Keras"),
+    "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.0.0", "an ONNX model"),
+    "json": (b'{"a": 1}', "a json text"),
+    "gzip": (b"\x1f\x8b\x08\x00", "a gzip archive; unpack it"),
+    "zip": (archive("zip"), "a zip archive; unpack it"),
+    "tar": (archive("tar"), "a tar archive; unpack it"),
+    "npz": (archive("npz"), "numpy arrays"),
+    "script": (archive("script"), "a TorchScript program"),
+    "keras": (archive("keras"), "a Keras model"),
+    "cut": (archive("cut"), "a file that was cut off"),
+}
+
+
+@pytest.mark.parametrize("data, message", CASES.values(), ids=CASES.keys())
+def test_files_that_are_something_else(data, message, tmp_path):
+    for name in ("model.pt", "model.ckpt", "model.safetensors"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(StarError, match=f"{name}: {message}"):
+            teachers.load(tmp_path / name)
+    tiny("Hubert").save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "model.safetensors").write_bytes(data)
+    with pytest.raises(StarError, match=message):
+        teachers.load(tmp_path / "theirs")
+
+
+def test_what_may_hold_weights_is_left_to_its_reader(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+    assert [what(tmp_path / name) for name in ("a.pt", "old.pt", "a.safetensors", "absent.pt")] == [None] * 4
+
+
+def test_links_to_nothing(tmp_path):
+    (tmp_path / "a.pt").symlink_to(".git/annex/objects/xx/yy/SHA256E-s12--aa.pt")
+    (tmp_path / "b.pt").symlink_to("/nowhere/b.pt")
+    for name, message in (("a.pt", "a git-annex link whose content is not here"), ("b.pt", "a link to /nowhere/b.pt, which does not exist")):
+        with pytest.raises(StarError, match=message):
+            teachers.load(tmp_path / name)
+
+
+def test_weights_without_their_configuration(tmp_path):
+    tiny("Hubert").save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "config.json").unlink()
+    for given in ("theirs/model.safetensors", "theirs"):
+        with pytest.raises(StarError, match="config.json"):
+            teachers.load(tmp_path / given)
+    ours = Encoder(EncoderConfig(conv_layers=((8, 10, 5),), width=16, heads=2, head_width=8, ffn=8, layers=1, position_groups=2))
+    checkpoint.save(tmp_path / "ours", ours, {})
+    (tmp_path / "ours" / "config.json").unlink()
+    with pytest.raises(StarError, match="the weights of a checkpoint of star_upstream without its config.json"):
+        teachers.load(tmp_path / "ours" / "model.safetensors")
+
+
+def test_lightning_files_of_dphuberts_training(tmp_path):
+    weights = {"student_model.feature_extractor.conv_layers.0.conv.weight": torch.zeros(1), "student_model.encoder.transformer.layers.0.a": torch.zeros(1)}
+    torch.save({"state_dict": weights}, tmp_path / "last.ckpt")
+    with pytest.raises(StarError, match="DPHuBERT's training, after its final distillation; the authors' save_final_ckpt.py"):
+        teachers.load(tmp_path / "last.ckpt")
+    weights["student_model.feature_extractor.conv_layers.0.hard_concrete.log_alpha"] = torch.zeros(1)
+    torch.save({"state_dict": weights}, tmp_path / "last.ckpt")
+    with pytest.raises(StarError, match="DPHuBERT's training, before pruning; the authors' prune.py"):
+        teachers.load(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("distilhubert", "its id on the Hugging Face hub is ntu-spml/distilhubert"),
+        ("Data2Vec", "facebook/data2vec-audio-base"),
+        ("hubert-soft", "fetch its file from https://github.com/bshall/hubert/releases"),
+        ("skill_hubert", "a recipe, not a model: distil it"),
+    ],
+)
+def test_names_of_the_field_say_where_the_model_is(name, message):
+    with pytest.raises(StarError) as error:
+        teachers.load(name)
+    assert message in str(error.value) and "dphubert" not in str(error.value)
+
+
+def test_a_damaged_json_header(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "hubert"}))
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(StarError, match="model.safetensors: damaged, or no safetensors file"):
+        teachers.load(tmp_path)
