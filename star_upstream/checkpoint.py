@@ -25,7 +25,17 @@ from .identify import read_safetensors
 CONFIG, WEIGHTS, FORMAT, VERSION = "config.json", "model.safetensors", "star_upstream", 1
 OWN = (CONFIG, WEIGHTS, "gates.json", "gates.safetensors")
 """What a checkpoint's folder holds; the last two beside the gated student of a run that prunes."""
-LATER = {"prediction_layers": [], "position_norm": "weight", "position_layers": 1, "adapter": 0, "feature_gradient": 1.0}
+LATER = {
+    "prediction_layers": [],
+    "prediction_inner": 0,
+    "prediction_width": 0,
+    "position_norm": "weight",
+    "position_layers": 1,
+    "adapter": 0,
+    "feature_gradient": 1.0,
+    "time_reduction": 1,
+    "upsampling": "none",
+}
 """Options that :class:`EncoderConfig` did not have from the start, with the value that changes nothing."""
 
 

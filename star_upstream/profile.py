@@ -37,15 +37,22 @@ def count_macs(config: EncoderConfig, samples: int, convs: Sequence, heads: Sequ
     position_frames = frames + 1 - config.position_kernel % 2
     kernels = config.position_layers * config.position_kernel
     total = total + position_frames * config.width * (config.width // config.position_groups) * kernels
+    features, width = frames, config.width
+    if config.time_reduction > 1:
+        frames = frames // config.time_reduction
+        total = total + frames * config.time_reduction * width * width
     for layer in range(config.layers):
         inner = heads[layer] * config.head_width
         reuse = bool(config.reuse_attention and config.reuse_attention[layer])
         each = config.width * (2 if reuse else 4) + frames * (1 if reuse else 2)
         if config.relative_position and not reuse:
             each += 8  # the gate on the position bias
-        total = total + frames * (inner * each + (units[layer] + config.adapter) * config.width * 2)
-    heads_out = config.layers * config.output_projection + 2 * len(config.prediction_layers) * config.width
-    return total + frames * config.width * heads_out
+        total = total + frames * (inner * each + (units[layer] + config.adapter) * width * 2)
+    upsamplings = {"none": 0, "heads": config.layers, "last": 1}[config.upsampling]
+    total = total + upsamplings * frames * config.time_reduction * width * width
+    inner = config.prediction_inner or width
+    predicted = len(config.prediction_layers) * inner * (width + (config.prediction_width or width))
+    return total + config.output_frames(features) * (config.layers * config.output_projection * width + predicted)
 
 
 def parameters(config: EncoderConfig) -> int:

@@ -227,6 +227,8 @@ def run(
     encoders: Sequence[Encoder], clips: Sequence[Clip], seconds: float, seed: int
 ) -> Iterator[tuple[Batch, list[EncoderOutput]]]:
     """Batches of clips drawn by ``seed`` until they last ``seconds``, with the outputs of each encoder in eval mode."""
+    for encoder in encoders:
+        encoder.config.check_one_rate("similarity")
     shortest = max(encoder.config.receptive_field for encoder in encoders)
     clips = [clip for clip in clips if clip.samples >= shortest]
     if not clips:

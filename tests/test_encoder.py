@@ -52,6 +52,10 @@ VARIANTS = {
     "stacked positional convolutions": {"position_norm": "layer", "position_layers": 3, "position_kernel": 6, "norm": "pre"},
     "adapters": {"norm": "pre", "adapter": 6},
     "output heads": {"output_projection": 10, "hidden_states": "projections"},
+    "merged frames": {"time_reduction": 2, "relative_position": RELATIVE},
+    "merged frames, heads": {"time_reduction": 3, "upsampling": "heads", "output_projection": 10, "hidden_states": "projections"},
+    "merged frames, last": {"time_reduction": 2, "upsampling": "last", "hidden_states": "last", "prediction_layers": [2, 3],
+                            "prediction_inner": 12, "prediction_width": 7},
     "no projection": {"conv_layers": (*CONVS[:-1], (32, 2, 2)), "projection": False, "feature_scale": True},
 }
 
@@ -65,7 +69,7 @@ def test_an_utterance_gives_the_same_states_alone_and_in_a_batch(changes):
     for i, length in enumerate(LENGTHS):
         alone = encoder(batch()[i : i + 1, :length])
         frames = int(together.lengths_B[i])
-        assert alone.states[0].shape[1] == frames == encoder.config.frames(int(length))
+        assert encoder.exposed(alone)[0].shape[1] == frames == encoder.config.frames(int(length))
         for ours, theirs in zip(encoder.exposed(alone), encoder.exposed(together)):
             assert torch.isfinite(ours).all() and ours.std() > 1e-3
             torch.testing.assert_close(ours[0], theirs[i, :frames], atol=1e-5, rtol=0)
@@ -159,7 +163,8 @@ def test_every_parameter_receives_a_gradient():
     for name, changes in VARIANTS.items():
         encoder = Encoder(config(**changes)).train()
         output = encoder(batch(), LENGTHS)
-        sum(state.pow(3).mean() for state in (*output.states, *(output.projections or ()))).backward()
+        given = (*output.states, *(output.projections or ()), *(output.predictions or ()))
+        sum(state.pow(3).mean() for state in given).backward()
         without = [n for n, p in encoder.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
         assert not without, (name, without)
 
@@ -182,6 +187,12 @@ def test_every_parameter_receives_a_gradient():
         ({"relative_position": RELATIVE | {"kept_heads": [[0], [0], [4]]}, "heads": 1}, "relative_position.kept_heads[2]"),
         ({"hidden_states": "projections"}, "'projections' needs output_projection"),
         ({"hidden_states": "last", "layers": 0, "heads": 1, "ffn": 1}, "hidden_states: 'last' needs one layer"),
+        ({"time_reduction": 0}, "time_reduction: must be 1 or more"),
+        ({"upsampling": "heads"}, "upsampling: 'heads' needs a time_reduction of 2 or more"),
+        ({"time_reduction": 2, "hidden_states": "features"}, "'features' would mix frame rates"),
+        ({"time_reduction": 2, "upsampling": "heads"}, "take 'projections' or 'last'"),
+        ({"time_reduction": 2, "upsampling": "last", "hidden_states": "last", "output_projection": 8}, "'last' goes without"),
+        ({"prediction_width": -1}, "prediction_width: must be 0 or more"),
         ({"hidden_states": "some"}, "hidden_states: expected 'all' or"),
         ({"position_layers": 2}, "position_layers: 2 convolutions need position_norm 'layer'"),
         ({"adapter": 4}, "adapter: only models with norm 'pre' have one"),
@@ -208,6 +219,34 @@ def test_frames_are_what_the_forward_pass_gives_also_below_one_frame():
             together = encoder(torch.nn.functional.pad(wave, (0, 700)), torch.tensor([samples]))
             torch.testing.assert_close(together.states[-1][:, :counted], output.states[-1], atol=1e-5, rtol=0)
     assert encoder.config.frames(0) == 0 and encoder.config.frames(torch.tensor([0, 1])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("upsampling, given", [("none", 1), ("heads", 3), ("last", 3)])
+@torch.no_grad()
+def test_merged_frames_are_the_convolutions_and_leave_none_half_done(upsampling, given):
+    """Frames k, k + 1 and k + 2 become one; what the model says of its frames and stride is what it gives, for every length."""
+    torch.manual_seed(0)
+    changes = {"time_reduction": 3, "upsampling": upsampling, "hidden_states": "last"}
+    encoder = randomised(Encoder(config(**changes)))
+    plain = randomised(Encoder(config()))
+    plain.load_state_dict(encoder.state_dict(), strict=False)
+    samples = range(encoder.config.receptive_field, encoder.config.receptive_field + 700, 31)
+    for count in samples:
+        wave = batch([count])
+        output = encoder(wave)
+        features = plain(wave).states[0]
+        merged = features.shape[1] // 3
+        assert output.states[0].shape[1] == merged and encoder.config.feature_frames(count) == features.shape[1]
+        assert encoder.config.frames(count) == output.lengths_B.item() == encoder.exposed(output)[0].shape[1] == merged * given
+        weight, bias = encoder.time_reduction.weight, encoder.time_reduction.bias
+        by_hand = torch.einsum("odk,btkd->bto", weight, features[:, : 3 * merged].unflatten(1, (merged, 3))) + bias
+        torch.testing.assert_close(output.states[0], by_hand, atol=1e-5, rtol=0)
+    assert encoder.config.stride == plain.config.stride * 3 // given
+    assert encoder.config.frames(samples[0] - 1) == given and encoder.config.frames(0) == 0
+    if given == 3:
+        weight, bias = encoder.upsampling[-1].weight, encoder.upsampling[-1].bias
+        by_hand = torch.einsum("btd,dok->btko", output.states[-1], weight).flatten(1, 2) + bias
+        torch.testing.assert_close(encoder.exposed(output)[0], by_hand, atol=1e-5, rtol=0)
 
 
 def test_frames_and_receptive_field():

@@ -133,7 +133,7 @@ def test_checkpoints_without_the_option_load_and_keep_their_digest():
         ({}, {"prediction_layers": (3,)}, {}, "names layer 3, the teacher has 2"),
         ({}, {"prediction_layers": (1, 1)}, {}, "prediction_layers: expected different layers"),
         ({}, {"prediction_layers": (0,)}, {}, "prediction_layers: expected different layers"),
-        ({"width": 8, "head_width": 4}, {"prediction_layers": (1,)}, {}, "width must be the teacher's, 8"),
+        ({"width": 8, "head_width": 4}, {"prediction_layers": (1,)}, {}, "predictions must have the teacher's width, 8, got"),
         ({"conv_layers": ((8, 10, 5),)}, {"prediction_layers": (1,)}, {}, "one frame rate"),
         ({}, {"prediction_layers": (1,)}, {"l1": 0.0, "cosine": 0.0}, "l1, cosine"),
         ({}, {"prediction_layers": (1,)}, {"cosin": 1.0}, "did you mean 'cosine'"),

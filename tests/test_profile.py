@@ -46,6 +46,12 @@ def test_the_32_utterances_last_as_long_as_stated():
                       relative_position=RelativePosition(buckets=8, max_distance=16, total_heads=3, kept_heads=((2,), (0, 1))), prediction_layers=(1, 4)),
         EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=6, position_groups=4,
                       position_norm="layer", position_layers=3, norm="pre", adapter=5),
+        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=8, position_groups=4,
+                      time_reduction=2, upsampling="heads", output_projection=10, hidden_states="projections"),
+        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=8, position_groups=4,
+                      time_reduction=3, upsampling="last", hidden_states="last", prediction_layers=(1, 4), prediction_inner=7, prediction_width=11),
+        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=8, position_groups=4,
+                      time_reduction=2, output_projection=5),
     ],
 )  # fmt: skip
 def test_against_torchs_flop_counter(config):

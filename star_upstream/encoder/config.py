@@ -53,6 +53,11 @@ class EncoderConfig:
     """What the positional convolution is normalised by: its weights (wav2vec 2.0), a batch norm before it (mHuBERT-147), or a
     LayerNorm after each of ``position_layers`` convolutions (data2vec)."""
     position_layers: int = 1
+    time_reduction: int = 1
+    """Frames that a convolution merges into one before the first layer (FitHuBERT, Lee et al. 2022, section 2.3)."""
+    upsampling: Literal["none", "heads", "last"] = "none"
+    """Where a transposed convolution undoes ``time_reduction``: in a head on every layer's output (FitHuBERT), or once, after the
+    last layer."""
     layers: int = 12
     heads: int | tuple[int, ...] = 12
     head_width: int = 64
@@ -71,6 +76,10 @@ class EncoderConfig:
     prediction_layers: tuple[int, ...] = ()
     """Teacher layers (from 1) that heads on the last state predict: linear to one ``width`` each, GELU, one linear map each
     (DistilHuBERT, Chang et al. 2022, section 3; Kerpicci et al. 2022 keep the heads after distillation)."""
+    prediction_inner: int = 0
+    """Channels of a prediction head between its two linear maps; 0: ``width``."""
+    prediction_width: int = 0
+    """Channels of a prediction, the teacher's width; 0: ``width``."""
     hidden_states: Literal["all", "features", "layers", "projections", "last"] = "all"
     """What the model gives SUPERB: first-layer input and every layer's output; the projected CNN output and every layer's
     output (DPHuBERT); layer outputs alone; the heads' outputs; or one state, the last layer's output (DistilHuBERT as its
@@ -92,8 +101,9 @@ class EncoderConfig:
         for name in ("width", "position_kernel", "position_groups", "position_layers", "head_width"):
             if getattr(self, name) < 1:
                 raise StarError(f"{name}: must be 1 or more, got {getattr(self, name)}")
-        if self.layers < 0 or self.output_projection < 0 or self.adapter < 0:
-            raise StarError("layers, adapter and output_projection: must be 0 or more")
+        for name in ("layers", "adapter", "output_projection", "prediction_inner", "prediction_width"):
+            if getattr(self, name) < 0:
+                raise StarError(f"{name}: must be 0 or more, got {getattr(self, name)}")
         if self.adapter and self.norm == "post":
             raise StarError("adapter: only models with norm 'pre' have one")
         if self.position_layers > 1 and self.position_norm != "layer":
@@ -119,10 +129,24 @@ class EncoderConfig:
             raise StarError(f"prediction_layers: expected different layers of the teacher, counted from 1, got {list(self.prediction_layers)}")
         self._check_reuse()
         self._check_relative_position()
-        if (self.hidden_states == "projections") and not self.output_projection:
+        self._check_time_reduction()
+        if self.hidden_states == "projections" and not self.has_heads:
             raise StarError("hidden_states: 'projections' needs output_projection")
         if self.hidden_states in ("layers", "projections", "last") and not self.layers:
             raise StarError(f"hidden_states: {self.hidden_states!r} needs one layer or more; take 'all'")
+
+    def _check_time_reduction(self):
+        if self.time_reduction < 1:
+            raise StarError(f"time_reduction: must be 1 or more, got {self.time_reduction}")
+        if self.upsampling != "none" and (self.time_reduction == 1 or not self.layers):
+            raise StarError(f"upsampling: {self.upsampling!r} needs a time_reduction of 2 or more, and a layer")
+        if self.upsampling == "last" and self.output_projection:
+            raise StarError("upsampling: 'last' goes without output_projection; heads on every layer take 'heads'")
+        if self.time_reduction > 1 and self.hidden_states not in self.reduced_states:
+            raise StarError(
+                f"hidden_states: {self.hidden_states!r} would mix frame rates under time_reduction {self.time_reduction} and "
+                f"upsampling {self.upsampling!r}; take {' or '.join(map(repr, self.reduced_states))}"
+            )
 
     def _check_reuse(self):
         if self.reuse_attention is None:
@@ -159,39 +183,68 @@ class EncoderConfig:
                 )
 
     @property
+    def has_heads(self) -> bool:
+        """Whether there is a head on every layer's output."""
+        return self.output_projection > 0 or self.upsampling == "heads"
+
+    @property
+    def reduced_states(self) -> tuple[str, ...]:
+        """The conventions of ``hidden_states`` that give one frame rate where ``time_reduction`` is above 1."""
+        if self.upsampling == "none":
+            return ("all", "layers", "projections", "last")
+        return ("projections", "last") if self.has_heads else ("last",)
+
+    @property
     def exposed(self) -> tuple[int, int]:
         """How many states ``hidden_states`` gives, and the channels of each."""
-        heads = self.output_projection
         if self.hidden_states == "last":
-            return 1, heads or self.width
+            return 1, self.output_projection or self.width
         if self.hidden_states == "projections":
-            return self.layers, heads
+            return self.layers, self.output_projection or self.width
         return self.layers + (self.hidden_states in ("all", "features")), self.width
 
     @property
     def stride(self) -> int:
-        """Samples from one frame to the next."""
-        product = 1
-        for _, _, stride in self.conv_layers:
-            product *= stride
-        return product
+        """Samples from one frame that the model gives to the next; its layers have ``time_reduction`` times that where it upsamples."""
+        return self._front_end[1] * (self.time_reduction if self.upsampling == "none" else 1)
 
     @property
     def receptive_field(self) -> int:
         """Samples that one frame sees; a shorter waveform is padded with zeros to it."""
+        field, jump = self._front_end
+        return field + (self.time_reduction - 1) * jump
+
+    @property
+    def _front_end(self) -> tuple[int, int]:
+        """Samples that one frame of the front end sees, and from one to the next."""
         field, jump = 1, 1
         for _, kernel, stride in self.conv_layers:
             field += (kernel - 1) * jump
             jump *= stride
-        return field
+        return field, jump
 
-    def frames(self, samples):
-        """Frames of ``samples`` samples (a number or an integer tensor): each convolution gives ``(n - kernel) // stride + 1``.
-
-        One for every waveform up to ``receptive_field``; none for an empty one.
-        """
+    def feature_frames(self, samples):
+        """Frames of the front end for ``samples`` samples (a number or an integer tensor): each convolution gives
+        ``(n - kernel) // stride + 1``. A waveform below ``receptive_field`` counts as padded to it, an empty one has none."""
         shortest = self.receptive_field
         frames = samples.clamp(min=shortest) if isinstance(samples, torch.Tensor) else max(samples, shortest)
         for _, kernel, stride in self.conv_layers:
             frames = (frames - kernel) // stride + 1
         return frames * (samples > 0)
+
+    def output_frames(self, features):
+        """Frames that the model gives for ``features`` frames of the front end; ``time_reduction`` drops those left over."""
+        merged = features // self.time_reduction
+        return merged if self.upsampling == "none" else merged * self.time_reduction
+
+    def frames(self, samples):
+        """Frames that the model gives for ``samples`` samples (a number or an integer tensor): one or more for every waveform."""
+        return self.output_frames(self.feature_frames(samples))
+
+    def check_one_rate(self, where: str) -> None:
+        """Raises :class:`StarError` for a model whose layers have not the front end's frame rate, which ``where`` needs."""
+        if self.time_reduction > 1:
+            raise StarError(
+                f"{where}: compares layers at the front end's frame rate; this model merges {self.time_reduction} frames before "
+                "its first layer (time_reduction)"
+            )

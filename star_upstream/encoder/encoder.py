@@ -21,11 +21,12 @@ class EncoderOutput(NamedTuple):
     """What :class:`Encoder` returns. Frames at and past ``lengths_B`` hold no meaning: mask them."""
 
     states: list[Tensor]
-    """The first layer's input, then every layer's output (B x T x D each); pre-norm models: the last one after the final norm."""
+    """The first layer's input, then every layer's output (B x T x D each); pre-norm models: the last one after the final norm.
+    Under ``time_reduction`` these have fewer frames than the front end."""
     lengths_B: Tensor
-    """Valid frames of each utterance."""
+    """Valid frames of each utterance in what the model gives: predictions, projections and :meth:`Encoder.exposed` states."""
     features_BTD: Tensor
-    """The projected output of the front end, before the positional convolution."""
+    """The projected output of the front end, before the positional convolution and any ``time_reduction``."""
     attentions: list[Tensor | None] | None
     """Where asked for: each layer's map (B x H x T x T, ``[query, key]``), None where attention is left out."""
     projections: list[Tensor] | None
@@ -34,6 +35,8 @@ class EncoderOutput(NamedTuple):
     """Where the configuration has ``prediction_layers``: what the heads make of each of them, B x T x D."""
     dropped_BTD: Tensor | None = None
     """``features_BTD`` after its dropout, padding set to 0: what the positional convolution takes."""
+    last_BTD: Tensor | None = None
+    """The last state, upsampled where the configuration says so."""
 
 
 class Adapter(nn.Module):
@@ -45,6 +48,26 @@ class Adapter(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.up(F.relu(self.down(self.norm(x_BTD))))
+
+
+class TimeReduction(nn.Conv1d):
+    """Merges ``time_reduction`` frames into one (FitHuBERT, section 2.3); frames left over at the end are dropped."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__(config.width, config.width, config.time_reduction, config.time_reduction)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return super().forward(x_BTD.transpose(1, 2)).transpose(1, 2)
+
+
+class Upsampling(nn.ConvTranspose1d):
+    """Undoes :class:`TimeReduction`: one frame becomes ``time_reduction`` frames."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__(config.width, config.width, config.time_reduction, config.time_reduction)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return super().forward(x_BTD.transpose(1, 2)).transpose(1, 2)
 
 
 class Layer(nn.Module):
@@ -83,10 +106,12 @@ class Layer(nn.Module):
 class PredictionHeads(nn.Module):
     """What the last state says of several layers of the teacher (DistilHuBERT, section 3.1)."""
 
-    def __init__(self, width: int, count: int):
+    def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.shared = nn.Linear(width, count * width)
-        self.each = nn.ModuleList(nn.Linear(width, width) for _ in range(count))
+        width, count = config.width, len(config.prediction_layers)
+        inner = config.prediction_inner or width
+        self.shared = nn.Linear(width, count * inner)
+        self.each = nn.ModuleList(nn.Linear(inner, config.prediction_width or width) for _ in range(count))
 
     def forward(self, x_BTD: Tensor) -> list[Tensor]:
         return [linear(part_BTD) for linear, part_BTD in zip(self.each, F.gelu(self.shared(x_BTD)).chunk(len(self.each), -1))]
@@ -109,9 +134,11 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         head = config.output_projection
+        self.time_reduction = TimeReduction(config) if config.time_reduction > 1 else None
+        count = {"none": 0, "heads": config.layers, "last": 1}[config.upsampling]
+        self.upsampling = nn.ModuleList(Upsampling(config) for _ in range(count)) if count else None
         self.output_projections = nn.ModuleList(nn.Linear(config.width, head) for _ in range(config.layers)) if head else None
-        count = len(config.prediction_layers)
-        self.predictions = PredictionHeads(config.width, count) if count else None
+        self.predictions = PredictionHeads(config) if config.prediction_layers else None
         self.dropout, self.feature_dropout = nn.Dropout(config.dropout), nn.Dropout(config.feature_dropout)
         reuse = (*(config.reuse_attention or (False,) * config.layers), False)
         self._map_needed = [reuse[i + 1] for i in range(config.layers)]
@@ -147,7 +174,7 @@ class Encoder(nn.Module):
         if lengths_B is not None:
             samples_B = lengths_B.to(samples_B)
         masked = lengths_B is not None and not self.reference_padding
-        return self.frontend(waveforms_BN, samples_B if masked else None), self.config.frames(samples_B)
+        return self.frontend(waveforms_BN, samples_B if masked else None), self.config.feature_frames(samples_B)
 
     def contextualize(
         self, features_BTD: Tensor, frames_B: Tensor, attention_maps: bool = False, padded: bool = True
@@ -162,9 +189,13 @@ class Encoder(nn.Module):
         x_BTD = x_BTD + self.position(x_BTD, None if self.reference_padding else mask_BT)
         if self.config.norm == "post":
             x_BTD = self.norm(x_BTD)
+        if self.time_reduction is not None:
+            x_BTD = self.time_reduction(self.dropout(x_BTD))
+            mask_BT = valid_mask(frames_B // self.config.time_reduction, x_BTD.shape[1]) if padded else None
         states, maps, reusable_BHTT = [x_BTD], [], None
         position_HTT = None if self.relative_position is None else self.relative_position(x_BTD.shape[1])
-        x_BTD = self.dropout(x_BTD)
+        if self.time_reduction is None:
+            x_BTD = self.dropout(x_BTD)
         for layer, needed in zip(self.layers, self._map_needed):
             x_BTD, map_BHTT = layer(x_BTD, mask_BT, position_HTT, reusable_BHTT, attention_maps or needed)
             if needed and not layer.attention.reuse:
@@ -173,11 +204,19 @@ class Encoder(nn.Module):
             maps.append(map_BHTT)
         if self.config.norm == "pre":
             states[-1] = self.norm(states[-1])
-        heads = self.output_projections
-        projections = None if heads is None else [head(state) for head, state in zip(heads, states[1:])]
-        predictions = None if self.predictions is None else self.predictions(states[-1])
-        shown = maps if attention_maps else None
-        return EncoderOutput(states, frames_B, features_BTD, shown, projections, predictions, dropped_BTD)
+        projections = self._heads(states[1:]) if self.config.has_heads else None
+        last_BTD = self.upsampling[0](states[-1]) if self.config.upsampling == "last" else states[-1]
+        predictions = None if self.predictions is None else self.predictions(last_BTD)
+        frames_B, maps = self.config.output_frames(frames_B), maps if attention_maps else None
+        return EncoderOutput(states, frames_B, features_BTD, maps, projections, predictions, dropped_BTD, last_BTD)
+
+    def _heads(self, states: list[Tensor]) -> list[Tensor]:
+        """Every layer's output at the front end's frame rate, projected."""
+        if self.upsampling is not None:
+            states = [upsample(x_BTD) for upsample, x_BTD in zip(self.upsampling, states)]
+        if self.output_projections is not None:
+            states = [head(x_BTD) for head, x_BTD in zip(self.output_projections, states)]
+        return states
 
     def _as_reused(self, map_BHTT: Tensor) -> Tensor:
         """The map as later layers take it. ARMHuBERT's code reads heads x utterances as utterances x heads, so that the utterances
@@ -192,7 +231,7 @@ class Encoder(nn.Module):
         if self.config.hidden_states == "projections":
             return output.projections
         if self.config.hidden_states == "last":
-            return (output.projections or output.states)[-1:]
+            return [output.projections[-1] if output.projections else output.last_BTD]
         if self.config.hidden_states == "features":
             valid_BT = valid_mask(output.lengths_B, output.features_BTD.shape[1])
             return [output.features_BTD * valid_BT[..., None], *output.states[1:]]
@@ -205,7 +244,7 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv1d):
+    elif isinstance(module, nn.Conv1d) and not isinstance(module, TimeReduction):
         nn.init.kaiming_normal_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

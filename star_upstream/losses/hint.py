@@ -130,6 +130,8 @@ class FrameDistance(nn.Module):
 
 def check_rates(name: str, teacher: EncoderConfig, student: EncoderConfig) -> None:
     """Raises :class:`StarError` when teacher and student have different frame rates."""
+    for model in (teacher, student):
+        model.check_one_rate(name)
     if teacher.stride != student.stride:
         raise StarError(
             f"{name}: teacher and student must have one frame rate, their strides are {teacher.stride} and {student.stride}"

@@ -56,8 +56,12 @@ class PredictionLoss(nn.Module):
             raise StarError("prediction: the student has no heads; name the teacher's layers in student.prediction_layers, e.g. [4, 8, 12]")
         if max(self.layers) > teacher.layers:
             raise StarError(f"prediction: student.prediction_layers names layer {max(self.layers)}, the teacher has {teacher.layers}")
-        if teacher.width != student.width:
-            raise StarError(f"prediction: the student's width must be the teacher's, {teacher.width}, got {student.width}")
+        teacher.check_one_rate("prediction")
+        width = student.prediction_width or student.width
+        if teacher.width != width:
+            raise StarError(
+                f"prediction: predictions must have the teacher's width, {teacher.width}, got {width}; set student.prediction_width"
+            )
         if teacher.stride != student.stride:
             raise StarError(f"prediction: teacher and student must have one frame rate, their strides are {teacher.stride} and {student.stride}")
 

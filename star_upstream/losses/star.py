@@ -54,6 +54,8 @@ class StarLoss(nn.Module):
     def __init__(self, config: StarConfig, teacher: EncoderConfig, student: EncoderConfig):
         super().__init__()
         self.config = config
+        for model in (teacher, student):
+            model.check_one_rate("star")
         if teacher.stride != student.stride:
             raise StarError(f"star: teacher and student must have one frame rate, their strides are {teacher.stride} and {student.stride}")
         if config.layer_map is None:

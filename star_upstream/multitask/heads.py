@@ -24,10 +24,11 @@ def shape(config: EncoderConfig, input: str) -> tuple[int, int]:
     predicted = len(config.prediction_layers)
     if input in ("predictions", "all") and not predicted:
         raise StarError(f"input: {input!r} needs an encoder with prediction heads (prediction_layers); take 'last' or 'states'")
-    if input == "all" and width != config.width:
+    predicted_width = config.prediction_width or config.width
+    if input == "all" and width != predicted_width:
         raise StarError("input: 'all' needs states and predictions of one width; take 'states' or 'predictions'")
     if input == "predictions":
-        return predicted, config.width
+        return predicted, predicted_width
     return {"last": 1, "states": exposed, "all": exposed + predicted}[input], width
 
 
