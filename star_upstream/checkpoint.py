@@ -34,6 +34,7 @@ LATER = {
     "adapter": 0,
     "feature_gradient": 1.0,
     "time_reduction": 1,
+    "reference_frames": "convolutions",
     "upsampling": "none",
 }
 """Options that :class:`EncoderConfig` did not have from the start, with the value that changes nothing."""

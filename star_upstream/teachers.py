@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ _FILE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json", ".yaml
 def load(source: str | Path, reference_padding: bool = False, config: str | Path | None = None) -> Encoder:
     """The encoder of ``source``, frozen, in eval mode, fp32, on the CPU.
 
-    ``config`` is the yaml of a STaRHuBERT, ARMHuBERT or MaskHuBERT file. Raises :class:`StarError` for a source that is not found
+    ``config`` is the yaml of a STaRHuBERT, ARMHuBERT, MaskHuBERT or FitHuBERT file, or names a subnet of LightHuBERT. Raises :class:`StarError` for a source that is not found
     (what was tried, and near names), cannot be downloaded (what to fetch and where to put it) or does not fit the encoder.
     """
     encoder, _ = _open(source, reference_padding, config)
@@ -72,9 +73,12 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
         return _from_path(SHIPPED[name], reference_padding, config)
     if name in known.KNOWN:
         entry = known.get(name)
-        weights = known.fetch(entry)
+        weights = known.fetch(entry) if entry.files else _from_hub(entry.name)
         encoder, origin = _from_path(weights, reference_padding, config)
-        known.check(entry, sum(parameter.numel() for parameter in encoder.parameters()), weights)
+        if config is None:  # a yaml of one's own may name another subnet of a supernet
+            known.check(entry, sum(parameter.numel() for parameter in encoder.parameters()), weights)
+        if entry.hidden_states is not None:
+            encoder.config = replace(encoder.config, hidden_states=entry.hidden_states)
         return encoder, {**origin, "name": name}
     if config is not None:
         raise StarError(f"{name}: no such file; config only goes with a file")
@@ -122,7 +126,7 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
             f"{path}: neither a checkpoint of star_upstream nor a folder of transformers (no fitting config.json); it holds {shown}"
         )
     encoder = published.load(path, config, reference_padding)
-    return encoder, {"format": published.detect(path), **origin, "sha256": _digest(path)}
+    return encoder, {"format": published.detect(path, config), **origin, "sha256": _digest(path)}
 
 
 def _from_bundle(name: str, reference_padding: bool) -> Encoder:

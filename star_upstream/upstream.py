@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from . import checkpoint, teachers
 from .encoder import Encoder
 from .errors import StarError
-from .mini import SHIPPED
 from .multitask import export as multitask
 from .multitask.heads import MultitaskModel
-from .published.known import KNOWN
 
 
 class UpstreamExpert(nn.Module):
@@ -130,10 +128,8 @@ def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., Up
     def entry(ckpt: str | None = None, model_config: str | None = None, pretrained: bool = True, reference_padding: bool = False, **_):
         if ckpt is not None:
             return load(ckpt, model_config, reference_padding)
-        if pretrained and (name in KNOWN or name in SHIPPED):
-            return load(name, reference_padding=reference_padding)
         if pretrained:
-            raise StarError(f"{name}: no published weights; give your own as ckpt=, or take random ones with pretrained=False")
+            return load(name, reference_padding=reference_padding)
         if recipe is None:
             raise StarError(f"{name}: ships with its weights; leave out pretrained=False")
         from .training import recipe as recipes
@@ -156,7 +152,7 @@ star_hubert = _entry("star_hubert", "STaRHuBERT, 22.31 M parameters (Jang et al.
 star_hubert_l = _entry("star_hubert_l", "STaRHuBERT-L, 26.63 M parameters (Jang et al., ICASSP 2024).", "star_hubert_l")
 star_hubert_s = _entry("star_hubert_s", "STaRHuBERT-S, 14.1 M parameters; layer sizes are our choice.", "star_hubert_s")
 star_hubert_xs = _entry("star_hubert_xs", "STaRHuBERT-XS, 9.39 M parameters; layer sizes are our choice.", "star_hubert_xs")
-star_wavlm = _entry("star_wavlm", "STaRHuBERT's architecture with WavLM Base as its teacher.", "star_wavlm")
+star_wavlm = _entry("star_wavlm", "STaRWavLM, STaRHuBERT's architecture with WavLM Base as its teacher, 22.3 M parameters (its authors' page).", "star_wavlm")
 
 
 def star_local(ckpt: str, model_config: str | None = None, config: str | None = None, reference_padding: bool = False, **_):

@@ -86,7 +86,9 @@ def test_unknown_names_and_files_without_an_address(cache):
 
 def test_the_table_is_consistent():
     for name, entry in known.KNOWN.items():
-        assert entry.name == name and entry.format in published.FORMATS and entry.parameters > 9e6
+        assert entry.name == name and entry.format in (*published.FORMATS, "transformers")
+        assert entry.parameters is None and entry.note or entry.parameters > 9e6
+        assert bool(entry.files) == (entry.format != "transformers")
         assert (".yaml" in [file.suffix for file in entry.files]) == (entry.format in published.STUDENTS)
         for file in entry.files:
             assert file.page.startswith("https://") and (file.url or "https://").startswith("https://")

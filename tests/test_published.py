@@ -20,66 +20,101 @@ from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError
 from star_upstream.published import literals, pickles, torchaudio_style
 
-GOLDEN = {
-    "starhubert": "starhubert.ckpt",
-    "armhubert": "armhubert.ckpt",
-    "maskhubert": "maskhubert.ckpt",
-    "dphubert": "dphubert.pth",
-    "dpwavlm": "dpwavlm.pth",
+GOLDEN = Path(__file__).parent / "golden"
+FOLDERS = {
+    **{kind: kind for kind in ("starhubert", "armhubert", "maskhubert", "dphubert", "dpwavlm")},
+    "starhubert_course": "starhubert",
+    "armhubert_equal_width": "armhubert",
+    "fithubert": "fithubert",
+    "fithubert_equal_width": "fithubert",
+    "fithubert_prediction": "fithubert",
+    "distilhubert": "distilhubert",
+    "distilhubert_one_head": "distilhubert",
+    "lighthubert": "lighthubert",
+    "lighthubert_stage1": "lighthubert",
 }
+"""Folders of tests/golden (its README says how they were made) and their formats."""
+SUBNET = {"lighthubert": GOLDEN / "lighthubert" / "lighthubert.yaml"}
 
 
-def golden(shared: Path, kind: str) -> tuple[Path, list[torch.Tensor], list[torch.Tensor]]:
-    """The file, its waveforms and the hidden states that the authors' code gives for them."""
-    path = shared / "golden" / kind / GOLDEN[kind]
-    arrays = np.load(path.with_suffix(".npz"))
-    count = sum(name.startswith("hidden_state_") for name in arrays)
-    waves = [torch.from_numpy(arrays[f"wav{i}"]) for i in range(3)]
-    return path, waves, [torch.from_numpy(arrays[f"hidden_state_{i}"]) for i in range(count)]
+def file_of(folder: str) -> Path:
+    return next(path for path in (GOLDEN / folder).iterdir() if path.suffix in (".ckpt", ".pth", ".pt"))
 
 
-@pytest.mark.parametrize("kind", GOLDEN)
-@torch.no_grad()
-def test_golden_states(shared, kind):
-    path, waves, states = golden(shared, kind)
-    encoder = published.load(path, reference_padding=True)
-    assert not encoder.training and published.detect(path) == kind
+def golden(folder: str, reference_padding: bool = False) -> tuple[Encoder, list[torch.Tensor], dict[str, torch.Tensor]]:
+    """The encoder in the file, its waveforms, and what the authors' code gives for them by name."""
+    path = file_of(folder)
+    arrays = {name: torch.from_numpy(array) for name, array in np.load(path.with_suffix(".npz")).items()}
+    waves = [arrays.pop(name) for name in sorted(name for name in arrays if name.startswith("wav"))]
+    arrays.pop("lengths", None)
+    return published.load(path, SUBNET.get(folder), reference_padding), waves, arrays
+
+
+def named(encoder: Encoder, waves: list[torch.Tensor], kind: str) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """Everything that the encoder gives for a padded batch, under the names of the golden files; and its valid frames."""
     output = encoder(pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]))
     exposed = encoder.exposed(output)
-    assert len(exposed) == len(states)
-    for ours, theirs in zip(exposed, states):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    given = {"hidden_state": exposed, "layer": output.states[1:], "projection": output.projections or output.predictions or []}
+    if kind == "distilhubert":
+        given["hidden_state"] = [output.features_BTD, *output.states[1:], *output.predictions]
+    values = {f"{name}_{i}": state for name, states in given.items() for i, state in enumerate(states)}
+    return {**values, "last_hidden_state": exposed[-1], "paper": exposed[-1]}, output.lengths_B.tolist()
 
 
-@pytest.mark.parametrize("kind", GOLDEN)
+def compare(ours: dict[str, torch.Tensor], lengths: list[int], theirs: dict[str, torch.Tensor]) -> None:
+    """Valid frames are theirs within 1e-4; every number that they give is compared."""
+    for name, wanted in theirs.items():
+        found = ours[name]
+        wanted = wanted if wanted.shape == found.shape else wanted.transpose(0, 1)  # STaRHuBERT's last state: frames first
+        assert found.shape == wanted.shape, name
+        reduction = round(max(lengths) / found.shape[1])  # FitHuBERT's layers have half of the frames
+        for i, frames in enumerate(lengths):
+            valid = slice(frames // max(1, reduction))
+            torch.testing.assert_close(found[i, valid], wanted[i, valid], atol=2e-5, rtol=0, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("folder, kind", FOLDERS.items())
 @torch.no_grad()
-def test_default_padding_gives_what_the_authors_give_for_one_utterance(shared, kind):
-    path, waves, states = golden(shared, kind)
-    encoder, reference = published.load(path), published.load(path, reference_padding=True)
-    lengths = torch.tensor([len(wave) for wave in waves])
-    together = encoder.exposed(encoder(pad_sequence(waves, batch_first=True), lengths))
+def test_golden_states(folder, kind):
+    encoder, waves, theirs = golden(folder, reference_padding=True)
+    assert not encoder.training and published.detect(file_of(folder), SUBNET.get(folder)) == kind
+    together = {name: value for name, value in theirs.items() if not name.startswith("alone")}
+    compare(*named(encoder, waves, kind), together)
+    assert encoder.config.exposed[0] == sum(name.startswith("hidden_state") for name in together) or encoder.config.exposed[0] == 1
+
+
+@pytest.mark.parametrize("folder, kind", FOLDERS.items())
+@torch.no_grad()
+def test_default_padding_gives_what_the_authors_give_for_one_utterance(folder, kind):
+    encoder, waves, theirs = golden(folder)
+    reference = golden(folder, reference_padding=True)[0]
+    ours, lengths = named(encoder, waves, kind)
     for i, wave in enumerate(waves):
-        alone = reference.exposed(reference(wave[None], lengths[i : i + 1]))
-        for ours, theirs in zip(together, alone):
-            torch.testing.assert_close(ours[i, : theirs.shape[1]], theirs[0], atol=1e-5, rtol=0)
+        alone, frames = named(reference, [wave], kind)
+        if prefix := next((name.partition("_")[0] for name in theirs if name.startswith((f"alone{i}_", "alone_")) and i), None):
+            given = {name.removeprefix(f"{prefix}_"): x for name, x in theirs.items() if name.startswith(f"{prefix}_")}
+            if prefix != "alone" or i == 1:  # files with one utterance alone hold the second
+                compare(alone, frames, given)
+        compare({name: x[i : i + 1, : alone[name].shape[1]] for name, x in ours.items()}, frames, alone)
 
 
-@pytest.mark.parametrize("kind", GOLDEN)
+@pytest.mark.parametrize("folder, kind", FOLDERS.items())
 @torch.no_grad()
-def test_conversion_round_trip(shared, kind, tmp_path):
-    path, waves, _ = golden(shared, kind)
-    provenance = teachers.convert(path, tmp_path / "ours")
+def test_conversion_round_trip(folder, kind, tmp_path):
+    path, config = file_of(folder), SUBNET.get(folder)
+    before, waves, _ = golden(folder)
+    provenance = teachers.convert(path, tmp_path / "ours", config)
     origin = checkpoint.describe(tmp_path / "ours")["provenance"]["converted_from"]
     assert provenance["converted_from"] == origin and origin["format"] == kind and origin["path"] == str(path)
     assert re.fullmatch("[0-9a-f]{64}", origin["sha256"])
-    before, after = published.load(path), checkpoint.load(tmp_path / "ours")
+    after = checkpoint.load(tmp_path / "ours")
     assert checkpoint.digest(before) == checkpoint.digest(after)
     for ours, theirs in zip(before.exposed(before(waves[0][None])), after.exposed(after(waves[0][None]))):
         assert torch.equal(ours, theirs)
 
 
-def test_yaml_is_the_one_of_the_same_stem_or_the_only_one(shared, tmp_path):
-    source = shared / "golden" / "starhubert"
+def test_yaml_is_the_one_of_the_same_stem_or_the_only_one(tmp_path):
+    source = GOLDEN / "starhubert"
     file = tmp_path / "model.ckpt"
     file.write_bytes((source / "starhubert.ckpt").read_bytes())
     with pytest.raises(StarError, match="put it beside as model.yaml .the folder holds none"):
@@ -224,7 +259,7 @@ def test_lists_in_strings():
         ({"encoder_attention_heads": 3}, "encoder_attention_heads: 3 attention heads do not divide width 16"),
         ({"activation_fn": "relu"}, "activation_fn: 'relu' is not supported"),
         ({"layer_type": "conformer"}, "layer_type: 'conformer' is not supported"),
-        ({"enable_tr_layer": True}, "enable_tr_layer: True is not supported"),
+        ({"enable_tr_layer": True, "tr_layer_type": "conv1d"}, "enable_tr_layer: True, but the file has no time-reduction layer"),
         ({"extractor_mode": "mel"}, "extractor_mode: 'mel' is not supported"),
         ({"conv_feature_layers": "[(8, 10), (16, 3, 2)]"}, "conv_layers[0]: expected [int, int, int]"),
         ({"dropout": 2.0}, "dropout: must be at least 0 and below 1"),
@@ -265,9 +300,9 @@ def test_files_in_no_format(tmp_path):
         published.load(tmp_path / "absent.ckpt")
 
 
-def test_config_goes_only_with_the_formats_that_need_one(shared):
+def test_config_goes_only_with_the_formats_that_need_one():
     with pytest.raises(StarError, match="a dphubert file holds its own configuration"):
-        published.load(shared / "golden/dphubert/dphubert.pth", config="some.yaml")
+        published.load(GOLDEN / "dphubert/dphubert.pth", config="some.yaml")
 
 
 ODD = [None, "x", "", -1, 0, 3, 1.5, True, [], [1], {}, {"a": 1}, [[0]] * 4]
@@ -289,8 +324,8 @@ def test_odd_values_in_a_yaml(tmp_path, key):
 
 
 @pytest.mark.parametrize("kind", ["dphubert", "dpwavlm"])
-def test_odd_values_in_a_pruned_models_configuration(shared, kind):
-    content = torch.load(golden(shared, kind)[0], weights_only=True)
+def test_odd_values_in_a_pruned_models_configuration(kind):
+    content = torch.load(file_of(kind), weights_only=True)
     for key in content["config"]:
         for value in ODD:
             odd = content | {"config": content["config"] | {key: value}}

@@ -13,6 +13,7 @@ from star_upstream import checkpoint, upstream
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.mini import SHIPPED
+from star_upstream.published import known
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -122,8 +123,10 @@ def test_architectures_without_weights():
     assert sum(p.numel() for p in model.parameters()) == 22_308_592
     with pytest.raises(StarError, match="leave out pretrained=False"):
         upstream.star_mini(pretrained=False)
-    with pytest.raises(StarError, match="star_wavlm: no published weights; give your own as ckpt="):
-        upstream.star_wavlm()
+
+
+def test_every_name_has_weights_to_load():
+    assert set(upstream.ENTRIES) - {"star_local"} <= {*SHIPPED, *known.KNOWN}
 
 
 def test_s3prl_loads_our_names(folder):

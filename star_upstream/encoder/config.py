@@ -41,6 +41,9 @@ class EncoderConfig:
     """One factor a channel on the last convolution (DPHuBERT keeps the soft part of its channel gates there)."""
     normalize_waveform: bool = False
     """Zero mean and unit variance of each utterance, over its valid samples."""
+    reference_frames: Literal["convolutions", "share"] = "convolutions"
+    """How the authors' code counts the valid frames of a padded utterance, of effect with ``reference_padding`` alone: by the
+    convolutions, or as its share of the batch's frames, rounded up (fairseq's HuBERT and what follows it)."""
     normalize_epsilon: float = 1e-5
     """Added to the variance: 1e-5 in fairseq, 1e-7 in transformers."""
     projection: bool = True

@@ -174,7 +174,11 @@ class Encoder(nn.Module):
         if lengths_B is not None:
             samples_B = lengths_B.to(samples_B)
         masked = lengths_B is not None and not self.reference_padding
-        return self.frontend(waveforms_BN, samples_B if masked else None), self.config.feature_frames(samples_B)
+        features_BTD, frames_B = self.frontend(waveforms_BN, samples_B if masked else None), self.config.feature_frames(samples_B)
+        if lengths_B is not None and self.reference_padding and self.config.reference_frames == "share":
+            each = waveforms_BN.shape[1] // features_BTD.shape[1]
+            frames_B = ((samples_B + each - 1) // each).clamp(max=features_BTD.shape[1])
+        return features_BTD, frames_B
 
     def contextualize(
         self, features_BTD: Tensor, frames_B: Tensor, attention_maps: bool = False, padded: bool = True

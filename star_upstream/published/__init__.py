@@ -2,14 +2,16 @@
 
 | format | what the file is |
 | --- | --- |
-| starhubert, armhubert, maskhubert | a Lightning ``.ckpt`` (names ``student_model.*``) and a yaml with a section ``distiller`` |
+| starhubert, armhubert, maskhubert, fithubert | a Lightning ``.ckpt`` (names ``student_model.*``) and a yaml with a section ``distiller`` |
 | dphubert, dpwavlm | ``{"state_dict", "config"}`` |
+| distilhubert | ``{"Distiller", "Config"}``, as s3prl saves it |
+| lighthubert | fairseq's layout, with the weights of a supernet; a yaml with a section ``subnet`` may choose another subnet |
 | fairseq | ``{"cfg" or "args", "model"}``: HuBERT, wav2vec 2.0 and data2vec as fairseq saves them, also fine-tuned; WavLM as its authors do |
 | s3prl | ``{"task_cfg", "model_cfg", "model_weight"}``: the same, converted by s3prl |
 | bshall | ``{"hubert"}``: HuBERT-Soft and HuBERT-Discrete |
 | weights | tensors by name alone (fairseq's, torchaudio's or transformers' names), and a yaml or json that configures them |
 
-The format is told by the content. Folders of the transformers library are :mod:`.huggingface`'s.
+The format is told by the content, and for the first four by their yaml. Folders of the transformers library are :mod:`.huggingface`'s.
 """
 
 from __future__ import annotations
@@ -23,25 +25,38 @@ import yaml
 from ..encoder import Encoder
 from ..errors import StarError
 from ..identify import read_safetensors
-from . import bare, bshall, fairseq, pickles, torchaudio_style
+from . import bare, bshall, distiller, fairseq, lighthubert, pickles, students, torchaudio_style
 
-STUDENTS = ("starhubert", "armhubert", "maskhubert")
-FORMATS = (*STUDENTS, "dphubert", "dpwavlm", "fairseq", "s3prl", "bshall", "weights")
+STUDENTS = students.FORMATS
+FORMATS = (*STUDENTS, "dphubert", "dpwavlm", "distilhubert", "lighthubert", "fairseq", "s3prl", "bshall", "weights")
 
 __all__ = ["FORMATS", "STUDENTS", "detect", "load"]
 
 
-def detect(path: str | Path) -> str | None:
-    """The format of the file (one of :data:`FORMATS`), or None when it is in none of them."""
-    return _format(_content(path)) if _is_safetensors(path) or pickles.is_pickled(path) else None
+def detect(path: str | Path, config: str | Path | None = None) -> str | None:
+    """The format of the file (one of :data:`FORMATS`), or None when it is in none of them.
+
+    ``config`` is the yaml of the first four; without it, the one beside the file, or the names of the tensors alone.
+    """
+    if not (_is_safetensors(path) or pickles.is_pickled(path)):
+        return None
+    content = _content(path)
+    kind = _format(content)
+    if kind != "student":
+        return kind
+    try:
+        options = _section(config or _beside(Path(path)), "distiller")
+    except StarError:
+        options = None
+    return students.student_format(content["state_dict"], options)
 
 
 def load(path: str | Path, config: str | Path | None = None, reference_padding: bool = False) -> Encoder:
     """The encoder in the file, in eval mode, fp32, on the CPU.
 
-    ``config`` is the yaml of the first three formats; by default the one beside the file with the same stem, or the only one there.
-    Raises :class:`StarError` for a file in no known format, one that pickles a foreign class, or one that does not fit its
-    configuration.
+    ``config`` is the yaml of the first four formats; by default the one beside the file with the same stem, or the only one there.
+    For LightHuBERT it may name a subnet. Raises :class:`StarError` for a file in no known format, one that pickles a foreign class,
+    or one that does not fit its configuration.
     """
     content = _content(path)
     kind = _format(content)
@@ -52,10 +67,15 @@ def load(path: str | Path, config: str | Path | None = None, reference_padding: 
             raise StarError(f"{path}: the weights of a checkpoint of star_upstream without its config.json; give the whole folder")
         raise StarError(f"{path}: in none of the formats {', '.join(FORMATS)} (it holds {_shown(content)})")
     where = str(path)
-    if kind in STUDENTS:
-        return fairseq.load_student(content, _distiller(Path(path), config), where, reference_padding)
+    if kind == "student":
+        return students.load_student(content, _section(config or _beside(Path(path)), "distiller"), where, reference_padding)
+    if kind == "lighthubert":
+        subnet = None if config is None else _section(config, "subnet")
+        return lighthubert.load_lighthubert(_model_options(content), content["model"], subnet, where, reference_padding)
     if config is not None:
         raise StarError(f"{path}: a {kind} file holds its own configuration; leave out {config}")
+    if kind == "distilhubert":
+        return distiller.load_distiller(content, where, reference_padding)
     if kind == "fairseq":
         return fairseq.load_fairseq(content, where, reference_padding)
     if kind == "s3prl":
@@ -67,6 +87,7 @@ def load(path: str | Path, config: str | Path | None = None, reference_padding: 
 
 
 def _format(content: Any) -> str | None:
+    """One of :data:`FORMATS`; ``student`` for the first four, which their yaml tells apart."""
     if not isinstance(content, Mapping):
         return None
     weights, config = content.get("state_dict"), content.get("config")
@@ -77,13 +98,21 @@ def _format(content: Any) -> str | None:
     if _is_weights(weights):
         if torchaudio_style.is_dphubert_training(weights):
             return "weights"
-        if any(name.startswith("student_model.") for name in weights):
-            return fairseq.student_format(weights)
+        if students.is_student(weights):
+            return "student"
         if isinstance(config, Mapping) and "extractor_conv_layer_config" in config:
             return "dpwavlm" if "encoder_remaining_heads" in config else "dphubert"
     elif _is_weights(content.get("model")) and ("cfg" in content or "args" in content):
-        return "fairseq"
+        return "lighthubert" if lighthubert.is_lighthubert(_model_options(content)) else "fairseq"
+    elif distiller.is_distiller(content) and _is_weights(content["Distiller"]):
+        return "distilhubert"
     return "weights" if bare.weights_of(content) is not None else None
+
+
+def _model_options(content: Mapping[str, Any]) -> Any:
+    """The model's options in a file of fairseq, where they have a section of their own."""
+    cfg = pickles.plain(content.get("cfg"))
+    return cfg.get("model") if isinstance(cfg, dict) else None
 
 
 def _is_weights(value: Any) -> bool:
@@ -114,23 +143,24 @@ def _shown(content: Any) -> str:
     return f"the keys {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" if keys else "nothing"
 
 
-def _distiller(path: Path, config: str | Path | None) -> Mapping[str, Any]:
-    """The section ``distiller`` of the yaml that belongs to a ``.ckpt``."""
-    if config is None:
-        beside = sorted(other for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml"))
-        same = [other for other in beside if other.stem == path.stem]
-        if not same and len(beside) != 1:
-            found = f"the folder holds {', '.join(other.name for other in beside)}" if beside else "the folder holds none"
-            raise StarError(
-                f"{path}: its architecture is in a yaml file; give it as config, or put it beside as {path.stem}.yaml ({found})"
-            )
-        config = (same or beside)[0]
+def _beside(path: Path) -> Path:
+    """The yaml that belongs to a ``.ckpt``: the one of its stem, or the only one of its folder."""
+    beside = sorted(other for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml"))
+    same = [other for other in beside if other.stem == path.stem]
+    if not same and len(beside) != 1:
+        found = f"the folder holds {', '.join(other.name for other in beside)}" if beside else "the folder holds none"
+        raise StarError(f"{path}: its architecture is in a yaml file; give it as config, or put it beside as {path.stem}.yaml ({found})")
+    return (same or beside)[0]
+
+
+def _section(config: str | Path, name: str) -> Mapping[str, Any]:
+    """A section of a yaml."""
     try:
         content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except OSError as error:
         raise StarError(f"{config}: cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StarError(f"{config}: not yaml ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(content, Mapping) or not isinstance(content.get("distiller"), Mapping):
-        raise StarError(f"{config}: no section 'distiller'; it is not the configuration of such a checkpoint")
-    return content["distiller"]
+    if not isinstance(content, Mapping) or not isinstance(content.get(name), Mapping):
+        raise StarError(f"{config}: no section {name!r}; it is not the configuration of such a checkpoint")
+    return content[name]

@@ -1,5 +1,5 @@
-"""Models with fairseq's names: HuBERT and wav2vec 2.0 (``.pt``), WavLM's own ``.pt``, and the students of Jang et al.
-(STaRHuBERT, ARMHuBERT, MaskHuBERT: Lightning ``.ckpt`` beside a ``.yaml``).
+"""Models with fairseq's names: HuBERT and wav2vec 2.0 (``.pt``) and WavLM's own ``.pt``. The names and options also serve
+:mod:`.students`, :mod:`.distiller` and :mod:`.lighthubert`.
 
 A configuration is a mapping with fairseq's option names; an absent one has fairseq's default. Padding as fairseq does it
 (``reference_padding``): the first group norm sees it, padded frames are set to zero before the positional convolution, and
@@ -39,11 +39,10 @@ _DEFAULTS = {
 _REQUIRED = {
     "layer_type": "transformer",
     "activation_fn": "gelu",
-    "enable_tr_layer": False,
     "crop_seq_to_multiple": 1,
     "deep_norm": False,
 }
-_TABLE = rules(
+TABLE = rules(
     (r"feature_extractor\.conv_layers\.(\d+)\.0\.(weight|bias)", r"frontend.convs.\1.\2"),
     (r"feature_extractor\.conv_layers\.(\d+)\.2(?:\.1)?\.(weight|bias)", r"frontend.norms.\1.\2"),
     (r"layer_norm\.(weight|bias)", r"frontend.norm.\1"),
@@ -67,11 +66,10 @@ _TABLE = rules(
     (r"encoder\.layers\.(\d+)\.fc1\.(weight|bias)", r"layers.\1.ffn_in.\2"),
     (r"encoder\.layers\.(\d+)\.fc2\.(weight|bias)", r"layers.\1.ffn_out.\2"),
     (r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
-    (r"proj_head\.(\d+)\.lin_proj\.(weight|bias)", r"output_projections.\1.\2"),
 )
 FIRST = "feature_extractor.conv_layers.0.0.weight"
 """A tensor that every encoder of the kind has."""
-_IGNORED = ("mask_emb", "final_proj.", "label_embs_concat", "quantizer.", "project_q.", "target_glu.", "_ema")
+IGNORED = ("mask_emb", "final_proj.", "label_embs_concat", "quantizer.", "project_q.", "target_glu.", "_ema")
 """Masking and prediction heads of the training."""
 
 
@@ -158,35 +156,4 @@ def load_weights(weights: Mapping[str, Any], cfg: Mapping[str, Any], where: str,
         stem = "encoder.pos_conv.0"
         weights = fold_batch_norm(weights, stem, f"{stem}.scale", f"{stem}.shift", where)
     config = {**values(options, weights, where), "normalize_waveform": bool(task.get("normalize", False))}
-    return build(config, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)
-
-
-def student_format(weights: Mapping[str, Tensor]) -> str:
-    """``starhubert``, ``armhubert`` or ``maskhubert``, from the names in a Lightning file's ``state_dict``."""
-    names = [name for name in weights if name.startswith("student_model.")]
-    if not any(name.startswith("student_model.proj_head.") for name in names):
-        return "starhubert"
-    computed = sum(name.endswith(".self_attn.k_proj.weight") for name in names)
-    return "maskhubert" if computed == sum(name.endswith(".self_attn.v_proj.weight") for name in names) else "armhubert"
-
-
-def load_student(content: Mapping[str, Any], options: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
-    """A student of Jang et al. from its Lightning ``content`` and the ``distiller`` section of its yaml.
-
-    ``reuse_pattern`` is True where a layer computes its own attention map and False where it takes that of the layer before.
-    STaRHuBERT gives SUPERB its layer outputs; ARMHuBERT and MaskHuBERT give the outputs of their per-layer projection heads.
-    """
-    prefix = "student_model."
-    weights = {name[len(prefix) :]: tensor for name, tensor in content["state_dict"].items() if name.startswith(prefix)}
-    config = {**values(options, weights, where), "hidden_states": "layers"}
-    if student_format(content["state_dict"]) != "starhubert":
-        expect(bool(options.get("layerwise_proj")), f"{where}: layerwise_proj", "a model without per-layer projection heads")
-        config |= {"output_projection": options.get("pred_head_final_dim", 768), "hidden_states": "projections"}
-    if student_format(content["state_dict"]) == "armhubert":
-        pattern = literals.parse(options.get("reuse_pattern"), f"{where}: reuse_pattern")
-        if not isinstance(pattern, list) or not all(isinstance(own, bool) for own in pattern):
-            raise StarError(
-                f"{where}: reuse_pattern: expected a list of True and False, one a layer, got {options.get('reuse_pattern')!r}"
-            )
-        config |= {"reuse_attention": [not own for own in pattern], "reuse_softmax": True}
-    return build(config, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)
+    return build(config, rename(weights, TABLE, IGNORED, where), where, reference_padding)

@@ -59,6 +59,7 @@ _IGNORED = (
     *("masked_spec_embed", "quantizer.", "project_q.", "project_hid."),  # of the pre-training
     *("lm_head.", "projector.", "classifier.", "layer_weights", "feature_extractor_proj", "tdnn.", "objective."),  # of tasks
     "adapter.",
+    "final_proj.",  # ports of fairseq's HuBERT (ContentVec)
 )
 
 

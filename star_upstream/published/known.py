@@ -1,7 +1,7 @@
 """Checkpoints that their authors publish: where they are, and their way into torch.hub's cache.
 
-Parameters are those of the encoder that the authors' configuration describes; for STaRHuBERT-S and -XS, whose configuration is
-only in the files, the number that the authors print. A digest is only given where the authors' file listing shows one. Google Drive
+Parameters are those of the encoder that the authors' configuration describes, its heads among them; for STaRHuBERT-S, -XS and
+STaRWavLM, whose configuration is only in the files, the number that the authors print. A digest is only given where the authors' file listing shows one. Google Drive
 gives no stable address to programs: a page that comes back in place of the file is recognised, and the message then says what to
 fetch by hand.
 """
@@ -20,6 +20,7 @@ from ..files import replacing
 _STAR_PAGE = "https://github.com/sungnyun/ARMHuBERT#checkpoints-1"
 _ARM_PAGE = "https://huggingface.co/sungnyun/ARMHuBERT/tree/main"
 _ARM_CONFIGS = "https://raw.githubusercontent.com/sungnyun/ARMHuBERT/e2b26872c23aa2075e888aae96df91f7653ffaec/conf"
+_LIGHT_PAGE = "https://huggingface.co/mechanicalsea/lighthubert/tree/main"
 _DP_PAGE = "https://huggingface.co/pyf98/DPHuBERT/tree/main"
 
 
@@ -37,13 +38,16 @@ class File:
 
 @dataclass(frozen=True)
 class Known:
-    """A published checkpoint; the first file holds the weights."""
+    """A published checkpoint; the first file holds the weights. Without files it is on the Hugging Face hub under its name."""
 
     name: str
     format: str
-    parameters: int
+    parameters: int | None
+    """None where the authors' sources do not agree."""
     files: tuple[File, ...]
     note: str = ""
+    hidden_states: str | None = None
+    """What SUPERB was given, where the format does not say it."""
 
 
 def _drive(suffix: str, identifier: str) -> File:
@@ -57,6 +61,15 @@ def _drive(suffix: str, identifier: str) -> File:
 def _arm(name: str, kind: str, parameters: int, file: str, config: str, sha256: str | None = None) -> Known:
     weights = File(".ckpt", _ARM_PAGE, f"https://huggingface.co/sungnyun/ARMHuBERT/resolve/main/{file}", sha256)
     return Known(name, kind, parameters, (weights, File(".yaml", f"{_ARM_CONFIGS}/{config}", f"{_ARM_CONFIGS}/{config}")))
+
+
+def _fit(name: str, parameters: int | None, weights: str, config: str, note: str = "") -> Known:
+    return Known(name, "fithubert", parameters, (_drive(".ckpt", weights), _drive(".yaml", config)), note)
+
+
+def _light(kind: str, parameters: int) -> Known:
+    address = f"https://huggingface.co/mechanicalsea/lighthubert/resolve/main/lighthubert_{kind}.pt"
+    return Known(f"lighthubert_{kind}", "lighthubert", parameters, (File(".pt", _LIGHT_PAGE, address),))
 
 
 def _dp(name: str, parameters: int, file: str, sha256: str) -> Known:
@@ -88,6 +101,19 @@ KNOWN = {
             (_drive(".ckpt", "1sUpbDupbDtlCvN-49TblUn8GDmhV8MT8"), _drive(".yaml", "1OFjIo1UjxNrxEboKaT8Z-vtuL6xmyNsu")),
             _ONE_LINK,
         ),
+        Known(
+            "star_wavlm",
+            "starhubert",
+            22_300_000,
+            (_drive(".ckpt", "1gWq55o0HfarwgfRpY_2ncmr7jfhtIKR-"), _drive(".yaml", "1p79PqwbEarBDm2X7k2DEbsN_lE3pgqki")),
+        ),
+        Known(
+            "star_hubert_course",
+            "starhubert",
+            22_308_592,
+            (_drive(".ckpt", "1vCPosrb11LjNJVVV9IvO4o5vyze6MsMQ"), _drive(".yaml", "1xilGjTNNouzqgRzqBSBF6LNo60vclXwW")),
+            "the re-implementation of STaRHuBERT for a course at CMU, https://github.com/Qingzheng-Wang/STaRHuBERT",
+        ),
         Known("star_hubert_xs", "starhubert", 9_390_000, (File(".ckpt", _STAR_PAGE), File(".yaml", _STAR_PAGE)), _ONE_LINK),
         _arm(
             "armhubert_960h",
@@ -116,6 +142,38 @@ KNOWN = {
         _arm("armwavlm_s_100h", "armhubert", 22_393_648, "ARMwavLM-S-100h.ckpt", "armwavlm/armwavlm-s-100.yaml"),
         _arm("armwavlm_s_960h", "armhubert", 22_393_648, "ARMwavLM-S-960h.ckpt", "armwavlm/armwavlm-s-960.yaml"),
         _arm("maskhubert_960h", "maskhubert", 26_635_360, "MaskHuBERT-960h.ckpt", "maskhubert/maskhubert-960.yaml"),
+        _fit("fithubert_100h", 31_168_352, "1eFJSrO5asnVtO3jv92Pj6bQ6dNzJXLWY", "1CzicuU9M_FHprfKcgCi2yBlR0zxo0bKJ"),
+        _fit("fithubert_960h", 31_168_352, "1Rq5QmEkXqwm0WK8axiMplN1rw-P8_ZQ6", "1LIK0JZsVO0i0W7C3jH7hguOuAuQnlsmN"),
+        _fit(
+            "fitw2v2_960h",
+            None,
+            "1xsLoWBPRfzTHco68SB3CA6Vf2uUgyGaJ",
+            "12ERkiSBU0bW3c8uP5w5cBoEqHA9p9snx",
+            "the configuration in the authors' repository has FitHuBERT's size, their table another (31.63 M)",
+        ),
+        Known(
+            "distilhubert",
+            "distilhubert",
+            27_034_752,
+            (
+                File(
+                    ".ckpt",
+                    "https://huggingface.co/leo19941227/distilhubert/tree/main",
+                    "https://huggingface.co/leo19941227/distilhubert/resolve/main/distilhubert_ls960_4-8-12.ckpt",
+                ),
+            ),
+        ),
+        Known(
+            "ntu-spml/distilhubert",
+            "transformers",
+            23_491_200,
+            (),
+            "the port to transformers, without the prediction heads",
+            "last",
+        ),
+        _light("small", 26_872_960),
+        _light("base", 66_890_880),
+        _light("stage1", 94_370_944),
         _dp("dphubert", 23_585_946, "DPHuBERT-sp0.75.pth", "384d72429163b79cd9f4deaf41aa2cbc990e7526b4430f2a22d40c5e70c14be7"),
         _dp("dpwavlm", 23_586_325, "DPWavLM-sp0.75.pth", "932dff02604b20dc3392ea8962f5940b9ac52b01948db68afae036dd6eaa94c1"),
     )
@@ -169,6 +227,8 @@ def fetch(entry: str | Known, progress: bool = True) -> Path:
     file to fetch from where, and under which name to save it, when a download is not possible.
     """
     entry = get(entry) if isinstance(entry, str) else entry
+    if not entry.files:
+        raise StarError(f"{entry.name}: on the Hugging Face hub; teachers.load fetches it")
     folder = Path(torch.hub.get_dir()) / "star_upstream" / entry.name
     paths = {file: folder / f"{entry.name}{file.suffix}" for file in entry.files}
     missing = [file for file in reversed(entry.files) if not paths[file].exists()]  # the large file last
@@ -185,7 +245,7 @@ def fetch(entry: str | Known, progress: bool = True) -> Path:
 
 def check(entry: Known, parameters: int, where: str | Path) -> None:
     """Raise :class:`StarError` unless a model of ``parameters`` can be this checkpoint (to half a percent: some are rounded)."""
-    if abs(parameters - entry.parameters) > 0.005 * entry.parameters:
+    if entry.parameters is not None and abs(parameters - entry.parameters) > 0.005 * entry.parameters:
         note = f"; {entry.note}" if entry.note else ""
         raise StarError(
             f"{where}: {parameters:,} parameters, but {entry.name} has {entry.parameters:,}: this is another model{note}"

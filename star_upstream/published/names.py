@@ -76,6 +76,20 @@ def rename(weights: Mapping[str, Tensor], table: Rules, ignored: Iterable[str], 
     return renamed
 
 
+def split_heads(weights: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:
+    """``weights`` with DistilHuBERT's joint last maps (``stem.weight``, heads x in x out, and ``stem.bias``; ``stem.layer.*`` where
+    there is one head) as one linear map a head: ``stem.0.weight`` (out x in), ``stem.0.bias``, ..."""
+    split = {}
+    for name, tensor in weights.items():
+        if name == f"{stem}.weight" and tensor.dim() == 3:
+            split.update({f"{stem}.{i}.weight": head.T.contiguous() for i, head in enumerate(tensor)})
+        elif name == f"{stem}.bias" and tensor.dim() == 4:
+            split.update({f"{stem}.{i}.bias": head for i, head in enumerate(tensor[0, 0])})
+        else:
+            split[name.replace(f"{stem}.layer.", f"{stem}.0.")] = tensor
+    return split
+
+
 def build(values: dict[str, Any], weights: Mapping[str, Tensor], where: str, reference_padding: bool) -> Encoder:
     """The encoder of configuration ``values`` with ``weights`` under our names, in eval mode."""
     encoder = Encoder(strict.build(EncoderConfig, values, where), reference_padding)

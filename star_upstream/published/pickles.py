@@ -57,7 +57,7 @@ _STAND_INS = {
     "typing.Any": Inert,
     **{f"builtins.{name}": Inert for name in ("bool", "dict", "float", "int", "list", "str", "tuple")},
 }
-_STAND_IN_FAMILIES = ("fairseq.", "omegaconf.", "s3prl.optimizers.")
+_STAND_IN_FAMILIES = ("fairseq.", "omegaconf.", "s3prl.optimizers.", "optimizers.")
 _READ_BY_TORCH = ("torch.", "collections.OrderedDict", "collections.Counter", "_codecs.encode") + tuple(
     f"builtins.{name}" for name in ("bytearray", "complex", "set")
 )

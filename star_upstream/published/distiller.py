@@ -1,0 +1,90 @@
+"""DistilHuBERT as s3prl saves it (``.ckpt``): ``{"Distiller": weights, "Config": {"distiller": options, ...}, ...}``.
+
+Read in s3prl at ec8064b (2025-06-13), upstream/distiller. No LayerNorm stands before the projection. The prediction heads are one
+linear map and GELU, then one map each, kept in a single tensor. What SUPERB is given is the last layer's output alone, as in the
+paper (``-s paper``); s3prl's ``hidden_states`` also hold the projected features and the predictions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from torch import Tensor
+
+from ..encoder import Encoder
+from ..errors import StarError
+from . import fairseq, literals, pickles
+from .names import build, divide, expect, rename, rules, split_heads
+
+# what DistillerConfig takes where a file has no such option
+_DEFAULTS = {
+    "extractor_mode": "default",
+    "extractor_conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
+    "conv_pos": 128,
+    "conv_pos_groups": 16,
+    "encoder_layers": 1,
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "encoder_attention_heads": 12,
+    "layer_norm_first": False,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.1,
+    "final_dim": 768,
+    "out_layer_type": "expand-last",
+    "out_layer_inter_dim": -1,
+    "n_tasks": 12,
+}
+_TABLE = fairseq.TABLE + rules(
+    (r"output_layer\.0\.(weight|bias)", r"predictions.shared.\1"),
+    (r"output_layer\.2\.(\d+)\.(weight|bias)", r"predictions.each.\1.\2"),
+)
+
+
+def is_distiller(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content is laid out so."""
+    return isinstance(content.get("Distiller"), Mapping) and "Config" in content
+
+
+def load_distiller(content: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
+    """The encoder, its prediction heads among it. Raises :class:`StarError` for the variants that embed the layer to predict."""
+    given = pickles.plain(content["Config"])
+    given = given.get("distiller") if isinstance(given, dict) else None
+    if not isinstance(given, dict):
+        raise StarError(f"{where}: no section 'distiller' under 'Config'")
+    for key, allowed in (("activation_fn", "gelu"), ("attention_type", "original"), ("task_emb_type", "expand-last")):
+        value = given.get(key, allowed)
+        expect(value == allowed, f"{where}: {key}", repr(value))
+    option = {**_DEFAULTS, **{key: given[key] for key in _DEFAULTS if given.get(key) is not None}}
+    expect(option["extractor_mode"] in ("default", "layer_norm"), f"{where}: extractor_mode", repr(option["extractor_mode"]))
+    weights: Mapping[str, Tensor] = content["Distiller"]
+    width, heads = option["encoder_embed_dim"], option["encoder_attention_heads"]
+    values = {
+        "conv_layers": literals.parse(option["extractor_conv_feature_layers"], f"{where}: extractor_conv_feature_layers"),
+        "conv_norm": "layer" if option["extractor_mode"] == "layer_norm" else "group",
+        "projection": "post_extract_proj.weight" in weights,
+        "projection_norm": False,
+        "width": width,
+        "position_kernel": option["conv_pos"],
+        "position_groups": option["conv_pos_groups"],
+        "layers": option["encoder_layers"],
+        "heads": heads,
+        "head_width": divide(width, heads, f"{where}: encoder_attention_heads"),
+        "ffn": option["encoder_ffn_embed_dim"],
+        "norm": "pre" if option["layer_norm_first"] else "post",
+        "hidden_states": "last",
+        "dropout": option["dropout"],
+        "attention_dropout": option["attention_dropout"],
+        "activation_dropout": option["activation_dropout"],
+    }
+    if option["out_layer_type"] != "none":
+        expect(option["out_layer_type"] == "expand-last", f"{where}: out_layer_type", repr(option["out_layer_type"]))
+        inner, count = option["out_layer_inter_dim"], option["n_tasks"]
+        layers = given.get("pred_layer_id", list(range(1, count + 1)) if isinstance(count, int) else None)
+        values |= {
+            "prediction_layers": layers,
+            "prediction_inner": max(inner, 0) if isinstance(inner, int) else inner,
+            "prediction_width": option["final_dim"],
+        }
+        weights = split_heads(weights, "output_layer.2")
+    return build(values, rename(weights, _TABLE, (), where), where, reference_padding)
