@@ -1,5 +1,6 @@
 """The known published checkpoints: the table, the download into torch.hub's cache and what it says when there is no way to it."""
 
+import dataclasses
 import hashlib
 import re
 from pathlib import Path
@@ -97,12 +98,22 @@ def test_the_table_is_consistent():
 
 @pytest.mark.parametrize(
     "name, width, ffn, reuse",
-    [("armhubert_960h", 480, 864, True), ("armhubert_s_960h", 432, 816, True), ("maskhubert_960h", 480, 640, False)],
+    [
+        ("armhubert_960h", 480, 864, True),
+        ("armhubert_s_960h", 432, 816, True),
+        ("maskhubert_960h", 480, 640, False),
+        ("fithubert_960h", 480, 480, None),
+    ],
 )
 def test_parameters_of_the_table_are_those_of_the_published_architectures(name, width, ffn, reuse):
+    reduced = reuse is None  # FitHuBERT
+    channels = 512 if reduced else width
     config = EncoderConfig(
-        conv_layers=((128, 10, 5), (256, 1, 1), *[(256, 3, 2)] * 4, (width, 1, 1), *[(width, 2, 2)] * 2),
-        projection=False,
+        conv_layers=((128, 10, 5), (256, 1, 1), *[(256, 3, 2)] * 4, (channels, 1, 1), *[(channels, 2, 2)] * 2),
+        projection=reduced,
+        time_reduction=2 if reduced else 1,
+        upsampling="heads" if reduced else "none",
+        hidden_states="projections",
         width=width,
         head_width=width // 12,
         ffn=ffn,
@@ -111,3 +122,31 @@ def test_parameters_of_the_table_are_those_of_the_published_architectures(name, 
     )
     with torch.device("meta"):
         assert sum(p.numel() for p in Encoder(config).parameters()) == known.get(name).parameters
+
+
+@pytest.mark.parametrize("heads, name", [((4, 8, 12), "distilhubert"), ((), "ntu-spml/distilhubert")])
+def test_distilhubert_has_no_norm_before_its_projection(heads, name):
+    with torch.device("meta"):
+        encoder = Encoder(EncoderConfig(layers=2, projection_norm=False, prediction_layers=heads))
+    assert sum(p.numel() for p in encoder.parameters()) == known.get(name).parameters
+
+
+def test_the_port_of_distilhubert_comes_from_the_hub_and_gives_its_last_state(tmp_path, monkeypatch):
+    from transformers import HubertConfig, HubertModel
+
+    sizes = dict(hidden_size=16, intermediate_size=20, num_attention_heads=2, num_hidden_layers=2, conv_dim=[8, 8])
+    convs = dict(conv_kernel=[10, 3], conv_stride=[5, 2], num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)
+    model = HubertModel(HubertConfig(**sizes, **convs, feat_proj_layer_norm=False)).eval()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    monkeypatch.setattr(teachers, "_from_hub", lambda name: {"ntu-spml/distilhubert": tmp_path}[name])
+    count = sum(p.numel() for name, p in model.named_parameters() if name != "masked_spec_embed")
+    entry = known.get("ntu-spml/distilhubert")
+    monkeypatch.setitem(known.KNOWN, entry.name, dataclasses.replace(entry, parameters=count))
+    encoder = teachers.load(entry.name)
+    wave = torch.randn(1, 600)
+    with torch.no_grad():
+        (last,) = encoder.exposed(encoder(wave))
+        torch.testing.assert_close(last, model(wave).last_hidden_state, atol=1e-5, rtol=0)
+    with pytest.raises(StarError, match="on the Hugging Face hub"):
+        known.fetch(entry)

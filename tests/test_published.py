@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny_student import OPTIONS, student, student_weights
 from torch.nn.utils.rnn import pad_sequence
 
 from star_upstream import checkpoint, published, teachers
-from star_upstream.encoder import Encoder
+from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.published import literals, pickles, torchaudio_style
+from star_upstream.published import known, lighthubert, literals, pickles, torchaudio_style
 
 GOLDEN = Path(__file__).parent / "golden"
 FOLDERS = {
@@ -140,6 +141,126 @@ def test_a_tiny_student_of_our_own_loads(tmp_path):
     encoder = published.load(path)
     assert encoder.config.conv_layers == ((8, 10, 5), (16, 3, 2), (16, 3, 2)) and encoder.config.hidden_states == "layers"
     assert torch.equal(encoder.layers[0].ffn_in.weight, student_weights()["student_model.encoder.layers.0.fc1.weight"])
+
+
+@pytest.mark.parametrize(
+    "options, weights, kind",
+    [
+        ({}, {}, "starhubert"),
+        ({"layerwise_proj": True, "pred_head_final_dim": 16}, {}, "maskhubert"),
+        ({"layerwise_proj": True, "pred_head_final_dim": 16, "enable_tr_layer": False}, {"mask_emb": (16,)}, "maskhubert"),
+        ({"layerwise_proj": True, "pred_head_final_dim": 16, "reuse_pattern": "[True]"}, {}, "armhubert"),
+        ({"layerwise_proj": True, "pred_head_final_dim": 16, "n_mels": 0}, {}, "fithubert"),
+        (
+            {"layerwise_proj": True, "pred_head_final_dim": 9, "reuse_pattern": "[True]"},
+            {"proj_head.0.lin_proj.weight": (9, 16), "proj_head.0.lin_proj.bias": (9,)},
+            "armhubert",
+        ),
+    ],
+)
+def test_what_a_students_file_is_its_yaml_says_first(tmp_path, options, weights, kind):
+    """Without heads (equal widths) or reused maps the tensors have the same names in all of them."""
+    path = student(tmp_path, options, {f"student_model.{name}": torch.ones(shape) for name, shape in weights.items()})
+    assert published.detect(path) == kind
+    config = published.load(path).config
+    expected = {"fithubert": "last", "armhubert": "projections" if weights else "layers"}.get(kind, "layers")
+    assert config.hidden_states == expected and config.exposed[1] == options.get("pred_head_final_dim", 16)
+    assert (config.reuse_attention is not None) == (kind == "armhubert")
+    provenance = teachers.convert(path, tmp_path / "ours")
+    assert provenance["converted_from"]["format"] == kind
+
+
+@pytest.mark.parametrize(
+    "folder, change, message",
+    [
+        ("fithubert", {"tr_layer_type": "fc1"}, "tr_layer_type: 'fc1' is not supported"),
+        ("fithubert", {"tr_layer_index": 1}, "tr_layer_index: 1 .known: 0. is not supported"),
+        ("fithubert", {"required_seq_len_multiple": 4}, "required_seq_len_multiple: 4 with time reduction is not supported"),
+        ("fithubert", {"tr_reduce_factor": 3}, "time_reduction.weight has shape"),
+        ("fithubert", {"n_mels": 80}, "n_mels: 80 is not supported"),
+        ("fithubert_prediction", {"pred_layer_id": "[x]"}, "pred_layer_id: expected a list"),
+        ("armhubert_equal_width", {"reuse_pattern": "[True, False]"}, "reuse_attention: expected 4 values"),
+    ],
+)
+def test_students_that_are_refused(tmp_path, folder, change, message):
+    path = file_of(folder)
+    content = yaml.safe_load(path.with_suffix(".yaml").read_text())
+    config = tmp_path / "other.yaml"
+    config.write_text(yaml.safe_dump({"distiller": content["distiller"] | change}))
+    with pytest.raises(StarError, match=message):
+        published.load(path, config)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"embed_dim": 256}, "subnet.embed_dim: expected a number up to 128, got 256"),
+        ({"embed_dim": 100}, "positional convolution cannot be cut to width 100 in 8 groups"),
+        ({"layer_num": 5, "heads_num": [1] * 5, "ffn_embed": [96] * 5}, "a subnet has 6, 7, 8, 9, 10, 11, 12 layers of 12, got 5 of 12"),
+        ({"heads_num": [1] * 9}, "subnet.heads_num: expected 10 numbers"),
+        ({"heads_num": [3] * 10}, "up to 2 heads and 192 FFN units fit"),
+        ({"slide_wsz": [32] * 10}, "subnet.slide_wsz: .*is not supported"),
+        (None, "Supernet-Small.yaml.: which subnet is meant is not in the file; give as config a yaml with a section 'subnet'|supernet"),
+    ],
+)
+def test_subnets_that_a_supernet_does_not_hold(tmp_path, change, message):
+    path, config = file_of("lighthubert"), None
+    if change is not None:
+        content = yaml.safe_load(SUBNET["lighthubert"].read_text())
+        config = tmp_path / "subnet.yaml"
+        config.write_text(yaml.safe_dump({"subnet": content["subnet"] | change}))
+    with pytest.raises(StarError, match=message):
+        published.load(path, config)
+
+
+@torch.no_grad()
+def test_fewer_layers_of_a_supernet_are_those_that_the_authors_keep(tmp_path):
+    """6 of 12 are layers 1, 2, 5, 6, 9 and 10; FFN ratios may stand in place of units."""
+    content = yaml.safe_load(SUBNET["lighthubert"].read_text())["subnet"]
+    subnet = {"embed_dim": 128, "layer_num": 6, "heads_num": [2] * 6, "ffn_ratio": [2.0] * 6}
+    config = tmp_path / "subnet.yaml"
+    config.write_text(yaml.safe_dump({"subnet": subnet}))
+    encoder = published.load(file_of("lighthubert"), config)
+    weights = torch.load(file_of("lighthubert"), weights_only=True)["model"]
+    assert encoder.config.layers == 6 and encoder.config.ffn == (256,) * 6 and content["layer_num"] == 10
+    for layer, place in zip(encoder.layers, (0, 1, 4, 5, 8, 9)):
+        assert torch.equal(layer.ffn_in.weight, weights[f"encoder.layers.{place}.fc1.weight"])
+
+
+@pytest.mark.parametrize("kind", ["small", "base"])
+def test_a_published_supernet_is_cut_to_the_subnet_that_s3prl_takes(kind):
+    width, heads, units, layers = lighthubert.SUBNETS[kind]
+    config = EncoderConfig(width=width, heads=heads, ffn=units, layers=layers)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Encoder(config).parameters()) == known.get(f"lighthubert_{kind}").parameters
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"task_emb_type": "concat"}, "task_emb_type: 'concat' is not supported"),
+        ({"attention_type": "sparse"}, "attention_type: 'sparse' is not supported"),
+        ({"out_layer_type": "self-hidden"}, "out_layer_type: 'self-hidden' is not supported"),
+        ({"encoder_attention_heads": 5}, "5 attention heads do not divide width 48"),
+        ({"pred_layer_id": [4, 4, 12]}, "prediction_layers: expected different layers"),
+        ({"final_dim": 50}, "predictions.each.0.* has shape"),
+        ({"extractor_conv_feature_layers": "exit()"}, "extractor_conv_feature_layers: expected a list of numbers"),
+    ],
+)
+def test_distillers_that_are_refused(tmp_path, change, message):
+    content = pickles.read(file_of("distilhubert"))
+    config = content["Config"] | {"distiller": content["Config"]["distiller"] | change}
+    torch.save({"Distiller": content["Distiller"], "Config": config}, tmp_path / "other.ckpt")
+    with pytest.raises(StarError, match=message):
+        published.load(tmp_path / "other.ckpt")
+
+
+def test_a_distiller_without_heads(tmp_path):
+    content = pickles.read(file_of("distilhubert"))
+    weights = {name: x for name, x in content["Distiller"].items() if not name.startswith("output_layer.")}
+    config = {"distiller": content["Config"]["distiller"] | {"out_layer_type": "none"}}
+    torch.save({"Distiller": weights, "Config": config}, tmp_path / "other.ckpt")
+    assert published.load(tmp_path / "other.ckpt").predictions is None
 
 
 class Evil:

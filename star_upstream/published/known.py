@@ -1,9 +1,10 @@
 """Checkpoints that their authors publish: where they are, and their way into torch.hub's cache.
 
-Parameters are those of the encoder that the authors' configuration describes, its heads among them; for STaRHuBERT-S, -XS and
-STaRWavLM, whose configuration is only in the files, the number that the authors print. A digest is only given where the authors' file listing shows one. Google Drive
-gives no stable address to programs: a page that comes back in place of the file is recognised, and the message then says what to
-fetch by hand.
+Parameters are those of the encoder that the authors' configuration describes, its heads among them (FitHuBERT's and
+DistilHuBERT's authors print the size without all heads: 22.49 M and 23.49 M); for STaRHuBERT-S, -XS and STaRWavLM, whose
+configuration is only in the files, the number that the authors print. A digest is only given where the authors' file listing
+shows one. Google Drive gives no stable address to programs: a page that comes back in place of the file is recognised, and the
+message then says what to fetch by hand.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from typing import Any, Mapping
 import torch
 from torch import Tensor
 
-from ..encoder import Encoder
+from .. import strict
+from ..encoder import Encoder, EncoderConfig
 from ..errors import StarError
 from . import fairseq
 from .names import build, expect, rename
@@ -26,8 +27,8 @@ NAMES = ("hubert_pruner", "student_hubert")
 HEAD_WIDTH = 64
 """Of every subnet: what varies is the number of heads."""
 _SUPERNET_WIDTH = 768
-# the subnet that each supernet is published with: width, heads, FFN units, layers
-_SUBNETS = {"small": (384, 6, 1536, 12), "base": (640, 10, 2560, 12)}
+SUBNETS = {"small": (384, 6, 1536, 12), "base": (640, 10, 2560, 12)}
+"""The subnet that each supernet is published with: width, heads, FFN units, layers."""
 # which of the supernet's 12 layers a subnet of so many has
 _DROPPED = {6: (3, 4, 7, 8, 11, 12), 7: (4, 7, 8, 11, 12), 8: (4, 8, 11, 12), 9: (4, 8, 12), 10: (8, 12), 11: (12,), 12: ()}
 _IGNORED = (*fairseq.IGNORED, "layer_pred_heads.")
@@ -48,7 +49,8 @@ def load_lighthubert(
     options = {"extractor_mode": "layer_norm", **options}  # what LightHuBERTConfig takes where the file says nothing
     expect(not options.get("layer_norm_first"), f"{where}: layer_norm_first", "a pre-norm LightHuBERT")
     values = fairseq.values(options, weights, where)
-    full, layers = values["width"], values["layers"]
+    supernet = strict.build(EncoderConfig, values, where)
+    full, layers = supernet.width, supernet.layers
     if subnet is None and options["_name"] == "student_hubert":
         kept, config = list(range(layers)), {}
     else:
@@ -57,11 +59,14 @@ def load_lighthubert(
             raise StarError(f"{where}: a subnet has {', '.join(map(str, _DROPPED))} layers of 12, got {len(heads)} of {layers}")
         kept = [i for i in range(12) if i + 1 not in _DROPPED[len(heads)]]
         config = {"width": width, "layers": len(kept), "heads": heads, "head_width": HEAD_WIDTH, "ffn": units}
-        most = values["ffn"] // full * width
+        most = supernet.ffn[0] // full * width
         if max(heads) * HEAD_WIDTH > full or max(units) > most:
             raise StarError(f"{where}: subnet: up to {full // HEAD_WIDTH} heads and {most} FFN units fit, got {heads} and {units}")
-        position = _cut_position(weights, values["position_groups"], width, where)
-        weights = {**_cut(weights, kept, heads, units, width, full), **position}
+        try:
+            position = _cut_position(weights, supernet.position_groups, width, where)
+            weights = {**_cut(weights, kept, heads, units, width, full), **position}
+        except (IndexError, RuntimeError):
+            raise StarError(f"{where}: its tensors do not fit its configuration") from None
     values |= {**config, "normalize_waveform": True, "hidden_states": "features", "reference_frames": "share"}
     return build(values, rename(weights, fairseq.TABLE, _IGNORED, where), where, reference_padding)
 
@@ -70,18 +75,19 @@ def _subnet(options: Mapping[str, Any], given: Any, full: int, where: str) -> tu
     """Heads and FFN units of each layer, and the width."""
     if given is None:
         name = str(options.get("pruner_supernet", "")).lower()
-        kind = next((kind for kind in _SUBNETS if name.endswith(f"{kind}.yaml")), None)
+        kind = next((kind for kind in SUBNETS if name.endswith(f"{kind}.yaml")), None)
         if kind is None or full != _SUPERNET_WIDTH:
             raise StarError(
                 f"{where}: a supernet of width {full} ({name or 'without pruner_supernet'}): which subnet is meant is not in the "
                 "file; give as config a yaml with a section 'subnet' (embed_dim, heads_num, ffn_embed, layer_num)"
             )
-        width, heads, units, layers = _SUBNETS[kind]
+        width, heads, units, layers = SUBNETS[kind]
         return [heads] * layers, [units] * layers, width
     width, count = given.get("embed_dim"), given.get("layer_num")
     heads, units = given.get("heads_num"), given.get("ffn_embed")
     windows = given.get("slide_wsz") or ["global"]
-    if isinstance(units, type(None)) and isinstance(given.get("ffn_ratio"), list) and isinstance(width, int):
+    windows = windows if isinstance(windows, list) else [windows]
+    if units is None and isinstance(given.get("ffn_ratio"), list) and isinstance(width, int):
         units = [int(ratio * width) for ratio in given["ffn_ratio"] if isinstance(ratio, (int, float))]
     if not isinstance(width, int) or not 0 < width <= full:
         raise StarError(f"{where}: subnet.embed_dim: expected a number up to {full}, got {width!r}")

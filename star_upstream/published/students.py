@@ -63,6 +63,7 @@ def load_student(content: Mapping[str, Any], options: Mapping[str, Any], where: 
     kind = student_format(content["state_dict"], options)
     weights = {n.removeprefix(_PREFIX): tensor for n, tensor in content["state_dict"].items() if n.startswith(_PREFIX)}
     weights, reduced = _name_reduction(weights)
+    expect(not options.get("n_mels"), f"{where}: n_mels", repr(options.get("n_mels")))
     config = {**fairseq.values(options, weights, where), "hidden_states": "layers"}
     if kind != "starhubert":
         config |= _reduction(options, reduced, where) | _heads(options, weights, kind, where)
