@@ -43,7 +43,7 @@ class EncoderConfig:
     """Zero mean and unit variance of each utterance, over its valid samples."""
     reference_frames: Literal["convolutions", "share"] = "convolutions"
     """How the authors' code counts the valid frames of a padded utterance, of effect with ``reference_padding`` alone: by the
-    convolutions, or as its share of the batch's frames, rounded up (fairseq's HuBERT and what follows it)."""
+    convolutions, or as its share of the batch's frames, rounded up (LightHuBERT, as fairseq's HuBERT)."""
     normalize_epsilon: float = 1e-5
     """Added to the variance: 1e-5 in fairseq, 1e-7 in transformers."""
     projection: bool = True
