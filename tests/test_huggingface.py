@@ -136,3 +136,11 @@ def test_a_batch_norm_without_its_statistics_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"conv_pos_batch_norm": True}))
     with pytest.raises(StarError, match="no batch norm encoder.pos_conv_embed.batch_norm"):
         teachers.load(tmp_path)
+
+
+def test_a_port_with_fairseqs_final_projection(tmp_path):
+    """As ports of ContentVec have it: HubertModel with a linear map of the pre-training beside it."""
+    model = tiny("Hubert")
+    model.final_proj = torch.nn.Linear(model.config.hidden_size, 7)
+    write(model, tmp_path)
+    check(teachers.load(tmp_path, reference_padding=True), model)
