@@ -97,6 +97,15 @@ def waveform(window: Window, effects: Effects = ()) -> np.ndarray:
     return wave
 
 
+def settle(per_row: list[list[Window]], upstream: Upstream, effects: Effects = ()) -> None:
+    """Before features are made in reduced precision, :meth:`Upstream.settle` on a few utterances of up to 15 s (or the shortest)."""
+    if upstream.autocast is None:
+        return
+    flat = [w for row in per_row for w in row]
+    chosen = [w for w in flat if w.samples <= 15 * audio.RATE] or [min(flat, key=lambda w: w.samples)]
+    upstream.settle([waveform(w, effects) for w in chosen[: 4 if upstream.padded else 1]])
+
+
 class Means:
     """Each layer's mean over time for every window, in fp32: what a head that is linear up to mean pooling needs. In memory up to
     ``IN_MEMORY`` bytes; more are written to an unnamed file beside the cache, which ends with the process, and read row by row."""

@@ -271,6 +271,7 @@ def _features(task: Task, table: pd.DataFrame, schedule, upstream, store, exact:
     if exact:
         say(f"{task.name}: {len(windows)} utterances, {hours}, to be encoded at every step")
         return Padded(windows, upstream, task.effects, longest and round(longest * RATE), task.eval_batch)
+    encode.settle(windows, upstream, task.effects)
     say(f"{task.name}: encoding {sum(map(len, windows))} windows, {hours}")
     if means:
         return encode.Means(windows, upstream, store, task.effects)

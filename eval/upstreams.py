@@ -12,6 +12,7 @@ import inspect
 import json
 import random
 import re
+import sys
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Iterator, Sequence
@@ -25,6 +26,7 @@ from star_upstream.audio import RATE
 from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError, nearest
 from star_upstream.profile import profile
+from star_upstream.training import precision
 
 from .probe import Generation
 
@@ -58,6 +60,8 @@ class Upstream:
         self.batch_seconds = 40.0
         """Most padded audio of a batch; halved where the device's memory is too small for it."""
         half = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.in_fp32: dict[str, float] = {}
+        """Modules that deviate from fp32 in reduced precision and are computed in fp32, and by how much they do."""
         self.autocast = torch.bfloat16 if half and self.parameters else None  # FBANK has nothing to gain
         try:
             stride = expert.get_downsample_rates("hidden_states")
@@ -76,7 +80,29 @@ class Upstream:
 
     @property
     def precision(self) -> str:
-        return "fp32" if self.autocast is None else f"{str(self.autocast).removeprefix('torch.')} autocast"
+        if self.autocast is None:
+            return "fp32"
+        moved = f", fp32 in {', '.join(sorted(self.in_fp32))}" if self.in_fp32 else ""
+        return f"{str(self.autocast).removeprefix('torch.')} autocast{moved}"
+
+    def settle(self, waves: Sequence[np.ndarray]) -> None:
+        """In reduced precision: compare with fp32 on these waveforms, and compute in fp32 what deviates (:mod:`star_upstream.training.precision`);
+        an upstream that cannot be compared module by module goes to fp32 as a whole where its states deviate."""
+        if self.autocast is None:
+            return
+        chosen, self.autocast = self.autocast, None
+        right = self.encode(waves)
+        self.autocast = chosen
+        if self.padded:  # our encoder
+            inputs = [torch.from_numpy(wave).to(self.device) for wave in waves]
+            found = precision.settle({"encoder": self.expert.encoder}, lambda: self.expert(inputs), chosen, self.device)
+            self.in_fp32.update(found.moved)
+            for line in found.told():
+                print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+        error = precision.deviation(self.encode(waves), right)
+        if not error <= precision.TOLERANCE[chosen]:
+            print(f"{self.name}: its states are off by {error:.2g} of their size in {self.precision}; encoded in fp32", file=sys.stderr)
+            self.autocast = None
 
     @property
     def macs_g(self) -> float | None:

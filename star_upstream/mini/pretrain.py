@@ -31,6 +31,9 @@ from ..data import AudioDataset, BucketSampler, Corpus, collate, scan
 from ..encoder import Encoder, EncoderConfig
 from ..errors import StarError
 from ..files import replacing, write_json
+from ..training.precision import agree, autocast, move
+
+PRECISION = "bf16-mixed"
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,15 @@ def frame_features(corpus: Corpus, round_: Round, encoder: Encoder | None, confi
     loader = DataLoader(AudioDataset(corpus.clips), batch_sampler=sampler, collate_fn=collate, num_workers=1)
     result: list[np.ndarray] = [np.zeros((0, config.width), np.float16)] * len(corpus.clips)
     device = next(encoder.parameters()).device
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
-        for batch in loader:
-            output = encoder(batch.waveforms_BN.to(device), batch.lengths_B.to(device))
-            states_BTD = output.states[layer].float().cpu().numpy().astype(np.float16)
-            for place, frames, state_TD in zip(batch.indices, output.lengths_B.tolist(), states_BTD):
-                result[place] = state_TD[:frames]
+    for number, batch in enumerate(loader):
+        wave_BN, lengths_B = batch.waveforms_BN.to(device), batch.lengths_B.to(device)
+        if not number:
+            agree({"encoder": encoder}, lambda: encoder(wave_BN, lengths_B), PRECISION, device, round_.features)
+        with torch.no_grad(), autocast(PRECISION, device):
+            output = encoder(wave_BN, lengths_B)
+        states_BTD = output.states[layer].float().cpu().numpy().astype(np.float16)
+        for place, frames, state_TD in zip(batch.indices, output.lengths_B.tolist(), states_BTD):
+            result[place] = state_TD[:frames]
     return result
 
 
@@ -148,13 +154,15 @@ def train_round(model: MaskedPrediction, corpus: Corpus, units: list[np.ndarray]
     )
     sampler = BucketSampler(corpus.clips, recipe.batch_seconds, seed=recipe.seed)
     spent, updates, epoch, budget = 0.0, 0, 0, round_.minutes * 60
-    state_file = out / "state.pt"
+    state_file, moved = out / "state.pt", None
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         spent, updates, sampler.epoch, sampler.start = (state[k] for k in ("spent", "updates", "epoch", "start"))
-        epoch = sampler.epoch
+        epoch, moved = sampler.epoch, state.get("in_fp32")
+        if moved is not None:
+            move({"model": model}, moved)
     saved = last = time.monotonic()
     losses, hits, heard = [], [], 0.0
     while spent < budget:
@@ -168,8 +176,12 @@ def train_round(model: MaskedPrediction, corpus: Corpus, units: list[np.ndarray]
             frames = recipe.encoder.frames(batch.waveforms_BN.shape[1])
             mask_BT = draw_mask((len(batch.paths), frames), recipe, np.random.default_rng((recipe.seed, updates)))
             units_BT = torch.from_numpy(np.stack([units[i][:frames] for i in batch.indices]).astype(np.int64))
-            with torch.autocast(device.type, torch.bfloat16):
-                loss, hit = model(batch.waveforms_BN.to(device), units_BT.to(device), mask_BT.to(device))
+            inputs = batch.waveforms_BN.to(device), units_BT.to(device), mask_BT.to(device)
+            if moved is None:
+                moved = agree({"model": model}, lambda: model(*inputs), PRECISION, device, out.name)
+                last = time.monotonic()
+            with autocast(PRECISION, device):
+                loss, hit = model(*inputs)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"loss is {loss.item()} at update {updates}; files: {batch.paths[:4]}")
             loss.backward()
@@ -190,7 +202,7 @@ def train_round(model: MaskedPrediction, corpus: Corpus, units: list[np.ndarray]
             if now - saved > 120 or spent >= budget:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 with replacing(state_file) as part:
-                    torch.save({**state, "spent": spent, "updates": updates, "epoch": epoch, "start": place}, part)
+                    torch.save({**state, "spent": spent, "updates": updates, "epoch": epoch, "start": place, "in_fp32": moved}, part)
                 saved = now
             if spent >= budget:
                 break

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from .. import metrics
 from ..errors import StarError
 from ..files import replacing
+from ..training.precision import agree, autocast
 from .data import TaskData, Utterances, collate, whole
 from .heads import MultitaskModel
-from .store import autocast, padding
+from .store import padding
 
 PRIOR = 0.01
 
@@ -30,7 +31,11 @@ def vectors(model: MultitaskModel, utterances: Utterances, number: int, rows: Se
     batches, place = whole(utterances.tasks, number, rows), {row: i for i, row in enumerate(rows)}
     found: dict[int, torch.Tensor] = {}
     model.eval()
+    compared = False
     for keys, batch in zip(batches, DataLoader(utterances, batch_sampler=batches, collate_fn=collate)):
+        if not compared:
+            agree({"encoder": model.encoder}, lambda: embed(model, batch, device), precision, device, task.name)
+            compared = True
         with torch.no_grad(), autocast(precision, device):
             x_BE = embed(model, batch, device)
         found.update((place[row], x_E) for (_, row, _, _), x_E in zip(keys, x_BE.float().cpu()))

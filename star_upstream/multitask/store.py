@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 from .. import audio, cores
 from ..errors import StarError
 from ..files import replacing
+from ..training.precision import agree, autocast
 from .data import TaskData, Utterances, collate, whole
 from .heads import MultitaskModel, shape
 
@@ -100,6 +102,8 @@ def states(task: TaskData, model: MultitaskModel, encoder_digest: str, folder: P
             with torch.no_grad(), autocast(precision, device):
                 found, lengths_B = model.states(task.name, batch.waveforms_BN.to(device), padding(batch, device))
             x_BTSD = torch.stack(found, 2).float().cpu().numpy().astype(np.float16)
+            if not np.isfinite(x_BTSD).all():
+                raise StarError(f"tasks.{task.name}: states that are not finite, or too large for fp16; set data.keep_states=false")
             for (_, row, _, _), own_TSD, valid in zip(keys, x_BTSD, lengths_B.tolist()):
                 # a file may be shorter than the table says; its last frame fills up what is missing
                 valid = min(valid, frames[row])
@@ -111,15 +115,15 @@ def states(task: TaskData, model: MultitaskModel, encoder_digest: str, folder: P
         np.save(part / "ends.npy", np.cumsum(frames))
         np.save(part / "shape.npy", np.array([count, width]))
 
-    key = _key(task.config.data, task.digest, task.place, encoder_digest, task.config.input, str(precision))
     model.eval()
+    # on the first batch, before the states get their name: modules that had to be computed in fp32 are part of it
+    data = Utterances([task], config.receptive_field, {task.name: waves_} if waves_ else None)
+    first = collate([data[key] for key in whole([task], 0, range(len(task.table)))[0]])
+    device = next(model.parameters()).device
+    call = partial(model.states, task.name, first.waveforms_BN.to(device), padding(first, device))
+    moved = agree({"encoder": model.encoder}, call, precision, device, task.name)
+    key = _key(task.config.data, task.digest, task.place, encoder_digest, task.config.input, str(precision), *moved)
     return States(_kept(folder / f"states-{key}", make), config)
-
-
-def autocast(precision, device: torch.device):
-    """The arithmetic of ``training.precision`` outside of the trainer."""
-    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    return torch.autocast(device.type, kinds[precision]) if precision in kinds else contextlib.nullcontext()
 
 
 def padding(batch, device) -> Tensor | None:

@@ -178,8 +178,8 @@ class Distillation(Training):
             self.total = max(1, round(recipe.training.epochs * per_epoch))
         self._bad: set[str] = set()
 
-    def to(self, device: torch.device) -> None:
-        self.teacher.encoder.to(device)
+    def others(self) -> dict[str, nn.Module]:
+        return {"teacher": self.teacher.encoder}
 
     def sampler(self, rank: int, world: int, part: str = "train") -> BucketSampler:
         data = self.recipe.data

@@ -27,11 +27,11 @@ from torch.utils.data import DataLoader
 from .. import cores
 from ..data import BatchStream
 from ..errors import StarError
+from . import precision
 from .optimizer import enough, parameter_groups, rate
 from .progress import Progress
 from .recipe import TrainingConfig
 from .run_folder import RunFolder
-
 
 clock = time.monotonic
 """What a run's seconds are counted by."""
@@ -52,8 +52,9 @@ class Training:
     too_few_updates = ""
     """At the end of a run whose budget of time bought too few updates to learn: that it did."""
 
-    def to(self, device: torch.device) -> None:
-        """Move what ``model`` does not hold (a teacher)."""
+    def others(self) -> dict[str, nn.Module]:
+        """What takes part without being trained or saved (a teacher), by name."""
+        return {}
 
     def groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups; the first one's learning rate is the run's, ``scale`` makes another's a multiple of it."""
@@ -161,6 +162,9 @@ class _Loop:
         """The latest value of every column of the log."""
         self.sums: dict[str, torch.Tensor] = {}
         """Sum and count of each term since the last line of the log."""
+        self.compared = False
+        self.comparison: dict[str, Any] | None = None
+        """Where the run is in reduced precision: on what it was compared with fp32, and which modules are in fp32 since."""
 
     def run(self, state: dict[str, Any] | None) -> None:
         self.begin(state)
@@ -186,7 +190,8 @@ class _Loop:
         self.fabric = make_fabric(config, self.folder)
         self.fabric.launch()
         rank, world = self.fabric.global_rank, self.fabric.world_size
-        training.to(self.fabric.device)
+        for module in training.others().values():
+            module.to(self.fabric.device)
         optimizer = torch.optim.AdamW(training.groups(), config.learning_rate, betas=config.betas, eps=config.eps, fused=fused(config))
         self.model, self.optimizer = self.fabric.setup(training.model, optimizer)
         self.model.train()
@@ -208,6 +213,9 @@ class _Loop:
         self.sampler.epoch, self.sampler.start = state["position"]
         self.update, self.elapsed, self.best = state["update"], state["elapsed"], state["best"]
         self.sums = {name: value.to(self.fabric.device) for name, value in state["sums"].items()}
+        self.comparison = state.get("comparison")
+        if self.comparison is not None:
+            precision.move(self.parts, self.comparison["in_fp32"])
 
     @property
     def share(self) -> float:
@@ -222,16 +230,62 @@ class _Loop:
             return self.elapsed >= self.config.minutes * 60
         return self.update >= self.training.total
 
+    # the first batch
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        return {**dict(self.training.model.named_children()), **self.training.others()}
+
+    def compare(self, batch: Any) -> None:
+        """In reduced precision: compare with fp32 on ``batch``, and move to fp32 what deviates, the same modules in every process.
+
+        A resumed run has its modules from its state; it is compared again where it goes on in another place than it was compared in.
+        """
+        kind = precision.reduced_type(self.fabric.strategy.precision.precision, self.fabric.device)
+        if kind is None:
+            return
+        place = precision.place(self.fabric.device)
+        if self.everyones(self.comparison is not None and self.comparison["place"] == place).count(False) == 0:
+            return
+        found, fault = None, ""
+        try:
+            found = precision.settle(self.parts, lambda: self.training.model(batch), kind, self.fabric.device)
+        except StarError as error:
+            fault = str(error)
+        if faults := list(filter(None, self.everyones(fault))):
+            raise StarError(faults[0])
+        records = self.everyones(found.record())
+        moved = {**(self.comparison or {}).get("in_fp32", {})}
+        for record in records:
+            moved.update(record["in_fp32"])
+        precision.move(self.parts, moved)
+        self.comparison = {**found.record(), "place": place, "in_fp32": moved}
+        if self.fabric.is_global_zero:
+            self.folder.amend_environment({"compared_with_fp32": self.comparison})
+            for line in found.told(moved):
+                print(f"{self.folder.path}: {line}", file=sys.stderr, flush=True)
+        self.clock = self.since = time.monotonic()
+
+    def everyones(self, value: Any) -> list[Any]:
+        """The value of each process."""
+        values = [value] * self.fabric.world_size
+        if self.fabric.world_size > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
+
     # a batch and an update
 
     def learn(self, batch: Any, last: bool) -> None:
         """Add a batch's gradients; processes share them at the ``last`` batch of an update."""
         training, sampler = self.training, self.sampler
+        training.taken(batch)
+        batch = self.fabric.to_device(batch)
+        if not self.compared:
+            self.compare(batch)
+            self.compared = True
         # dropout depends on the place in the run alone, so a resumed run draws what an unbroken one draws
         seed = np.random.SeedSequence((self.config.seed, sampler.epoch, sampler.start, self.fabric.global_rank))
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
-        training.taken(batch)
-        batch = self.fabric.to_device(batch)
         with self.fabric.no_backward_sync(self.model, enabled=not last) if self.fabric.world_size > 1 else contextlib.nullcontext():
             loss, terms = self.model(batch)
             if not math.isfinite(loss.item()):
@@ -328,10 +382,7 @@ class _Loop:
 
     def over_processes(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         """Means of each name over the batches of all processes; one process may have names that another has not."""
-        everyones = [sums]
-        if self.fabric.world_size > 1:
-            everyones = [{}] * self.fabric.world_size
-            torch.distributed.all_gather_object(everyones, sums)
+        everyones = self.everyones(sums)
         names = sorted({name for one in everyones for name in one})
         totals = {name: sum(one[name] for one in everyones if name in one) for name in names}
         return {name: float(total / weight) for name, (total, weight) in totals.items()}
@@ -346,6 +397,7 @@ class _Loop:
                 "model": self.training.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "precision": self.fabric.strategy.precision.state_dict(),
+                "comparison": self.comparison,
                 "sums": {name: value.cpu() for name, value in self.sums.items()},
                 "position": [self.sampler.epoch, self.sampler.start],
                 "update": self.update,

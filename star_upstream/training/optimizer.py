@@ -10,7 +10,6 @@ from torch import nn
 from . import decay
 from .recipe import TrainingConfig
 
-
 ENOUGH = 50
 """Updates that a run needs at least: as far back as AdamW's average of squared gradients reaches (beta 0.98)."""
 RISE = 3

@@ -20,7 +20,8 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self.shown and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress as Bar, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
 
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
             columns = (SpinnerColumn(), BarColumn(16), TextColumn("{task.percentage:.0f} %"), *times, TextColumn("{task.description}"))

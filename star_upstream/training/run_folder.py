@@ -126,6 +126,14 @@ class RunFolder:
         starts = json.loads(file.read_text(encoding="utf-8"))["starts"] if file.is_file() else []
         write_json(file, {"starts": [*starts, {**environment(), **extra}]})
 
+    def amend_environment(self, extra: Mapping[str, Any]) -> None:
+        """Add to what environment.json has of this start; a folder of a stage has only this."""
+        file = self.path / "environment.json"
+        if not file.is_file():
+            self.record_environment({})
+        starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
+        write_json(file, {"starts": [*starts[:-1], {**starts[-1], **extra}]})
+
     # the data
 
     def read_clips(self) -> dict[str, list[Clip]]:

@@ -1,0 +1,228 @@
+"""Before a run in reduced precision: does it compute the function that fp32 computes?
+
+Kernels and modules can be wrong below fp32 and say nothing. So the first batch is run in fp32, and every module that takes part is run
+once more in the reduced type on the very inputs that it had in fp32. (Whole models are not enough: in a new student a layer adds so
+little to its input that what it adds may be all wrong.) What deviates by more than :data:`TOLERANCE` is computed in fp32 from then on,
+innermost modules first, and is named. Dropout is off, nothing is drawn, and no gradient is made: the run goes on as if nothing had been.
+
+It takes one batch: a forward pass in fp32 and, as modules lie within modules, up to four in the reduced type, about an update or two.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Callable, ContextManager, Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ..errors import StarError
+from ..numerics import REDUCED, full_precision, wide
+
+TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
+"""How much of a module's output may be error: the norm of the difference over the norm of fp32's. Rounding makes 0.002 to 0.02 of it in
+bf16, and 0.0005 to 0.003 in fp16."""
+SLICE = 4.0
+"""How many times the tolerance one slice of an output (an utterance, a frame, a channel, a head) may deviate: an error in one of many
+would be lost in the whole."""
+ROUNDS = 10
+
+
+def reduced_type(precision: Any, device: torch.device | str) -> torch.dtype | None:
+    """What ``training.precision`` computes in on that device; None is fp32. Lightning takes bf16 where fp16 is asked of a CPU."""
+    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.bfloat16 if torch.device(device).type == "cpu" else torch.float16}
+    return kinds.get(precision)
+
+
+def autocast(precision: Any, device: torch.device) -> ContextManager:
+    """The arithmetic of ``training.precision`` outside of the loop."""
+    kind = reduced_type(precision, device)
+    return nullcontext() if kind is None else torch.autocast(device.type, kind)
+
+
+@dataclass
+class Comparison:
+    """What :func:`settle` found."""
+
+    kind: torch.dtype
+    device: torch.device
+    moved: dict[str, float] = field(default_factory=dict)
+    """Modules that are computed in fp32 from here on, with the deviation for which they were moved."""
+    largest: tuple[str, float] = ("", 0.0)
+    """The module that deviates most now, and by how much."""
+
+    def told(self, moved: Mapping[str, float] | None = None) -> list[str]:
+        """A line for each module that was moved, here or (``moved``) by any process."""
+        kind = str(self.kind).removeprefix("torch.")
+        return [
+            f"{name}: in {kind} on {self.device} its output is off by {error:.2g} of its size (limit {TOLERANCE[self.kind]:g}); "
+            "computed in fp32 from here on"
+            for name, error in (self.moved if moved is None else moved).items()
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """What a run writes down."""
+        name, error = self.largest
+        return {
+            "type": str(self.kind).removeprefix("torch."),
+            "device": self.device.type,
+            "tolerance": TOLERANCE[self.kind],
+            "largest_deviation": {"module": name, "error": round(error, 5)},
+            "in_fp32": {name: round(error, 5) for name, error in self.moved.items()},
+        }
+
+
+def settle(parts: Mapping[str, nn.Module], call: Callable[[], Any], kind: torch.dtype, device: torch.device | str) -> Comparison:
+    """Compare ``kind`` with fp32 for every module within ``parts`` (models by name) that ``call`` runs, and move to fp32 what deviates.
+
+    Raises :class:`StarError`, with the module's name, where fp32 does not help.
+    """
+    found = Comparison(kind, torch.device(device))
+    with _undisturbed(parts.values(), found.device):
+        for _ in range(ROUNDS):
+            errors = _deviations(parts, call, kind, found.device)
+            wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE[kind]}
+            if not wrong:
+                found.largest = max(errors.items(), key=lambda item: item[1], default=("", 0.0))
+                return found
+            innermost = [name for name in wrong if not any(other.startswith(f"{name}.") for other in wrong)]
+            new = {name: wrong[name] for name in innermost if name not in found.moved}
+            if not new:
+                break
+            move(parts, new)
+            found.moved.update(new)
+    name, error = next(iter(wrong.items()))
+    raise StarError(
+        f"{name}: in {str(kind).removeprefix('torch.')} on {found.device} its output is off by {error:.2g} of its size (limit "
+        f"{TOLERANCE[kind]:g}), and moving it to fp32 does not help; set training.precision=32"
+    )
+
+
+def place(device: torch.device) -> str:
+    """What decides which kernels are run."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def agree(parts: Mapping[str, nn.Module], call: Callable[[], Any], precision: Any, device: torch.device, where: str) -> list[str]:
+    """:func:`settle` outside of the loop, for ``training.precision``: the modules that were moved, which are named on stderr."""
+    kind = reduced_type(precision, device)
+    if kind is None:
+        return []
+    found = settle(parts, call, kind, device)
+    for line in found.told():
+        print(f"{where}: {line}", file=sys.stderr, flush=True)
+    return list(found.moved)
+
+
+def move(parts: Mapping[str, nn.Module], names: Iterable[str]) -> None:
+    """Have the modules of these names computed in fp32, whatever the autocast around them."""
+    modules = dict(_named(parts))
+    for name in names:
+        if name not in modules:
+            raise StarError(f"{name}: was computed in fp32 before, and there is no such module now; start the run again in another folder")
+        module = modules[name]
+        if not isinstance(module, InFp32):
+            module.__class__ = type(module.__class__.__name__, (InFp32, module.__class__), {})
+
+
+class InFp32:
+    """Mixed into a module's class by :func:`move`: its inputs are widened, and autocast is off inside, hooks included."""
+
+    def __call__(self, *args, **kwargs):
+        device = next((x.device for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), None)
+        args, kwargs = tree_map_only(Tensor, lambda x: wide(x) if x.dtype in REDUCED else x, (args, kwargs))
+        with nullcontext() if device is None else full_precision(device):
+            return super().__call__(*args, **kwargs)
+
+
+def deviation(found: Any, right: Any) -> float:
+    """The largest relative error of the floating-point tensors of two outputs of one structure; infinite where one is not finite and
+    fp32's is. Tensors of one number are taken together."""
+    pairs = [
+        (wide(ours.detach()), wide(theirs.detach()))
+        for ours, theirs in zip(tree_leaves(found), tree_leaves(right), strict=True)
+        if isinstance(theirs, Tensor) and theirs.is_floating_point() and theirs.numel()
+    ]
+    numbers = [pair for pair in pairs if pair[1].numel() == 1]
+    pairs = [pair for pair in pairs if pair[1].numel() > 1]
+    if numbers:
+        pairs.append(tuple(torch.cat([x.flatten() for x in column]) for column in zip(*numbers)))
+    return max((_error(*pair) for pair in pairs), default=0.0)
+
+
+def _error(found: Tensor, right: Tensor) -> float:
+    known = right.isfinite()
+    if not bool((found.isfinite() | ~known).all()):
+        return float("inf")
+    wrong, right = (found - right).where(known, 0.0), right.where(known, 0.0)
+    norm = torch.linalg.vector_norm
+    worst = (norm(wrong) / (norm(right) + 1e-6 * right.numel() ** 0.5)).item()
+    for dim in range(right.dim()) if right.dim() > 1 else ():
+        others = [d for d in range(right.dim()) if d != dim]
+        wrong_n, size_n = norm(wrong, dim=others), norm(right, dim=others)
+        # a quiet slice is measured by the typical one: beside the others its rounding is nothing
+        typical = size_n.square().mean().sqrt() + 1e-6 * (right.numel() / len(size_n)) ** 0.5
+        worst = max(worst, (wrong_n / size_n.clamp(min=typical.item())).max().item() / SLICE)
+    return worst
+
+
+def _deviations(parts: Mapping[str, nn.Module], call: Callable[[], Any], kind: torch.dtype, device: torch.device) -> dict[str, float]:
+    """Each module's largest deviation, in the order in which the modules come to their ends: inner ones before those around them."""
+    errors: dict[str, float] = {}
+    inside = False
+
+    def hook(name: str):
+        def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            nonlocal inside
+            if inside:
+                return
+            inside = True
+            try:
+                if module._forward_pre_hooks:
+                    # what they did to the inputs they do again below, and so here too
+                    output = module(*args, **kwargs)
+                with torch.autocast(device.type, kind):
+                    again = module(*args, **kwargs)
+            finally:
+                inside = False
+            errors[name] = max(errors.get(name, 0.0), deviation(again, output))
+
+        return after
+
+    handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in _named(parts)]
+    try:
+        with full_precision(device):
+            call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return errors
+
+
+def _named(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, as ``student.layers.3.ffn_in``."""
+    seen: set[nn.Module] = set()
+    for part, root in parts.items():
+        for name, module in root.named_modules():
+            if module not in seen:
+                seen.add(module)
+                yield f"{part}.{name}" if name else part, module
+
+
+@contextmanager
+def _undisturbed(models: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Eval mode and no gradients inside; afterwards modes and random generators are as they were."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        for module, _ in modes:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
