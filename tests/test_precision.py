@@ -139,7 +139,7 @@ def world(tmp_path, monkeypatch):
         "teacher": str(tmp_path / "teacher"),
         "student": {**TINY, "width": 24, "projection": False, "head_width": 12, "dropout": 0.1, "hidden_states": "layers"},
         "loss": {"star": {}},
-        "data": {"train": [str(tmp_path / "audio")], "valid_share": 0.2, "min_seconds": 0.4, "batch_seconds": 4.0, "workers": 0},
+        "data": {"train": [str(tmp_path / "audio")], "valid_share": 0.2, "min_seconds": 0.4, "max_seconds": 2.0, "batch_seconds": 4.0, "workers": 0},
         "training": {
             "updates": 12, "log_every": 1, "validate_every": 6, "save_every": 2, "accelerator": "cpu", "precision": "bf16-mixed",
             "learning_rate": 1e-3,
