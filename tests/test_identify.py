@@ -114,7 +114,6 @@ def test_lightning_files_of_dphuberts_training(tmp_path):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("distilhubert", "its id on the Hugging Face hub is ntu-spml/distilhubert"),
         ("Data2Vec", "facebook/data2vec-audio-base"),
         ("hubert-soft", "fetch its file from https://github.com/bshall/hubert/releases"),
         ("skill_hubert", "a recipe, not a model: distil it"),

@@ -182,7 +182,6 @@ KNOWN = {
 
 
 _HUB = {
-    "distilhubert": "ntu-spml/distilhubert",
     "hubert": "facebook/hubert-base-ls960",
     "wav2vec2": "facebook/wav2vec2-base",
     "wavlm": "microsoft/wavlm-base",
