@@ -36,6 +36,8 @@ LATER = {
     "time_reduction": 1,
     "reference_frames": "convolutions",
     "upsampling": "none",
+    "frontend": "waveform",
+    "mel_bins": 80,
 }
 """Options that :class:`EncoderConfig` did not have from the start, with the value that changes nothing."""
 

@@ -1,7 +1,7 @@
 """Size and cost of an encoder: parameters, and multiply-accumulates as the papers count them.
 
 MACs are summed over 32 fixed utterances of LibriSpeech test-clean, one at a time (FACTS of the STaR and DPHuBERT papers): convolutions,
-linear layers, and the query-key and attention-value products. Norms, activations and softmax are not counted.
+linear layers, and the query-key and attention-value products. Norms, activations, softmax and log-mel energies are not counted.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def macs(config: EncoderConfig, samples: int) -> int:
 
 def count_macs(config: EncoderConfig, samples: int, convs: Sequence, heads: Sequence, units: Sequence) -> Any:
     """The same with other numbers of channels a convolution and of heads and FFN units a layer; pruning gives expected ones (tensors)."""
-    total, frames, previous = 0, max(samples, config.receptive_field), 1
-    for channels, (_, kernel, stride) in zip(convs, config.conv_layers):
-        frames = (frames - kernel) // stride + 1
+    total, frames, previous = 0, config.conv_inputs(samples), config.conv_input_channels
+    for i, (channels, (_, kernel, _)) in enumerate(zip(convs, config.conv_layers)):
+        frames = config.conv_outputs(i, frames)
         total = total + frames * kernel * channels * previous
         previous = channels
     if config.projection:

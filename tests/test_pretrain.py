@@ -1,6 +1,11 @@
-"""The script that made the mini teacher: units, masks, and both rounds end to end on a handful of clips."""
+"""Pretraining end to end on a handful of clips: rounds, a rerun, and a kill that changes nothing."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,13 +14,12 @@ import torch
 import yaml
 
 from star_upstream import checkpoint
-from star_upstream.encoder import EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.mini import pretrain
+from star_upstream.mini import leaks, pretrain
 
 ENCODER = {
-    "conv_layers": [[8, 10, 5], [8, 8, 8], [16, 8, 8]], "projection": False, "width": 16, "layers": 2, "heads": 2, "head_width": 8, "ffn": 32,
-    "position_kernel": 8, "position_groups": 2, "dropout": 0.0, "attention_dropout": 0.0,
+    "frontend": "mel", "mel_bins": 20, "conv_layers": [[16, 3, 1], [16, 3, 2]], "width": 16, "layers": 2, "heads": 2, "head_width": 8,
+    "ffn": 32, "position_kernel": 8, "position_groups": 2, "dropout": 0.1, "attention_dropout": 0.0,
 }  # fmt: skip
 
 
@@ -31,65 +35,134 @@ def clips(tmp_path_factory):
     return folder
 
 
-def recipe_file(path, **changes):
+def arguments(clips, folder, **changes):
     values = {
         "encoder": ENCODER,
-        "rounds": [{"features": "mfcc", "units": 6, "minutes": 0.03}, {"features": "layer1", "units": 8, "minutes": 0.03}],
-        "batch_seconds": 8.0,
-    }
-    path.write_text(yaml.safe_dump({**values, **changes}))
-    return path
+        "rounds": [{"features": "mfcc", "units": 6, "updates": 7}, {"features": "layer1", "units": 8, "updates": 5}],
+        "batch_seconds": 3.0, "crop_seconds": 1.5, "valid_clips": 3, "warmup": 2, "log_every": 1, "save_every": 2, "valid_every": 3,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "r.yaml").write_text(yaml.safe_dump({**values, **changes}))
+    return [str(clips), "--out", str(folder / "run"), "--recipe", str(folder / "r.yaml")]
 
 
-def test_mfcc_has_the_encoders_frames(clips):
-    config = EncoderConfig(**{**ENCODER, "conv_layers": tuple(map(tuple, ENCODER["conv_layers"]))})
-    for file in sorted(clips.iterdir()):
-        table = pretrain.mfcc(str(file), config)
-        assert table.shape == (config.frames(soundfile.info(file).frames), 39)
-        assert np.abs(table.astype(np.float32).mean(0)).max() < 0.01
+def rows(folder, number=1):
+    """The log without the time that passed."""
+    lines = (folder / "run" / f"round{number}" / "log.csv").read_text().splitlines()
+    place = lines[0].split(",").index("cpu_seconds")
+    return [[cell for i, cell in enumerate(line.split(",")) if i != place] for line in lines]
 
 
-def test_masks_cover_spans_and_are_drawn_anew():
-    recipe = pretrain.Pretraining(EncoderConfig(), ())
-    first, again, other = (pretrain.draw_mask((50, 200), recipe, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    # a frame stays unmasked when none of the 10 places before it starts a span: 1 - (1 - 0.065)^10 is 49 %
-    assert 0.42 < first.float().mean() < 0.56
-    assert first.any(1).all()
-    runs = np.diff(np.flatnonzero(np.diff(np.pad(first.numpy().astype(int), ((0, 0), (1, 1)))[0])))[::2]
-    assert min(runs[:-1]) >= recipe.mask_span
+@pytest.fixture(scope="module")
+def whole(clips, tmp_path_factory):
+    """A run of two rounds from beginning to end."""
+    folder = tmp_path_factory.mktemp("whole")
+    pretrain.main(arguments(clips, folder))
+    return folder
 
 
-def test_two_rounds_and_a_rerun(clips, tmp_path, capsys):
-    arguments = [str(clips), "--out", str(tmp_path / "run"), "--recipe", str(recipe_file(tmp_path / "r.yaml"))]
-    pretrain.main(arguments)
-    made = json.loads(capsys.readouterr().out)["encoder"]
-    encoder = checkpoint.load(made)
-    assert encoder.config.layers == 2 and checkpoint.describe(made)["provenance"]["round"] == 2
-    units = np.load(tmp_path / "run" / "round2" / "units.npz")
-    assert 1 < len(np.unique(units["units"])) <= 8
-    assert units["lengths"].tolist() == sorted(encoder.config.frames(soundfile.info(f).frames) for f in clips.iterdir())
-    before = (tmp_path / "run" / "round1" / "state.pt").stat().st_mtime_ns
-    pretrain.main(arguments)
-    assert json.loads(capsys.readouterr().out)["encoder"] == made
-    assert (tmp_path / "run" / "round1" / "state.pt").stat().st_mtime_ns == before
+def test_two_rounds_make_an_encoder_that_says_how(whole, clips):
+    made = json.loads((whole / "run" / "done.json").read_text())["encoder"]
+    encoder, provenance = checkpoint.load(made), checkpoint.describe(made)["provenance"]
+    assert encoder.config.layers == 2 and encoder.config.frontend == "mel"
+    assert (provenance["round"], provenance["clips"]) == (2, 9) and provenance["recipe"]["rounds"][1]["units"] == 8
+    table = np.load(whole / "run" / "round2" / "units.npz")
+    assert 1 < len(np.unique(table["units"])) <= 8
+    assert table["lengths"].tolist() == sorted(encoder.config.frames(soundfile.info(f).frames) for f in clips.iterdir())
 
 
-def test_an_unfinished_round_goes_on(clips, tmp_path, capsys):
-    recipe = recipe_file(tmp_path / "r.yaml", rounds=[{"features": "mfcc", "units": 6, "minutes": 0.02}])
-    arguments = [str(clips), "--out", str(tmp_path / "run"), "--recipe", str(recipe)]
-    pretrain.main(arguments)
-    first = torch.load(tmp_path / "run" / "round1" / "state.pt", weights_only=True)
-    # as after a kill: the state is there, the finished encoder is not, and the budget has not run out
-    for file in (tmp_path / "run" / "round1" / "encoder").iterdir():
+def test_the_log_has_rates_losses_and_what_the_held_out_clips_say(whole):
+    head, *lines = rows(whole)
+    assert [line[0] for line in lines] == [str(n) for n in range(1, 8)]
+    # warm-up over 2 updates, then a fall that would reach 0 after update 7
+    assert np.allclose([float(line[head.index("rate")]) for line in lines], np.array([0.5, 1, 1, 0.8, 0.6, 0.4, 0.2]) * 1e-3)
+    validated = [bool(line[head.index("valid_masked")]) for line in lines]
+    assert validated == [False, False, True, False, False, True, True]
+    for line in lines:
+        loss, masked, unmasked = (float(line[head.index(name)]) for name in ("loss", "masked", "unmasked"))
+        assert loss == pytest.approx(masked + 0.5 * unmasked, rel=1e-4)
+
+
+def test_a_finished_run_is_left_as_it_is(whole, clips):
+    before = {f: f.stat().st_mtime_ns for f in (whole / "run").rglob("*") if f.is_file() and f.name != "done.json"}
+    pretrain.main(arguments(clips, whole))
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+
+
+def test_a_later_round_goes_on_from_the_weights_of_the_one_before_unless_fresh(whole, clips, tmp_path):
+    recipe = pretrain.read_recipe(whole / "r.yaml")
+    before = checkpoint.load(whole / "run" / "round1" / "encoder")
+    for fresh in (False, True):
+        round_ = pretrain.Round("layer1", 8, 5, fresh=fresh)
+        begun = pretrain.Training(recipe, round_, 2, before, tmp_path).model.encoder.state_dict()
+        assert all(torch.equal(begun[name], tensor) for name, tensor in before.state_dict().items()) != fresh
+
+
+def test_after_a_kill_the_run_has_the_same_losses_and_weights(whole, clips, tmp_path):
+    command = [sys.executable, "-m", "star_upstream.mini.pretrain", *arguments(clips, tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    log, deadline = tmp_path / "run" / "round1" / "log.csv", time.monotonic() + 240
+    while not (log.is_file() and len(log.read_text().splitlines()) > 4) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    pretrain.main(arguments(clips, tmp_path))
+    for number in (1, 2):
+        assert rows(tmp_path, number) == rows(whole, number)
+        mine, theirs = (checkpoint.load(f / "run" / f"round{number}" / "encoder").state_dict() for f in (tmp_path, whole))
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_another_recipe_does_not_go_on_with_a_run(clips, tmp_path):
+    first = arguments(clips, tmp_path, rounds=[{"features": "mfcc", "units": 6, "updates": 4}])
+    pretrain.main(first)
+    encoder = tmp_path / "run" / "round1" / "encoder"
+    for file in encoder.iterdir():
         file.unlink()
-    (tmp_path / "run" / "round1" / "encoder").rmdir()
-    recipe_file(recipe, rounds=[{"features": "mfcc", "units": 6, "minutes": (first["spent"] + 1.0) / 60}])
-    pretrain.main(arguments)
-    second = torch.load(tmp_path / "run" / "round1" / "state.pt", weights_only=True)
-    assert second["updates"] > first["updates"] and second["spent"] > first["spent"]
+    encoder.rmdir()
+    with pytest.raises(StarError, match="began with another recipe: learning_rate is 0.001 there and 0.002 here; restore it"):
+        pretrain.main([*first, "learning_rate=2.0e-3"])
 
 
-def test_the_shipped_recipe_is_strict(clips, tmp_path):
-    with pytest.raises(StarError, match="r.yaml.mask_spam: unknown key; did you mean 'mask_span'"):
-        pretrain.main([str(clips), "--out", str(tmp_path), "--recipe", str(recipe_file(tmp_path / "r.yaml", mask_spam=3))])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask": {"spam": 3}}, "r.yaml.mask.spam: unknown key; did you mean 'span'"),
+        ({"rounds": [{"features": "layers", "units": 6, "updates": 4}]}, "features: expected mfcc or layerN, got 'layers'"),
+        ({"rounds": [{"features": "layer1", "units": 6, "updates": 4}]}, "round 1: layer1 of which model"),
+        ({"rounds": []}, "rounds: name at least one"),
+        ({"valid_clips": 12}, "valid_clips: 12 of 12 clips leave none"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_before_any_work(clips, tmp_path, changes, message):
+    with pytest.raises(StarError, match=message):
+        pretrain.main(arguments(clips, tmp_path, **changes))
+    assert not list(tmp_path.rglob("units.npz"))
+
+
+def test_leaks_are_found_by_path_by_bytes_and_by_what_is_heard(clips, tmp_path, capsys):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    random = np.random.default_rng(1)
+    wave = random.standard_normal(16000) * np.repeat(random.uniform(0.01, 0.2, 50), 320)
+    other = random.standard_normal(16000) * np.repeat(random.uniform(0.01, 0.2, 50), 320)
+    soundfile.write(audio / "a.wav", wave, 16000)
+    soundfile.write(audio / "copy.wav", wave, 16000)
+    soundfile.write(audio / "coded.ogg", np.roll(wave, 7), 16000, subtype="VORBIS")
+    soundfile.write(audio / "other.wav", other, 16000)
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    head = "path\tsamples\tsplit\n"
+    (manifests / "unlabelled.tsv").write_text("path\tsamples\naudio/a.wav\t16000\naudio/other.wav\t16000\n")
+    (manifests / "ks.tsv").write_text(head + "audio/other.wav\t16000\ttrain\naudio/copy.wav\t16000\ttest\naudio/coded.ogg\t16000\ttest\n")
+    result = leaks.compare(manifests / "unlabelled.tsv", manifests)
+    assert (result["pretraining"], result["tested"]) == (2, 2)
+    assert result["in both"]["by bytes"] == [("audio/a.wav", "audio/copy.wav")] and not result["in both"]["by path"]
+    assert result["in both"]["by what is heard"] == [("audio/a.wav", "audio/coded.ogg"), ("audio/a.wav", "audio/copy.wav")]
+    (manifests / "ks.tsv").write_text(head + "audio/other.wav\t16000\ttest\n")
+    assert leaks.main([str(manifests / "unlabelled.tsv"), str(manifests)]) == 1
+    assert json.loads(capsys.readouterr().out)["in both"]["by path"] == [["audio/other.wav", "audio/other.wav"]]
+    (manifests / "unlabelled.tsv").write_text("path\tsamples\naudio/a.wav\t16000\n")
+    assert leaks.main([str(manifests / "unlabelled.tsv"), str(manifests)]) == 0

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ..errors import StarError
+from .mel import HOP, WINDOW
 
 HUBERT_CONVS = ((512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 2, 2), (512, 2, 2))
 
@@ -32,8 +33,12 @@ class EncoderConfig:
     Zero heads leave a layer's attention out, zero FFN units its FFN. Defaults are HuBERT Base's.
     """
 
+    frontend: Literal["waveform", "mel"] = "waveform"
+    """What the convolutions of the front end read: the waveform, or its log-mel frames (25 ms windows, one every 160 samples)."""
+    mel_bins: int = 80
     conv_layers: tuple[tuple[int, int, int], ...] = HUBERT_CONVS
-    """(channels, kernel, stride) of each convolution of the front end."""
+    """(channels, kernel, stride) of each convolution of the front end. Over log-mel frames kernels are odd, and zeros at both
+    ends keep frame t centred on log-mel frame t x stride: with strides that multiply to 2, on HuBERT's frame t, at any length."""
     conv_bias: bool = False
     conv_norm: Literal["group", "layer"] = "group"
     """``group``: one group a channel, on the first convolution only; ``layer``: LayerNorm over channels on each."""
@@ -101,7 +106,9 @@ class EncoderConfig:
         for i, layer in enumerate(self.conv_layers):
             if min(layer) < 1:
                 raise StarError(f"conv_layers[{i}]: channels, kernel and stride must be 1 or more, got {list(layer)}")
-        for name in ("width", "position_kernel", "position_groups", "position_layers", "head_width"):
+            if self.frontend == "mel" and layer[1] % 2 == 0:
+                raise StarError(f"conv_layers[{i}]: kernels over log-mel frames must be odd (frontend: mel), got {list(layer)}")
+        for name in ("mel_bins", "width", "position_kernel", "position_groups", "position_layers", "head_width"):
             if getattr(self, name) < 1:
                 raise StarError(f"{name}: must be 1 or more, got {getattr(self, name)}")
         for name in ("layers", "adapter", "output_projection", "prediction_inner", "prediction_width"):
@@ -213,27 +220,47 @@ class EncoderConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees; a shorter waveform is padded with zeros to it."""
+        """Samples that one frame sees; a shorter waveform is padded with zeros to it. Over log-mel frames: those of the window that a
+        frame is centred on, since at both ends zeros stand for its neighbours."""
         field, jump = self._front_end
         return field + (self.time_reduction - 1) * jump
 
     @property
     def _front_end(self) -> tuple[int, int]:
         """Samples that one frame of the front end sees, and from one to the next."""
+        if self.frontend == "mel":
+            jump = HOP
+            for _, _, stride in self.conv_layers:
+                jump *= stride
+            return WINDOW, jump
         field, jump = 1, 1
         for _, kernel, stride in self.conv_layers:
             field += (kernel - 1) * jump
             jump *= stride
         return field, jump
 
-    def feature_frames(self, samples):
-        """Frames of the front end for ``samples`` samples (a number or an integer tensor): each convolution gives
-        ``(n - kernel) // stride + 1``. A waveform below ``receptive_field`` counts as padded to it, an empty one has none."""
+    def conv_inputs(self, samples):
+        """Steps in time of what the first convolution reads, from ``samples`` samples (a number or an integer tensor)."""
         shortest = self.receptive_field
-        frames = samples.clamp(min=shortest) if isinstance(samples, torch.Tensor) else max(samples, shortest)
-        for _, kernel, stride in self.conv_layers:
-            frames = (frames - kernel) // stride + 1
-        return frames * (samples > 0)
+        samples = samples.clamp(min=shortest) if isinstance(samples, torch.Tensor) else max(samples, shortest)
+        return (samples - WINDOW) // HOP + 1 if self.frontend == "mel" else samples
+
+    def conv_outputs(self, index: int, steps):
+        """Steps that convolution ``index`` gives for ``steps``: ``(n - kernel) // stride + 1`` where nothing is padded."""
+        _, kernel, stride = self.conv_layers[index]
+        return (steps - (1 if self.frontend == "mel" else kernel)) // stride + 1
+
+    @property
+    def conv_input_channels(self) -> int:
+        return self.mel_bins if self.frontend == "mel" else 1
+
+    def feature_frames(self, samples):
+        """Frames of the front end for ``samples`` samples (a number or an integer tensor). A waveform below ``receptive_field`` counts
+        as padded to it, an empty one has none."""
+        steps = self.conv_inputs(samples)
+        for index in range(len(self.conv_layers)):
+            steps = self.conv_outputs(index, steps)
+        return steps * (samples > 0)
 
     def output_frames(self, features):
         """Frames that the model gives for ``features`` frames of the front end; ``time_reduction`` drops those left over."""

@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 from ..numerics import full_precision, wide
 from .config import EncoderConfig
-
-
-def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
-    """B x size, True where the position is below the utterance's length."""
-    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
+from .mel import LogMel, valid_mask
 
 
 def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) -> Tensor:
@@ -41,6 +37,8 @@ class ChannelNorm(nn.GroupNorm):
         with full_precision(x_BCT.device):
             x_BCT, weight_C, bias_C = wide(x_BCT), wide(self.weight), wide(self.bias)
             if lengths_B is None:
+                if x_BCT.shape[-1] == 1:  # one frame alone has no variance, which torch refuses: it is its own mean
+                    return bias_C[:, None].expand_as(x_BCT).to(self.weight.dtype)
                 return F.group_norm(x_BCT, self.num_groups, weight_C, bias_C, self.eps).to(self.weight.dtype)
             mask_B1T = valid_mask(lengths_B, x_BCT.shape[-1])[:, None]
             count_B11 = lengths_B[:, None, None].to(x_BCT.dtype)
@@ -58,14 +56,20 @@ class FrameNorm(nn.LayerNorm):
 
 
 class FrontEnd(nn.Module):
-    """Convolutions, norms and GELUs, then LayerNorm and projection to the encoder's width (wav2vec 2.0, section 2)."""
+    """Convolutions, norms and GELUs, then LayerNorm and projection to the encoder's width (wav2vec 2.0, section 2).
+
+    The convolutions read the waveform, or log-mel frames (as MelHuBERT and others do for a fraction of the time).
+    """
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
-        convs, norms, previous = [], [], 1
+        self.padded = config.frontend == "mel"
+        self.mel = LogMel(config.mel_bins) if self.padded else None
+        convs, norms, previous = [], [], config.conv_input_channels
         for i, (channels, kernel, stride) in enumerate(config.conv_layers):
-            convs.append(nn.Conv1d(previous, channels, kernel, stride, bias=config.conv_bias))
+            padding = kernel // 2 if self.padded else 0
+            convs.append(nn.Conv1d(previous, channels, kernel, stride, padding, bias=config.conv_bias))
             if config.conv_norm == "layer":
                 norms.append(FrameNorm(channels))
             elif i == 0:
@@ -80,11 +84,15 @@ class FrontEnd(nn.Module):
     def forward(self, waveforms_BN: Tensor, lengths_B: Tensor | None) -> Tensor:
         """B x N waveforms to B x T x D. ``lengths_B`` (samples) limits the norms' statistics; None takes all samples as valid."""
         config = self.config
-        x_BCT = waveforms_BN[:, None].to(self.convs[0].weight.dtype)
+        lengths_B = None if lengths_B is None else config.conv_inputs(lengths_B)
+        x_BCT = waveforms_BN[:, None] if self.mel is None else self.mel(waveforms_BN, lengths_B)
+        x_BCT = x_BCT.to(self.convs[0].weight.dtype)
         for i, conv in enumerate(self.convs):
+            if i and self.padded and lengths_B is not None:  # after an utterance's end as after a batch's
+                x_BCT = x_BCT.masked_fill(~valid_mask(lengths_B, x_BCT.shape[-1])[:, None], 0.0)
             x_BCT = conv(x_BCT)
             if lengths_B is not None:
-                lengths_B = (lengths_B - config.conv_layers[i][1]) // config.conv_layers[i][2] + 1
+                lengths_B = config.conv_outputs(i, lengths_B)
             if i < len(self.norms):
                 x_BCT = self.norms[i](x_BCT, lengths_B)
             x_BCT = F.gelu(x_BCT)

@@ -1,39 +1,40 @@
 """How the mini teacher was made: HuBERT's masked prediction of k-means units (Hsu et al. 2021), small enough for two CPU cores.
 
-    python -m star_upstream.mini.pretrain FOLDER_OR_MANIFEST... --out RUN [--recipe pretrain.yaml]
+    python -m star_upstream.mini.pretrain FOLDER_OR_MANIFEST... --out RUN [--recipe pretrain.yaml] [key=value ...]
 
-Round 1 predicts units of MFCC frames, round 2 units of a middle layer of the model from round 1. A rerun goes on where the last
-one stopped. Shapes: B utterances, N samples, T frames, D width, K units.
+Round 1 predicts units of MFCC frames, the others units of a layer of the model before. Budgets are counted in updates. A rerun goes
+on where the last one stopped, after a kill too, with the losses it would have had.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import re
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal, Sequence
 
-import librosa
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
-from joblib import Parallel, delayed
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .. import audio, checkpoint, outputs, strict
-from ..data import AudioDataset, BucketSampler, Corpus, collate, scan
+from .. import augment, checkpoint, outputs, strict, units
+from ..augment import AugmentConfig
+from ..crops import Crops, CropSampler, collate
+from ..data import Clip, scan
 from ..encoder import Encoder, EncoderConfig
 from ..errors import StarError
 from ..files import replacing, write_json
+from ..losses.units import MaskConfig, MaskedUnits, draw_mask
 from ..training.precision import agree, autocast, move
 
-PRECISION = "bf16-mixed"
+LOG = ("update", "rate", "loss", "masked", "unmasked", "accuracy", "seconds_of_audio", "cpu_seconds", "valid_masked", "valid_accuracy")
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,23 @@ class Round:
     """One round of masked prediction."""
 
     features: str
-    """``mfcc``, or ``layerN``: outputs of layer N of the round before."""
+    """``mfcc``, or ``layerN``: outputs of layer N of the model before, of round 1 the recipe's ``begin``."""
     units: int
-    minutes: float
-    """Wall-clock budget of the training; the learning rate follows the share of it that has passed."""
+    updates: int
+    fresh: bool = False
+    """Begin with new weights, as HuBERT does; otherwise with those of the model before, and a new classifier."""
+    learning_rate: float | None = None
+    """Instead of the recipe's."""
+
+    def __post_init__(self):
+        if self.features != "mfcc" and not re.fullmatch(r"layer\d+", self.features):
+            raise StarError(f"features: expected mfcc or layerN, got {self.features!r}")
+        if self.units < 2 or self.updates < 1:
+            raise StarError("units must be 2 or more, updates 1 or more")
+
+    @property
+    def layer(self) -> int | None:
+        return None if self.features == "mfcc" else int(self.features.removeprefix("layer"))
 
 
 @dataclass(frozen=True)
@@ -53,200 +67,260 @@ class Pretraining:
 
     encoder: EncoderConfig
     rounds: tuple[Round, ...]
+    begin: str | None = None
+    """A checkpoint to begin with, that an earlier run made: round 1 goes on from its weights, and may take units from its layers."""
+    augment: AugmentConfig = AugmentConfig()
+    mask: MaskConfig = MaskConfig()
     learning_rate: float = 1.0e-3
-    warmup: float = 0.06
+    warmup: int = 200
+    """Updates over which the rate rises; from there it falls linearly, to nothing at the end of the round."""
     weight_decay: float = 0.01
-    batch_seconds: float = 64.0
-    max_seconds: float = 21.0
-    mask_start: float = 0.065
-    """Probability that a masked span starts at a frame."""
-    mask_span: int = 10
-    unmasked_weight: float = 0.5
-    """Weight of the frames that are not masked: HuBERT sets 0; on a budget of minutes the easy frames show the model what units are."""
+    gradient_norm: float = 5.0
+    batch_seconds: float = 20.0
+    crop_seconds: float = 5.0
+    min_seconds: float = 0.5
+    valid_clips: int = 60
+    """Clips, drawn from all, that are not learned from; the log has the loss on a crop of each."""
+    log_every: int = 50
+    save_every: int = 100
+    valid_every: int = 250
+    precision: Literal["auto", "32", "bf16-mixed"] = "auto"
+    """``auto`` takes bf16 where an update takes at most 0.87 of fp32's time with it (AMX, GPUs), and fp32 elsewhere; measured once, when a
+    round begins. What bf16 does not compute right is computed in fp32 (:mod:`star_upstream.training.precision`)."""
     seed: int = 0
 
-
-class MaskedPrediction(nn.Module):
-    """An encoder with a mask embedding and a classifier over units."""
-
-    def __init__(self, encoder: Encoder, units: int, unmasked_weight: float):
-        super().__init__()
-        self.encoder, self.unmasked_weight = encoder, unmasked_weight
-        self.mask_embedding = nn.Parameter(torch.empty(encoder.config.width).uniform_())
-        self.classifier = nn.Linear(encoder.config.width, units)
-
-    def forward(self, waveforms_BN: Tensor, units_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy over masked frames plus the weighted one over the others, and the accuracy on masked frames."""
-        features_BTD, frames_B = self.encoder.features(waveforms_BN)
-        features_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(features_BTD.dtype), features_BTD)
-        states = self.encoder.contextualize(features_BTD, frames_B, padded=False).states
-        logits_BTK = self.classifier(states[-1]).float()
-        losses_BT = F.cross_entropy(logits_BTK.transpose(1, 2), units_BT, reduction="none")
-        loss = losses_BT[mask_BT].mean() + self.unmasked_weight * losses_BT[~mask_BT].mean()
-        return loss, (logits_BTK.argmax(-1) == units_BT)[mask_BT].float().mean()
+    def __post_init__(self):
+        if not self.rounds:
+            raise StarError("rounds: name at least one")
+        if self.rounds[0].layer is not None and self.begin is None:
+            raise StarError(f"round 1: {self.rounds[0].features} of which model? name a checkpoint as begin, or take mfcc")
 
 
-def mfcc(path: str, config: EncoderConfig, start: int = 0, samples: int | None = None) -> np.ndarray:
-    """T x 39 MFCC with first and second differences, framed as the encoder frames, normalised over the utterance."""
-    wave = audio.read(path, start, samples)
-    cepstra = librosa.feature.mfcc(
-        y=wave, sr=audio.RATE, n_mfcc=13, n_mels=40, n_fft=512, win_length=400, hop_length=config.stride, center=False
-    )
-    frames = config.frames(len(wave))
-    cepstra = np.pad(cepstra, ((0, 0), (0, max(0, frames - cepstra.shape[1]))), mode="edge")[:, :frames]
-    width = min(9, frames - (frames + 1) % 2)
-    differences = [librosa.feature.delta(cepstra, order=k, width=width) for k in (1, 2)] if width >= 3 else [0 * cepstra] * 2
-    table_TF = np.concatenate([cepstra, *differences]).T
-    return ((table_TF - table_TF.mean(0)) / (table_TF.std(0) + 1e-5)).astype(np.float16)
+def schedule(update: int, updates: int, warmup: int) -> float:
+    """The learning rate's factor at ``update``, from 0: a linear rise, then a linear fall to 0 after the last one."""
+    return min((update + 1) / max(1, warmup), (updates - update) / max(1, updates - warmup), 1.0)
 
 
-def frame_features(corpus: Corpus, round_: Round, encoder: Encoder | None, config: EncoderConfig) -> list[np.ndarray]:
-    """One T x F array a clip."""
-    if round_.features == "mfcc":
-        jobs = Parallel(n_jobs=-1, batch_size=64)
-        return jobs(delayed(mfcc)(clip.path, config, clip.start, clip.samples) for clip in corpus.clips)
-    layer = int(round_.features.removeprefix("layer"))
-    sampler = BucketSampler(corpus.clips, 120.0, shuffle=False)
-    loader = DataLoader(AudioDataset(corpus.clips), batch_sampler=sampler, collate_fn=collate, num_workers=1)
-    result: list[np.ndarray] = [np.zeros((0, config.width), np.float16)] * len(corpus.clips)
-    device = next(encoder.parameters()).device
-    for number, batch in enumerate(loader):
-        wave_BN, lengths_B = batch.waveforms_BN.to(device), batch.lengths_B.to(device)
-        if not number:
-            agree({"encoder": encoder}, lambda: encoder(wave_BN, lengths_B), PRECISION, device, round_.features)
-        with torch.no_grad(), autocast(PRECISION, device):
-            output = encoder(wave_BN, lengths_B)
-        states_BTD = output.states[layer].float().cpu().numpy().astype(np.float16)
-        for place, frames, state_TD in zip(batch.indices, output.lengths_B.tolist(), states_BTD):
-            result[place] = state_TD[:frames]
-    return result
+def split(clips: Sequence[Clip], count: int, seed: int) -> tuple[list[Clip], list[Clip]]:
+    """Clips to learn from, and ``count`` others drawn for validation; both keep their order."""
+    if count >= len(clips):
+        raise StarError(f"valid_clips: {count} of {len(clips)} clips leave none to learn from")
+    drawn = set(np.random.default_rng(seed).choice(len(clips), count, replace=False).tolist())
+    return [c for i, c in enumerate(clips) if i not in drawn], [c for i, c in enumerate(clips) if i in drawn]
 
 
-def find_units(corpus: Corpus, round_: Round, encoder: Encoder | None, recipe: Pretraining) -> list[np.ndarray]:
-    """One T array of unit numbers a clip, by mini-batch k-means fitted on at most 400,000 frames."""
-    features = frame_features(corpus, round_, encoder, recipe.encoder)
-    random = np.random.default_rng(recipe.seed)
-    total = sum(len(f) for f in features)
-    share = min(1.0, 400_000 / total)
-    sample = np.concatenate([f[random.random(len(f)) < share] for f in features]).astype(np.float32)
-    kmeans = MiniBatchKMeans(round_.units, batch_size=10_000, n_init=3, max_iter=100, random_state=recipe.seed).fit(sample)
-    return [kmeans.predict(f.astype(np.float32)).astype(np.int16) for f in features]
+def find_units(clips: Sequence[Clip], round_: Round, before: Encoder | None, recipe: Pretraining) -> list[np.ndarray]:
+    """One array of unit numbers a clip."""
+    if round_.layer is None:
+        return units.cluster(units.all_mfcc(clips, recipe.encoder, jobs=torch.get_num_threads()), round_.units, recipe.seed)
+    (features,) = units.layers(clips, before, [round_.layer])
+    return units.cluster(features, round_.units, recipe.seed)
 
 
-def draw_mask(shape: tuple[int, int], recipe: Pretraining, random: np.random.Generator) -> Tensor:
-    """B x T, True where masked: spans of ``mask_span`` frames from random starts, at least one an utterance."""
-    starts_BT = random.random(shape) < recipe.mask_start
-    starts_BT[np.arange(shape[0]), random.integers(0, max(1, shape[1] - recipe.mask_span), shape[0])] = True
-    mask_BT = starts_BT.copy()
-    for shift in range(1, recipe.mask_span):
-        mask_BT[:, shift:] |= starts_BT[:, :-shift]
-    return torch.from_numpy(mask_BT)
+class Training:
+    """One round: the model, its optimizer, and how far it is."""
+
+    KEPT = ("updates", "seconds", "cpu", "precision", "in_fp32")
+
+    def __init__(self, recipe: Pretraining, round_: Round, number: int, before: Encoder | None, out: Path):
+        self.recipe, self.round, self.number, self.out = recipe, round_, number, out
+        torch.manual_seed(recipe.seed + number)
+        encoder = Encoder(recipe.encoder)
+        if before is not None and not round_.fresh:
+            encoder.load_state_dict(before.state_dict())
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = MaskedUnits(encoder, round_.units, recipe.mask).to(self.device).train()
+        decayed = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        self.updates, self.seconds, self.cpu = 0, 0.0, 0.0
+        self.precision: str | None = None
+        self.in_fp32: list[str] = []
+
+    def resume(self) -> None:
+        """Go on from ``state.pt``, if it is there."""
+        file = self.out / "state.pt"
+        if not file.is_file():
+            return
+        state = torch.load(file, weights_only=True, map_location=self.device)
+        there = {**state["recipe"], "rounds": state["recipe"]["rounds"][self.number - 1]}
+        here = {**strict.plain(self.recipe), "rounds": strict.plain(self.round)}
+        changed = strict.difference(there, here, free=("log_every", "save_every", "valid_every"))
+        if changed:
+            raise StarError(f"{file}: the run began with another recipe: {changed}; restore it, or choose another --out")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in self.KEPT:
+            setattr(self, name, state[name])
+        move({"model": self.model}, self.in_fp32)
+        self._trim_log()
+
+    def settle(self, waveforms_BN: Tensor, units_BT: Tensor) -> None:
+        """Which precision the round is in, decided on its first batch."""
+        if self.precision is not None:
+            return
+        call = partial(self._loss, waveforms_BN, units_BT, (self.recipe.seed,))
+        self.precision = self.recipe.precision
+        if self.precision == "auto":
+            seconds = {}
+            for name in ("32", "bf16-mixed", "32", "bf16-mixed"):
+                self.precision, begun = name, time.process_time()
+                call()[0].backward()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds[name] = time.process_time() - begun  # the first of each also made what the kernels need
+                self.optimizer.zero_grad(set_to_none=True)
+            self.precision = min(seconds, key=lambda name: seconds[name] / (0.87 if name == "32" else 1.0))
+            times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+            print(f"round {self.number}: precision {self.precision} (forward and backward: {times})", file=sys.stderr)
+        self.in_fp32 = agree({"model": self.model}, call, self.precision, self.device, f"round {self.number}")
+
+    def save(self) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "recipe": strict.plain(self.recipe)}
+        with replacing(self.out / "state.pt") as part:
+            torch.save({**state, **{name: getattr(self, name) for name in self.KEPT}}, part)
+
+    def update(self, waveforms_BN: Tensor, units_BT: Tensor) -> dict[str, float]:
+        """One step of the optimizer; what the log shows of it."""
+        recipe = self.recipe
+        rate = (self.round.learning_rate or recipe.learning_rate) * schedule(self.updates, self.round.updates, recipe.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # dropout, where the encoder has any, is a function of the place in the run as well
+        torch.manual_seed(1_000_003 * recipe.seed + self.updates)
+        loss, terms = self._loss(waveforms_BN, units_BT, (recipe.seed, self.number, self.updates))
+        if not torch.isfinite(loss):
+            raise StarError(f"round {self.number}: the loss is {loss.item()} at update {self.updates}; lower learning_rate")
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        self.seconds += waveforms_BN.numel() / 16_000
+        return {"rate": rate, "loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+
+    def _loss(self, waveforms_BN: Tensor, units_BT: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        mask_BT = draw_mask(*units_BT.shape, self.recipe.mask, np.random.default_rng(seed))
+        with autocast(self.precision, self.device):
+            return self.model(waveforms_BN.to(self.device), units_BT.to(self.device), mask_BT.to(self.device))
+
+    @torch.inference_mode()
+    def validate(self, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """The masked frames' loss and accuracy over fixed crops and masks, each crop with the same weight a second."""
+        self.model.eval()
+        sums, frames = np.zeros(2), 0
+        for place, (waveforms_BN, units_BT) in enumerate(batches):
+            _, terms = self._loss(waveforms_BN, units_BT, (self.recipe.seed, place))
+            sums += units_BT.numel() * np.array([terms["masked"].item(), terms["accuracy"].item()])
+            frames += units_BT.numel()
+        self.model.train()
+        return {"valid_masked": sums[0] / frames, "valid_accuracy": sums[1] / frames}
+
+    def log(self, values: dict[str, float]) -> None:
+        row = {"update": self.updates, "seconds_of_audio": self.seconds, "cpu_seconds": self.cpu, **values}
+        line = ",".join(f"{row[name]:.6g}" if name in row else "" for name in LOG)
+        print(f"round {self.number}: {line}", file=sys.stderr, flush=True)
+        file = self.out / "log.csv"
+        text = line if file.is_file() else ",".join(LOG) + "\n" + line
+        with open(file, "a", encoding="utf-8") as log:
+            log.write(text + "\n")
+
+    def _trim_log(self) -> None:
+        """Rows past the state that is gone on from are written anew."""
+        file = self.out / "log.csv"
+        if file.is_file():
+            head, *rows = file.read_text(encoding="utf-8").splitlines()
+            kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= self.updates]
+            with replacing(file) as part:
+                part.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
 
 
-def train_round(model: MaskedPrediction, corpus: Corpus, units: list[np.ndarray], round_: Round, recipe: Pretraining, out: Path) -> None:
-    """Train for ``round_.minutes``; ``out/state.pt`` is written every two minutes, ``out/log.csv`` every 50 updates."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).train()
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98), eps=1e-6
-    )
-    sampler = BucketSampler(corpus.clips, recipe.batch_seconds, seed=recipe.seed)
-    spent, updates, epoch, budget = 0.0, 0, 0, round_.minutes * 60
-    state_file, moved = out / "state.pt", None
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        spent, updates, sampler.epoch, sampler.start = (state[k] for k in ("spent", "updates", "epoch", "start"))
-        epoch, moved = sampler.epoch, state.get("in_fp32")
-        if moved is not None:
-            move({"model": model}, moved)
-    saved = last = time.monotonic()
-    losses, hits, heard = [], [], 0.0
-    while spent < budget:
-        sampler.epoch = epoch
-        loader = DataLoader(AudioDataset(corpus.clips), batch_sampler=sampler, collate_fn=crop, num_workers=1, prefetch_factor=8)
-        for place, batch in enumerate(loader, sampler.start + 1):
-            share = spent / budget
-            rate = recipe.learning_rate * min(share / recipe.warmup, 0.5 + 0.5 * math.cos(math.pi * max(0.0, share - recipe.warmup)))
-            for group in optimizer.param_groups:
-                group["lr"] = max(rate, 1e-6)
-            frames = recipe.encoder.frames(batch.waveforms_BN.shape[1])
-            mask_BT = draw_mask((len(batch.paths), frames), recipe, np.random.default_rng((recipe.seed, updates)))
-            units_BT = torch.from_numpy(np.stack([units[i][:frames] for i in batch.indices]).astype(np.int64))
-            inputs = batch.waveforms_BN.to(device), units_BT.to(device), mask_BT.to(device)
-            if moved is None:
-                moved = agree({"model": model}, lambda: model(*inputs), PRECISION, device, out.name)
-                last = time.monotonic()
-            with autocast(PRECISION, device):
-                loss, hit = model(*inputs)
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"loss is {loss.item()} at update {updates}; files: {batch.paths[:4]}")
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            updates += 1
-            losses.append(loss.item())
-            hits.append(hit.item())
-            heard += batch.waveforms_BN.numel() / audio.RATE
-            now = time.monotonic()
-            spent, last = spent + now - last, now
-            if updates % 50 == 0:
-                line = f"{updates},{epoch},{spent:.0f},{rate:.2e},{np.mean(losses[-50:]):.4f},{np.mean(hits[-50:]):.4f},{heard / spent:.1f}"
-                print(line, file=sys.stderr, flush=True)
-                with open(out / "log.csv", "a", encoding="utf-8") as log:
-                    log.write(line + "\n")
-            if now - saved > 120 or spent >= budget:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                with replacing(state_file) as part:
-                    torch.save({**state, "spent": spent, "updates": updates, "epoch": epoch, "start": place, "in_fp32": moved}, part)
-                saved = now
-            if spent >= budget:
-                break
-        epoch, sampler.start = epoch + 1, 0
+def train(training: Training, learned: Crops, held: Crops, stop: int | None = None) -> None:
+    """From where ``training`` stands to the round's end, or to update ``stop``."""
+    recipe, round_ = training.recipe, training.round
+    sampler = CropSampler(learned.clips, recipe.crop_seconds, recipe.batch_seconds, recipe.seed + training.number, training.updates)
+    fixed = CropSampler(held.clips, recipe.crop_seconds, recipe.batch_seconds, recipe.seed)
+    batches = [collate([held[place] for place in places]) for places, _ in zip(fixed, range(len(fixed.plans)))]
+    end, seen, clock = min(round_.updates, stop or round_.updates), [], time.process_time()
+    # a worker would compete with the training for the cores; what it does costs a few per cent
+    for waveforms_BN, units_BT in DataLoader(learned, batch_sampler=sampler, collate_fn=collate):
+        if training.updates >= end:
+            break
+        training.settle(waveforms_BN, units_BT)
+        seen.append(training.update(waveforms_BN, units_BT))
+        training.cpu, clock = training.cpu + time.process_time() - clock, time.process_time()
+        last = training.updates == end
+        if training.updates % recipe.log_every == 0 or last:
+            means = {name: float(np.mean([row[name] for row in seen])) for name in seen[0]} | {"rate": seen[-1]["rate"]}
+            valid = training.validate(batches) if last or training.updates % recipe.valid_every == 0 else {}
+            training.log(means | valid)
+            seen, clock = [], time.process_time()
+        if training.updates % recipe.save_every == 0 or last:
+            training.save()
 
 
-def crop(items):
-    """No padding: every batch is as long as its shortest utterance."""
-    return collate(items, crop=True)
+def run_round(recipe: Pretraining, number: int, clips: Sequence[Clip], before: Encoder | None, out: Path) -> Encoder:
+    """Units, training, and the encoder that comes of it, kept in ``out/encoder``; what is there already is not made again."""
+    round_ = recipe.rounds[number - 1]
+    if (out / "encoder").is_dir():
+        return checkpoint.load(out / "encoder")
+    learned, held = split(clips, recipe.valid_clips, recipe.seed)
+    if before is not None and not round_.fresh and before.config != recipe.encoder:
+        raise StarError(f"round {number}: the model before has another shape (encoder); set fresh: true to begin with new weights")
+    if round_.layer is not None and round_.layer > before.config.layers:
+        raise StarError(f"round {number}: {round_.features} of a model with {before.config.layers} layers")
+    file, clock = out / "units.npz", time.process_time()
+    if not file.is_file():
+        units.write(file, find_units(clips, round_, before, recipe))
+        print(f"round {number}: units made in {time.process_time() - clock:.0f} s of this process", file=sys.stderr)
+    found = dict(zip(clips, units.read(file)))
+    crops = [
+        Crops(part, [found[clip] for clip in part], recipe.encoder, config, recipe.seed + number)
+        for part, config in ((learned, recipe.augment), (held, augment.NONE))
+    ]
+    training = Training(recipe, round_, number, before, out)
+    training.resume()
+    train(training, *crops)
+    encoder = training.model.encoder.cpu().eval()
+    provenance = {"made_by": "star_upstream.mini.pretrain", "recipe": strict.plain(recipe), "round": number}
+    seen = {"clips": len(learned), "hours_heard": round(training.seconds / 3600, 2), "cpu_seconds": round(training.cpu)}
+    checkpoint.save(out / "encoder", encoder, {**provenance, **seen}, torch.float16)
+    return checkpoint.load(out / "encoder")
+
+
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Pretraining:
+    """The recipe with ``key=value`` changes, dotted for sections; values are yaml."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise StarError(f"{change}: expected key=value")
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = yaml.safe_load(value)
+    return strict.build(Pretraining, values, path.name)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m star_upstream.mini.pretrain", description=__doc__.split("\n\n")[0])
-    parser.add_argument("data", nargs="+", help="folders, lists of audio, audio files")
+    parser.add_argument("data", nargs="+", help="folders, lists of audio, audio files; key=value changes the recipe")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("pretrain.yaml"))
-    args = parser.parse_args(argv)
-    recipe = strict.build(Pretraining, yaml.safe_load(args.recipe.read_text(encoding="utf-8")), args.recipe.name)
+    args = parser.parse_intermixed_args(argv)
+    changes = [text for text in args.data if "=" in text and not Path(text).exists()]
+    recipe = read_recipe(args.recipe, changes)
     outputs.claim_folder(args.out, "star_upstream.mini.pretrain")
-    corpus = scan(args.data, min_seconds=1.0, max_seconds=recipe.max_seconds)
+    corpus = scan([text for text in args.data if text not in changes], min_seconds=recipe.min_seconds)
     print(f"{len(corpus.clips)} clips, {corpus.seconds / 3600:.2f} h", file=sys.stderr)
-    encoder = None
-    for number, round_ in enumerate(recipe.rounds, 1):
-        out = args.out / f"round{number}"
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / "encoder").is_dir():
-            encoder = checkpoint.load(out / "encoder")
-            continue
-        units_file, begun = out / "units.npz", time.monotonic()
-        if not units_file.is_file():
-            units = find_units(corpus, round_, encoder, recipe)
-            with replacing(units_file) as part, open(part, "wb") as file:
-                np.savez(file, units=np.concatenate(units), lengths=[len(u) for u in units])
-            print(f"round {number}: units in {time.monotonic() - begun:.0f} s", file=sys.stderr)
-        table = np.load(units_file)
-        units = np.split(table["units"], np.cumsum(table["lengths"])[:-1])
-        torch.manual_seed(recipe.seed + number)
-        model = MaskedPrediction(Encoder(recipe.encoder), round_.units, recipe.unmasked_weight)
-        train_round(model, corpus, units, round_, recipe, out)
-        encoder = model.encoder.cpu().eval()
-        provenance = {"made_by": "star_upstream.mini.pretrain", "recipe": strict.plain(recipe), "round": number}
-        checkpoint.save(out / "encoder", encoder, {**provenance, "clips": len(corpus.clips), "hours": round(corpus.seconds / 3600, 2)})
-    write_json(args.out / "done.json", {"encoder": str(args.out / f"round{len(recipe.rounds)}" / "encoder")})
-    print(json.dumps({"encoder": str(args.out / f"round{len(recipe.rounds)}" / "encoder")}))
+    encoder = checkpoint.load(recipe.begin) if recipe.begin else None
+    for number in range(1, len(recipe.rounds) + 1):
+        encoder = run_round(recipe, number, corpus.clips, encoder, args.out / f"round{number}")
+    made = str(args.out / f"round{len(recipe.rounds)}" / "encoder")
+    write_json(args.out / "done.json", {"encoder": made})
+    print(json.dumps({"encoder": made}))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Size:
 
     def _prunable(self, kept: Kept, scaled: bool) -> Count:
         """Parameters of every part that a gate may shrink."""
-        config, total, previous = self.config, 0, 1
+        config, total, previous = self.config, 0, self.config.conv_input_channels
         for i, (channels, (_, kernel, _)) in enumerate(zip(kept.convs, config.conv_layers)):
             normed = i == 0 or config.conv_norm == "layer"
             total = total + channels * previous * kernel + channels * (int(config.conv_bias) + 2 * int(normed))

@@ -1,0 +1,99 @@
+"""Batches of equally long crops with their units, augmented; a batch is a function of its place in the run alone.
+
+Shapes: B crops, N samples, T frames.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from . import audio, augment
+from .augment import AugmentConfig
+from .data import BucketSampler, Clip
+from .encoder import EncoderConfig
+
+KEPT = 2 * 10**9
+"""Bytes of decoded audio that are kept, as 16 bit samples (17 hours); what comes after is decoded each time it is needed."""
+
+
+class Place(NamedTuple):
+    """One crop to make: which update of the run it is for, which of its batch, from which clip, and its samples."""
+
+    update: int
+    slot: int
+    clip: int
+    samples: int
+
+
+class CropSampler(Sampler[list[Place]]):
+    """Batches of about ``batch_seconds``: pieces of similar length, each batch as long as its shortest.
+
+    A clip longer than ``crop_seconds`` counts as so many pieces as it has, each a crop of its own, so that every second of audio is
+    as likely. Batch ``update`` is a function of (clips, seed, update) alone; the stream has no end.
+    """
+
+    def __init__(self, clips: Sequence[Clip], crop_seconds: float, batch_seconds: float, seed: int, start: int = 0):
+        longest = int(crop_seconds * audio.RATE)
+        self.pieces = [place for place, clip in enumerate(clips) for _ in range(max(1, round(clip.samples / longest)))]
+        self.lengths = [min(clips[place].samples, longest) for place in self.pieces]
+        self.plans = BucketSampler([Clip("", n) for n in self.lengths], max(batch_seconds, crop_seconds), seed=seed)
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        update = epoch = 0
+        while True:
+            for pieces in self.plans.plan(epoch):
+                if update >= self.start:
+                    samples = min(self.lengths[piece] for piece in pieces)
+                    yield [Place(update, slot, self.pieces[piece], samples) for slot, piece in enumerate(pieces)]
+                update += 1
+            epoch += 1
+
+
+class Crops(Dataset):
+    """Crops and the units of their frames. ``units[i]`` are those of clip i as it is; None gives crops alone."""
+
+    def __init__(self, clips: Sequence[Clip], units: Sequence[np.ndarray], encoder: EncoderConfig, config: AugmentConfig, seed: int):
+        self.clips, self.units, self.encoder, self.config, self.seed = clips, units, encoder, config, seed
+        self.decoded: dict[int, np.ndarray] = {}
+        self.bytes = 0
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor]:
+        random = np.random.default_rng((self.seed, place.update, place.slot))
+        wave_N = self._wave(place.clip)
+        speed = float(random.choice(self.config.speeds))
+        # a clip too short to be played faster is played as it is
+        speed = speed if int(np.ceil(place.samples * speed)) + 1 <= len(wave_N) else min(speed, 1.0)
+        needed = min(len(wave_N), int(np.ceil(place.samples * speed)) + 1)
+        start = int(random.integers(len(wave_N) - needed + 1))
+        crop_N = augment.change_speed(wave_N[start : start + needed], speed)[: place.samples]
+        crop_N = np.pad(crop_N, (0, place.samples - len(crop_N)))
+        for chance, add in ((self.config.overlap, augment.add_overlap), (self.config.noise, augment.add_noise)):
+            if random.random() < chance:
+                crop_N = add(crop_N, self._wave(int(random.integers(len(self.clips)))), self.config, random)
+        units_T = self.units[place.clip]
+        frames = self.encoder.frames(place.samples)
+        origin_T = augment.frames_of_origin(frames, self.encoder.stride, self.encoder.receptive_field, speed, start, len(units_T))
+        return torch.from_numpy(crop_N), torch.from_numpy(units_T[origin_T].astype(np.int64))
+
+    def _wave(self, clip: int) -> np.ndarray:
+        """A clip as 16 bit samples hold it, whether it was kept or not, so that a resumed run hears the same."""
+        short_N = self.decoded.get(clip)
+        if short_N is None:
+            path, samples, first = self.clips[clip]
+            wave_N = audio.read(path, first, samples)
+            short_N = np.rint(wave_N * 32768.0).clip(-32768, 32767).astype(np.int16)
+            if self.bytes + short_N.nbytes <= KEPT:
+                self.decoded[clip], self.bytes = short_N, self.bytes + short_N.nbytes
+        return short_N.astype(np.float32) / 32768.0
+
+
+def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """B x N waveforms and B x T units."""
+    waves, units = zip(*items)
+    return torch.stack(waves), torch.stack(units)
