@@ -39,7 +39,7 @@ def arguments(clips, folder, **changes):
     values = {
         "encoder": ENCODER,
         "rounds": [{"features": "mfcc", "units": 6, "updates": 7}, {"features": "layer1", "units": 8, "updates": 5}],
-        "batch_seconds": 3.0, "crop_seconds": 1.5, "valid_clips": 3, "warmup": 2, "log_every": 1, "save_every": 2, "valid_every": 3,
+        "batch_seconds": 3.0, "crop_seconds": 1.5, "valid_clips": 3, "warmup": 2, "log_every": 1, "save_every": 2, "valid_every": 3, "precision": "32",
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
     (folder / "r.yaml").write_text(yaml.safe_dump({**values, **changes}))
@@ -113,6 +113,15 @@ def test_after_a_kill_the_run_has_the_same_losses_and_weights(whole, clips, tmp_
         assert rows(tmp_path, number) == rows(whole, number)
         mine, theirs = (checkpoint.load(f / "run" / f"round{number}" / "encoder").state_dict() for f in (tmp_path, whole))
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16-mixed"])
+def test_the_precision_is_settled_once_and_kept(clips, tmp_path, precision):
+    pretrain.main(arguments(clips, tmp_path, precision=precision, rounds=[{"features": "mfcc", "units": 6, "updates": 2}]))
+    state = torch.load(tmp_path / "run" / "round1" / "state.pt", weights_only=True)
+    assert state["precision"] in (["32", "bf16-mixed"] if precision == "auto" else [precision])
+    head, *lines = rows(tmp_path)
+    assert all(np.isfinite(float(line[head.index("loss")])) for line in lines)
 
 
 def test_another_recipe_does_not_go_on_with_a_run(clips, tmp_path):

@@ -38,6 +38,7 @@ MODELS = {
     "no_projection": dataclasses.replace(HUBERT, conv_layers=((8, 10, 5), (12, 3, 2), (24, 3, 2)), projection=False),
     "no_projection_norm": dataclasses.replace(HUBERT, projection_norm=False, output_projection=5),
     "reuse": dataclasses.replace(HUBERT, reuse_attention=(False, True, False)),
+    "log_mel": dataclasses.replace(HUBERT, frontend="mel", mel_bins=10, conv_layers=((8, 3, 1), (12, 3, 2)), conv_bias=True),
 }
 ALL = GateConfig(attention_layers=True, ffn_layers=True)
 

@@ -42,16 +42,23 @@ class LogMel(nn.Module):
     def __init__(self, bins: int):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(bins)), nn.Parameter(torch.zeros(bins))
-        # constants, so they are in no checkpoint
-        self.register_buffer("window", torch.hann_window(WINDOW, dtype=torch.float64).float(), persistent=False)
+        # constants: in no checkpoint
+        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.register_buffer("filters", mel_filters(bins), persistent=False)
+
+    def _apply(self, fn, recurse: bool = True):
+        """As of every module, but the constants stay in fp32 when the model is brought to a reduced type."""
+        super()._apply(fn, recurse)
+        self.window = torch.hann_window(WINDOW, device=self.weight.device)
+        self.filters = mel_filters(len(self.weight)).to(self.weight.device)
+        return self
 
     def forward(self, waveforms_BN: Tensor, frames_B: Tensor | None) -> Tensor:
         """``frames_B``: valid mel frames of each utterance, None for all; the others come out as 0."""
         with full_precision(waveforms_BN.device):
-            windows_BMW = wide(waveforms_BN).unfold(1, WINDOW, HOP) * wide(self.window)
+            windows_BMW = wide(waveforms_BN).unfold(1, WINDOW, HOP) * self.window
             energies_BMF = torch.fft.rfft(windows_BMW, POINTS).abs().square()
-            x_BCM = (energies_BMF @ wide(self.filters) + FLOOR).log().transpose(1, 2)
+            x_BCM = (energies_BMF @ self.filters.to(energies_BMF.dtype) + FLOOR).log().transpose(1, 2)
             x_BCM = _standardise(x_BCM, frames_B)
             x_BCM = x_BCM * wide(self.weight)[:, None] + wide(self.bias)[:, None]
             if frames_B is not None:
