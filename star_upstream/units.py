@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from . import audio
 from .data import AudioDataset, BucketSampler, Clip, collate
 from .encoder import Encoder, EncoderConfig
+from .errors import StarError
 from .files import replacing
 
 FITTED = 400_000
@@ -54,6 +55,8 @@ def layers(clips: Sequence[Clip], encoder: Encoder, wanted: Sequence[int], secon
     encoder.eval()
     result: list[list] = [[None] * len(clips) for _ in wanted]
     for batch in loader:
+        if batch.bad:
+            raise StarError(f"{batch.bad[0][0]}: has no units: {batch.bad[0][1]}; leave it out of the data")
         output = encoder(batch.waveforms_BN.to(device), batch.lengths_B.to(device))
         for found, layer in zip(result, wanted):
             states_BTD = output.states[layer].to(torch.float16).cpu().numpy()
@@ -79,7 +82,9 @@ def write(path: Path, units: Sequence[np.ndarray]) -> None:
         np.savez_compressed(file, units=np.concatenate(units), lengths=[len(u) for u in units])
 
 
-def read(path: Path) -> list[np.ndarray]:
-    """What :func:`write` wrote."""
+def read(path: Path, frames: Sequence[int]) -> list[np.ndarray]:
+    """What :func:`write` wrote. Raises :class:`StarError` unless it has as many units as each clip has ``frames``."""
     table = np.load(path)
+    if table["lengths"].tolist() != list(frames):
+        raise StarError(f"{path}: holds the units of other audio; restore the data, or choose another folder")
     return np.split(table["units"], np.cumsum(table["lengths"])[:-1])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ import soundfile
 import torch
 import yaml
 
-from star_upstream import checkpoint
+from star_upstream import checkpoint, profile, strict
 from star_upstream.errors import StarError
-from star_upstream.mini import leaks, pretrain
+from star_upstream.mini import leaks, pretrain, study
 
 ENCODER = {
     "frontend": "mel", "mel_bins": 20, "conv_layers": [[16, 3, 1], [16, 3, 2]], "width": 16, "layers": 2, "heads": 2, "head_width": 8,
@@ -135,12 +136,43 @@ def test_another_recipe_does_not_go_on_with_a_run(clips, tmp_path):
         pretrain.main([*first, "learning_rate=2.0e-3"])
 
 
+def test_a_study_trains_each_variant_and_keeps_what_it_measured(clips, tmp_path, capsys):
+    arguments(clips, tmp_path, valid_clips=3)
+    lines = "".join(f"{file}\t{soundfile.info(file).frames}\t{split}\tAA B\n" for split in ("train", "dev") for file in sorted(clips.iterdir()))
+    (tmp_path / "pr.tsv").write_text("path\tsamples\tsplit\tphones\n" + lines)
+    values = {"cpu_seconds": 0.01, "base": {"warmup": 1, "save_every": 100}, "variants": {"plain": {}, "wider": {"encoder.ffn": 48}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    recipe, plan = str(tmp_path / "r.yaml"), str(tmp_path / "study.yaml")
+    call = [str(clips), "--phones", str(tmp_path / "pr.tsv"), "--out", str(tmp_path / "s"), "--recipe", recipe, "--study", plan]
+    study.main(call)
+    first = capsys.readouterr().out
+    assert first.count("\n") == 4 and "| plain | 0.0 | 12 |" in first and "| wider |" in first
+    assert not list((tmp_path / "s").rglob("state.pt"))
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "s").rglob("*.json")}
+    study.main(call)
+    assert capsys.readouterr().out == first and {f: f.stat().st_mtime_ns for f in before} == before
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**values, "cpu_seconds": 0.02}))
+    with pytest.raises(StarError, match="was measured otherwise: cpu_seconds is 0.01 there and 0.02 here"):
+        study.main(call)
+
+
+def test_the_shipped_recipe_and_study_can_be_read():
+    folder = Path(pretrain.__file__).parent
+    recipe = pretrain.read_recipe(folder / "pretrain.yaml")
+    assert 8e6 < profile.parameters(recipe.encoder) < 16e6 and recipe.encoder.stride == 320
+    plan = strict.build(study.Study, yaml.safe_load((folder / "study.yaml").read_text()), "study.yaml")
+    plain = yaml.safe_load((folder / "pretrain.yaml").read_text())
+    for title, changes in plan.variants.items():
+        assert strict.build(pretrain.Pretraining, pretrain.merge(plain, {**plan.base, **changes}), title).encoder.stride == 320
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"mask": {"spam": 3}}, "r.yaml.mask.spam: unknown key; did you mean 'span'"),
         ({"rounds": [{"features": "layers", "units": 6, "updates": 4}]}, "features: expected mfcc or layerN, got 'layers'"),
         ({"rounds": [{"features": "layer1", "units": 6, "updates": 4}]}, "round 1: layer1 of which model"),
+        ({"save_every": 3, "log_every": 2}, "save_every must be a multiple of log_every"),
         ({"rounds": []}, "rounds: name at least one"),
         ({"valid_clips": 12}, "valid_clips: 12 of 12 clips leave none"),
     ],

@@ -86,6 +86,12 @@ def test_layers_are_those_of_each_clip_alone(clips):
         np.testing.assert_allclose(two, states[2][0], atol=2e-3, rtol=2e-3)
 
 
+def test_a_clip_without_sound_has_no_units_and_is_named(clips, tmp_path):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    with pytest.raises(StarError, match="silent.wav: has no units: silent from end to end"):
+        units.layers([*clips, *scan([tmp_path]).clips], Encoder(CONFIG).eval(), [1])
+
+
 def test_clusters_are_found_and_kept(tmp_path):
     random = np.random.default_rng(0)
     labels = [random.integers(0, 4, n) for n in (50, 80, 30)]
@@ -94,7 +100,9 @@ def test_clusters_are_found_and_kept(tmp_path):
     table = pd.crosstab(np.concatenate(labels), np.concatenate(found)).to_numpy()
     assert (np.sort(table, 1)[:, :3] == 0).all()
     units.write(tmp_path / "u.npz", found)
-    assert all(np.array_equal(a, b) for a, b in zip(units.read(tmp_path / "u.npz"), found))
+    assert all(np.array_equal(a, b) for a, b in zip(units.read(tmp_path / "u.npz", [50, 80, 30]), found, strict=True))
+    with pytest.raises(StarError, match="holds the units of other audio"):
+        units.read(tmp_path / "u.npz", [50, 80, 31])
 
 
 def test_a_linear_head_reads_phones_that_are_there_and_not_those_that_are_not():

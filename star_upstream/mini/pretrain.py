@@ -9,6 +9,7 @@ on where the last one stopped, after a kill too, with the losses it would have h
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 import sys
@@ -16,7 +17,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Sequence
+from typing import Any, Literal, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -92,6 +93,8 @@ class Pretraining:
     def __post_init__(self):
         if not self.rounds:
             raise StarError("rounds: name at least one")
+        if min(self.log_every, self.save_every, self.valid_every) < 1 or self.save_every % self.log_every:
+            raise StarError("log_every, save_every, valid_every: 1 update or more; save_every must be a multiple of log_every")
         if self.rounds[0].layer is not None and self.begin is None:
             raise StarError(f"round 1: {self.rounds[0].features} of which model? name a checkpoint as begin, or take mfcc")
 
@@ -146,7 +149,7 @@ class Training:
         state = torch.load(file, weights_only=True, map_location=self.device)
         there = {**state["recipe"], "rounds": state["recipe"]["rounds"][self.number - 1]}
         here = {**strict.plain(self.recipe), "rounds": strict.plain(self.round)}
-        changed = strict.difference(there, here, free=("log_every", "save_every", "valid_every"))
+        changed = strict.difference(there, here, free=("log_every", "save_every", "valid_every", "begin"))
         if changed:
             raise StarError(f"{file}: the run began with another recipe: {changed}; restore it, or choose another --out")
         self.model.load_state_dict(state["model"])
@@ -236,13 +239,13 @@ class Training:
                 part.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
 
 
-def train(training: Training, learned: Crops, held: Crops, stop: int | None = None) -> None:
-    """From where ``training`` stands to the round's end, or to update ``stop``."""
+def train(training: Training, learned: Crops, held: Crops, stop: int | None = None) -> dict[str, float]:
+    """From where ``training`` stands to the round's end, or to update ``stop``; the last row of the log."""
     recipe, round_ = training.recipe, training.round
     sampler = CropSampler(learned.clips, recipe.crop_seconds, recipe.batch_seconds, recipe.seed + training.number, training.updates)
     fixed = CropSampler(held.clips, recipe.crop_seconds, recipe.batch_seconds, recipe.seed)
     batches = [collate([held[place] for place in places]) for places, _ in zip(fixed, range(len(fixed.plans)))]
-    end, seen, clock = min(round_.updates, stop or round_.updates), [], time.process_time()
+    end, seen, row, clock = min(round_.updates, stop or round_.updates), [], {}, time.process_time()
     # a worker would compete with the training for the cores; what it does costs a few per cent
     for waveforms_BN, units_BT in DataLoader(learned, batch_sampler=sampler, collate_fn=collate):
         if training.updates >= end:
@@ -254,10 +257,11 @@ def train(training: Training, learned: Crops, held: Crops, stop: int | None = No
         if training.updates % recipe.log_every == 0 or last:
             means = {name: float(np.mean([row[name] for row in seen])) for name in seen[0]} | {"rate": seen[-1]["rate"]}
             valid = training.validate(batches) if last or training.updates % recipe.valid_every == 0 else {}
-            training.log(means | valid)
+            training.log(row := means | valid)
             seen, clock = [], time.process_time()
         if training.updates % recipe.save_every == 0 or last:
             training.save()
+    return row
 
 
 def run_round(recipe: Pretraining, number: int, clips: Sequence[Clip], before: Encoder | None, out: Path) -> Encoder:
@@ -274,7 +278,7 @@ def run_round(recipe: Pretraining, number: int, clips: Sequence[Clip], before: E
     if not file.is_file():
         units.write(file, find_units(clips, round_, before, recipe))
         print(f"round {number}: units made in {time.process_time() - clock:.0f} s of this process", file=sys.stderr)
-    found = dict(zip(clips, units.read(file)))
+    found = dict(zip(clips, units.read(file, [recipe.encoder.frames(clip.samples) for clip in clips])))
     crops = [
         Crops(part, [found[clip] for clip in part], recipe.encoder, config, recipe.seed + number)
         for part, config in ((learned, recipe.augment), (held, augment.NONE))
@@ -289,18 +293,25 @@ def run_round(recipe: Pretraining, number: int, clips: Sequence[Clip], before: E
     return checkpoint.load(out / "encoder")
 
 
-def read_recipe(path: Path, changes: Sequence[str] = ()) -> Pretraining:
-    """The recipe with ``key=value`` changes, dotted for sections; values are yaml."""
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise StarError(f"{change}: expected key=value")
+def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with changes whose keys are dotted for sections."""
+    merged = copy.deepcopy(dict(values))
+    for key, value in changes.items():
         *sections, name = key.split(".")
-        place = values
+        place = merged
         for section in sections:
             place = place.setdefault(section, {})
-        place[name] = yaml.safe_load(value)
+        place[name] = value
+    return merged
+
+
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Pretraining:
+    """The recipe with ``key=value`` changes, dotted for sections; values are yaml."""
+    pairs = [change.partition("=") for change in changes]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise StarError(f"{key}: expected key=value")
+    values = merge(yaml.safe_load(path.read_text(encoding="utf-8")), {key: yaml.safe_load(value) for key, _, value in pairs})
     return strict.build(Pretraining, values, path.name)
 
 
