@@ -116,6 +116,11 @@ def test_after_a_kill_the_run_has_the_same_losses_and_weights(whole, clips, tmp_
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+def test_batches_made_ahead_are_the_same(whole, clips, tmp_path):
+    pretrain.main(arguments(clips, tmp_path, workers=1, rounds=[{"features": "mfcc", "units": 6, "updates": 7}]))
+    assert rows(tmp_path) == rows(whole)
+
+
 @pytest.mark.parametrize("precision", ["auto", "bf16-mixed"])
 def test_the_precision_is_settled_once_and_kept(clips, tmp_path, precision):
     pretrain.main(arguments(clips, tmp_path, precision=precision, rounds=[{"features": "mfcc", "units": 6, "updates": 2}]))

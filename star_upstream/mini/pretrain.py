@@ -25,7 +25,7 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .. import augment, checkpoint, outputs, strict, units
+from .. import augment, checkpoint, cores, outputs, strict, units
 from ..augment import AugmentConfig
 from ..crops import Crops, CropSampler, collate
 from ..data import Clip, scan
@@ -88,6 +88,8 @@ class Pretraining:
     precision: Literal["auto", "32", "bf16-mixed"] = "auto"
     """``auto`` takes bf16 where an update takes at most 0.87 of fp32's time with it (AMX, GPUs), and fp32 elsewhere; measured once, when a
     round begins. What bf16 does not compute right is computed in fp32 (:mod:`star_upstream.training.precision`)."""
+    workers: int = 0
+    """Processes that make batches ahead: for a GPU, of as many as there are cores to spare. On a CPU they would take the model's time."""
     seed: int = 0
 
     def __post_init__(self):
@@ -149,7 +151,7 @@ class Training:
         state = torch.load(file, weights_only=True, map_location=self.device)
         there = {**state["recipe"], "rounds": state["recipe"]["rounds"][self.number - 1]}
         here = {**strict.plain(self.recipe), "rounds": strict.plain(self.round)}
-        changed = strict.difference(there, here, free=("log_every", "save_every", "valid_every", "begin"))
+        changed = strict.difference(there, here, free=("log_every", "save_every", "valid_every", "begin", "workers"))
         if changed:
             raise StarError(f"{file}: the run began with another recipe: {changed}; restore it, or choose another --out")
         self.model.load_state_dict(state["model"])
@@ -246,8 +248,9 @@ def train(training: Training, learned: Crops, held: Crops, stop: int | None = No
     fixed = CropSampler(held.clips, recipe.crop_seconds, recipe.batch_seconds, recipe.seed)
     batches = [collate([held[place] for place in places]) for places, _ in zip(fixed, range(len(fixed.plans)))]
     end, seen, row, clock = min(round_.updates, stop or round_.updates), [], {}, time.process_time()
-    # a worker would compete with the training for the cores; what it does costs a few per cent
-    for waveforms_BN, units_BT in DataLoader(learned, batch_sampler=sampler, collate_fn=collate):
+    threads, workers = cores.divide(recipe.workers, gpu=training.device.type == "cuda")
+    torch.set_num_threads(threads)
+    for waveforms_BN, units_BT in DataLoader(learned, batch_sampler=sampler, collate_fn=collate, num_workers=workers):
         if training.updates >= end:
             break
         training.settle(waveforms_BN, units_BT)
