@@ -1,4 +1,4 @@
-"""``python -m eval run``, ``report``, ``data``, ``bench`` and ``parity``."""
+"""``python -m eval run``, ``report`` and ``data``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from star_upstream.errors import StarError
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 when a task failed, 2 for a mistake in the input."""
     arguments = _parser().parse_args(argv)
-    arguments.typed = tuple(sys.argv[1:] if argv is None else argv)
     try:
         return arguments.verb(arguments)
     except StarError as error:
@@ -36,24 +35,6 @@ def _report(arguments: argparse.Namespace) -> int:
     return report.main(arguments.folders, arguments.out, arguments.beside)
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    from . import bench
-    from .bench.measure import Sizes
-
-    sizes = Sizes(**{name: getattr(arguments, name) for name in Sizes.__dataclass_fields__})
-    names = [name for name in bench.Options.__dataclass_fields__ if name not in ("sizes", "upstreams", "arguments")]
-    upstreams = tuple(arguments.upstream or bench.Options.upstreams)
-    plain = {name: getattr(arguments, name) for name in names}
-    return bench.run(bench.Options(**plain, upstreams=upstreams, arguments=arguments.typed, sizes=sizes))
-
-
-def _parity(arguments: argparse.Namespace) -> int:
-    from .bench import parity
-
-    names = [name for name in parity.Options.__dataclass_fields__ if name != "arguments"]
-    return parity.run(parity.Options(**{name: getattr(arguments, name) for name in names}, arguments=arguments.typed))
-
-
 def _data(arguments: argparse.Namespace) -> int:
     from .corpora import inventory
 
@@ -71,18 +52,11 @@ def _rates(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected learning rates with commas between, as in 1e-3,1e-2") from None
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers with commas between, as in 0,1,2") from None
-
-
 def _parser() -> argparse.ArgumentParser:
     from . import tasks
 
     parser = argparse.ArgumentParser(prog="python -m eval", description="Measure an upstream on SUPERB tasks.")
-    verbs = parser.add_subparsers(required=True, metavar="run | report | data | bench | parity")
+    verbs = parser.add_subparsers(required=True, metavar="run | report | data")
 
     run = verbs.add_parser("run", help="evaluate one upstream", description="Evaluate one upstream; one json a task in --out.")
     run.add_argument(
@@ -136,52 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--root", type=_path, required=True, help="folder of corpora in their published layouts, or with manifests")
     data.add_argument("--json", action="store_true", help="as json")
     data.set_defaults(verb=_data)
-    _add_bench(verbs)
-    _add_parity(verbs)
     return parser
-
-
-def _add_bench(verbs: argparse._SubParsersAction) -> None:
-    bench = verbs.add_parser(
-        "bench", help="s3prl's training loop and ours, side by side",
-        description="Time s3prl's own problems and this package on the same upstream, data and batches, after checking that both give the "
-        "same losses. About half an hour on two cores with the defaults; a rerun goes on where the last one stopped.",
-    )  # fmt: skip
-    bench.add_argument("--tasks", default="all", help="commas between; or all (default: the nine that s3prl has a problem for)")
-    bench.add_argument(
-        "--upstream", action="append", metavar="NAME", help="may be given again; random weights: hubert_base_random, star_hubert_random, "
-        "tiny_random (default: the first two); or what `run` takes",
-    )  # fmt: skip
-    bench.add_argument(
-        "--data", default="generated", help="generated (default: noise of the official lengths), mini, or a folder of corpora or manifests"
-    )
-    bench.add_argument("--out", type=_path, default=Path("results/bench.md"), help="the page; the numbers go beside it, in .json")
-    bench.add_argument("--repeats", type=int, default=3, help="turns of each side (default 3)")
-    bench.add_argument(
-        "--seconds", type=float, default=40.0, help="no further turn once s3prl's of a task have taken so long (default 40)"
-    )
-    bench.add_argument("--check-steps", type=int, default=20, help="updates over which losses are compared (default 20; 0: none)")
-    bench.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
-    bench.add_argument("--batch", type=int, help="instead of the official batch sizes, to try the command out: nothing is projected")
-    bench.add_argument("--utterance-seconds", type=float, help="instead of the official average lengths: nothing is projected")
-    bench.add_argument("--overwrite", action="store_true", help="measure again what is in --out")
-    bench.set_defaults(verb=_bench)
-
-
-def _add_parity(verbs: argparse._SubParsersAction) -> None:
-    parity = verbs.add_parser(
-        "parity", help="s3prl's own scores beside ours", description="Train and test s3prl's own problems and ours on the same data."
-    )
-    parity.add_argument("--data", required=True, help="mini, or a folder of corpora or manifests")
-    parity.add_argument("--tasks", default="ks,pr", help="commas between, of ks, ic, er, sid, pr, asr (default ks,pr)")
-    parity.add_argument("--upstream", default="star_mini", help="what `run` takes (default star_mini)")
-    parity.add_argument("--steps", type=int, default=300, help="updates on both sides (default 300)")
-    parity.add_argument("--lr", type=float, help="learning rate (default: the published one)")
-    parity.add_argument("--limit", type=int, help="at most this many rows a split")
-    parity.add_argument("--same-batches", action="store_true", help="s3prl trains on our batches, in the place of its own sampling")
-    parity.add_argument("--seeds", type=_seeds, default=(0,), help="commas between (default 0)")
-    parity.add_argument("--out", type=_path, default=Path("results/parity.md"), help="the page; the numbers go beside it, in .json")
-    parity.set_defaults(verb=_parity)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import speed
 import torch
 
 from eval.__main__ import main as evaluate
@@ -79,9 +80,8 @@ FOLDERS = {
 }
 FILES = {  # the suffixes that are written beside one another
     "eval report": (("", ".md", ".csv", ".html"), lambda out, here: run_eval("report", ROOT / "results/realspeech/fbank", "--out", out)),
-    "eval bench": ((".md", ".json"), lambda out, here: run_eval("bench", "--tasks", "ks", "--out", f"{out}.md")),
-    "eval bench --overwrite": ((".md", ".json"), lambda out, here: run_eval("bench", "--overwrite", "--out", f"{out}.md")),
-    "eval parity": ((".md", ".json"), lambda out, here: run_eval("parity", "--data", here, "--out", f"{out}.md")),
+    "speed.py": ((".md", ".json"), lambda out, here: speed.main(["--tasks", "ks", "--out", f"{out}.md"])),
+    "speed.py --overwrite": ((".md", ".json"), lambda out, here: speed.main(["--overwrite", "--out", f"{out}.md"])),
     "untrained": ((".safetensors",), lambda out, here: called(untrained, "star_mini", f"{out}.safetensors", ["yes", "no"])),
 }  # fmt: skip
 

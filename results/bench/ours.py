@@ -5,21 +5,20 @@ Shapes: B utterances, L layers, T frames, D channels.
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
+from evaluation import Probe, Schedule, Task, Upstream, encode, train
 from torch import nn
 
 from star_upstream import compat, corpora
 from star_upstream.audio import RATE
-
-from .. import encode, train
-from ..probe import Schedule, Task
-from ..upstreams import Upstream
 
 UNKNOWN = 10**6
 """Frames and samples of an utterance that is not encoded: more than any filter asks for."""
@@ -34,10 +33,11 @@ def table_of(task: Task, root: Path, stride: int, limit: int | None = None) -> p
 class Ours:
     """The probe of one task with features of those rows that are asked for."""
 
-    def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, upstream: Upstream, store: Any, seed: int = 0):
+    def __init__(
+        self, task: Task, table: pd.DataFrame, schedule: Schedule, upstream: Upstream, store: Any, seed: int = 0
+    ):
         compat.apply()  # the probes import s3prl
         self.task, self.schedule, self.upstream, self.store, self.seed = task, schedule, upstream, store, seed
-        upstream.generation = schedule.generation
         self.probe = task.probe(task, table, schedule, seed)
 
     def batches(self, count: int) -> list[list[int]]:
@@ -54,8 +54,7 @@ class Ours:
         rows, means = list(dict.fromkeys(rows)), self.task.features == "means"
         part = self.probe.table.iloc[rows]
         self.upstream.expert.eval()  # s3prl switches between the two, and both sides share the module
-        plain = self.task.plain(self.schedule.generation)
-        windows = encode.windows(part, self.task.crop_seconds if means else None, self.schedule.crops, plain)
+        windows = encode.windows(part, self.task.crop_seconds if means else None, self.schedule.crops)
         begun = time.perf_counter()
         if means:
             made = encode.Means(windows, self.upstream, self.store, self.task.effects)
@@ -66,50 +65,53 @@ class Ours:
         spent = time.perf_counter() - begun
         return Picked(made, rows, self.upstream), spent, float(part["samples"].sum()) / RATE
 
-    def head(self) -> train.Head:
-        """A head as :func:`eval.train.fit` starts it."""
-        with train.own_randomness(self.seed):
-            return train.Head(self.upstream.layers, self.probe.head(self.upstream.width, self.upstream.stride))
-
     def train(
         self, features: Picked, batches: Sequence[Sequence[int]], steps: int, accumulate: int
-    ) -> tuple[list[float], list[float], train.Head]:
-        """Run our loop over ``batches`` again and again. Returns each batch's loss, seconds a step (reading features, forward,
-        backward, update), and the head."""
-        schedule = replace(self.schedule, steps=steps, accumulate=accumulate, eval_every=steps, scheduler="none", warmup=0)
-        probe, losses, ends = self.probe, [], []
-        official = {name: getattr(probe, name) for name in ("loss", "schedule")}
-
-        def recorded(head: nn.Module, x_BTD: torch.Tensor, lengths_B: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-            loss = official["loss"](head, x_BTD, lengths_B, rows)
-            losses.append(float(loss.detach()))
-            return loss
-
-        def over() -> list[int]:
-            ends.append(time.perf_counter())
-            return []
-
-        patched = {
-            "loss": recorded, "schedule": schedule, "dev_rows": over, "dev_value": lambda predictions, rows: 0.0,
-            "epoch": lambda number: [list(batch) for batch in batches],
-        }  # fmt: skip
-        probe.__dict__.update(patched)
+    ) -> tuple[list[float], train.Head]:
+        """Our loop over ``batches`` again and again: seconds a step (reading features, forward, backward, update), and
+        the head."""
+        schedule = replace(
+            self.schedule, steps=steps, accumulate=accumulate, eval_every=steps, scheduler="none", warmup=0
+        )
+        given = Given(self.probe, schedule, batches)
         features.asked.clear()
-        try:
-            upstream = self.upstream
-            (fitted,) = train.fit([probe], features, upstream.layers, upstream.width, upstream.stride, (self.schedule.lr,))
-        finally:
-            for name in patched:
-                probe.__dict__.pop(name, None)
-            probe.schedule = official["schedule"]
-        starts = [*features.asked[: steps * accumulate : accumulate], ends[0]]
-        return losses, [b - a for a, b in zip(starts, starts[1:])], fitted.lanes[0].head
+        upstream = self.upstream
+        rates = (self.schedule.lr,)
+        (fitted,) = train.fit([given], features, upstream.layers, upstream.width, upstream.stride, rates)
+        starts = [*features.asked[: steps * accumulate : accumulate], given.over]
+        return [b - a for a, b in itertools.pairwise(starts)], fitted.lanes[0].head
 
     def evaluate(self, head: train.Head, features: Picked, rows: Sequence[int]) -> float:
         """Seconds that predictions for ``rows`` take, from features that are there."""
         begun = time.perf_counter()
         train.predict(head, self.probe, features, list(rows))
         return time.perf_counter() - begun
+
+
+class Given(Probe):
+    """A probe to whose training batches are given, and which looks at no dev split."""
+
+    def __init__(self, probe: Probe, schedule: Schedule, batches: Sequence[Sequence[int]]):
+        self.probe, self.schedule, self.batches = probe, schedule, batches
+        self.task, self.table, self.seed, self.selection = probe.task, probe.table, probe.seed, probe.selection
+        self.over = 0.0
+        """When the last update was over."""
+
+    def head(self, width: int, stride: int) -> nn.Module:
+        return self.probe.head(width, stride)
+
+    def epoch(self, number: int) -> list[list[int]]:
+        return [list(batch) for batch in self.batches]
+
+    def loss(self, head: nn.Module, x_BTD: torch.Tensor, lengths_B: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        return self.probe.loss(head, x_BTD, lengths_B, rows)
+
+    def dev_rows(self) -> list[int]:
+        self.over = time.perf_counter()
+        return []
+
+    def dev_value(self, predictions: Sequence[Any], rows: Sequence[int]) -> float:
+        return 0.0
 
 
 class Picked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from ..probe import Schedule
+from evaluation import Schedule
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ OFFICIAL = {
     "sf": Hours(87.2, 2.3, 2.3, 91.8),
     "er": Hours(4.5, 1.1, 1.4, 7.0, folds=5),
 }
-"""LibriSpeech and Libri2Mix: published; VoxCeleb1: its 352 h shared out by utterance counts times 8.25 s; Fluent Speech Commands: its paper; Speech Commands: one second an utterance; IEMOCAP
-and SNIPS: published counts times 4.55 s and 3 s, which are our estimates. asv is looked at on its test utterances."""
+"""LibriSpeech and Libri2Mix: published; VoxCeleb1: its 352 h shared out by utterance counts times 8.25 s; Fluent Speech
+Commands: its paper; Speech Commands: one second an utterance; IEMOCAP and SNIPS: published counts times 4.55 s and 3 s,
+which are our estimates. asv is looked at on its test utterances."""
 
 AIMS = {"ks": 20, "sid": 20, "ic": 20, "er": 20, "pr": 5, "sd": 5, "asr": 2, "sf": 2}
 """How many times faster a whole run is to be, projected."""
@@ -66,13 +67,20 @@ class Projection:
 
 
 def project(
-    hours: Hours, schedule: Schedule, their_batch: float, our_step: float, encode: float, their_look: float, our_look: float,
+    hours: Hours,
+    schedule: Schedule,
+    their_batch: float,
+    our_step: float,
+    encode: float,
+    their_look: float,
+    our_look: float,
     bytes_an_hour: float,
 ) -> Projection:
-    """``their_batch``: seconds of one of ``schedule.accumulate`` batches; ``our_step``: seconds of an update; ``encode``, ``their_look``
-    and ``our_look``: seconds an hour of audio to encode it, and to evaluate it once.
+    """``their_batch``: seconds of one of ``schedule.accumulate`` batches; ``our_step``: seconds of an update;
+    ``encode``, ``their_look`` and ``our_look``: seconds an hour of audio to encode it, and to evaluate it once.
 
-    Both sides are given the schedule's updates, its looks at dev and one at test. ``theirs`` encodes in each of them, ``ours`` once.
+    Both sides are given the schedule's updates, its looks at dev and one at test. ``theirs`` encodes in each of them,
+    ``ours`` once.
     """
     looked = schedule.steps // schedule.eval_every * hours.dev + hours.test
     return Projection(
@@ -82,4 +90,4 @@ def project(
         ours_training=hours.folds * schedule.steps * our_step / 3600,
         ours_evaluating=hours.folds * looked * our_look / 3600,
         features_gb=hours.whole * bytes_an_hour / 1e9,
-    )  # fmt: skip
+    )

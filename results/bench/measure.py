@@ -1,31 +1,27 @@
-"""One task with one upstream: the agreement of the two sides, then their times, turn by turn."""
+"""One task with one upstream: the times of the two sides, turn by turn."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
+
+import generated
+import official
+from evaluation import Schedule, Store, Task, Upstream, tasks
+from ours import Ours, table_of
+from problem import Theirs
 
 from star_upstream.audio import RATE
 
-from .. import probe, tasks
-from ..probe import Schedule, Task
-from ..store import Store
-from ..upstreams import Upstream
-from . import generated, official
-from .check import agreement
-from .ours import Ours, table_of
-from .theirs import Theirs
-
 BY_LENGTH = ("pr", "asr", "sf")
-"""Their batches are of utterances of about one length; the generated ones are all alike, so that one batch stands for all."""
+"""Their batches are of utterances of about one length; the generated ones are all alike, so that one batch stands for
+all."""
 LOOKED = 4
 """Utterances of an evaluation that is timed."""
-CHECK_SECONDS, CHECK_BATCH = 0.7, 2
-"""Average length and number of the utterances of a batch in the check. Its learning rate is smaller than the official one as its
-batch is: at pr's 1e-2 two utterances a batch diverge on HuBERT's shape (loss 19 to 96 in 20 updates), and what diverges magnifies rounding."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,6 @@ class Sizes:
     """Turns of each side."""
     seconds: float = 40.0
     """No further turn once s3prl's have taken so long."""
-    check_steps: int = 20
     batch: int | None = None
     """Instead of the official batch size; nothing is then projected."""
     utterance_seconds: float | None = None
@@ -45,18 +40,10 @@ class Sizes:
 
 def measure(task: Task, upstream: Upstream, data: str, sizes: Sizes, say: Callable[[str], None]) -> dict[str, Any]:
     """The record of one task. ``data``: ``generated``, or a folder of corpora or manifests."""
-    official_schedule = probe.schedule(task, "superb", generation="problem")
+    official_schedule = task.schedules["superb"]
     schedule = replace(official_schedule, batch=sizes.batch or official_schedule.batch)
     with tempfile.TemporaryDirectory(prefix="star_bench_") as folder:
         store = Store(Path(folder) / "features", 20.0)
-        agreed = None
-        if sizes.check_steps:
-            short = replace(schedule, batch=CHECK_BATCH, lr=official_schedule.lr * CHECK_BATCH / official_schedule.batch, min_seconds=0.0)
-            root = generated.make(Path(folder) / "check", task.name, 4 * CHECK_BATCH, seconds=CHECK_SECONDS)
-            ours, theirs = _sides(task, root, short, upstream, store)
-            agreed = agreement(ours, theirs, sizes.check_steps)
-            theirs.close()
-            say(f"{task.name}: {sizes.check_steps} steps of both sides: losses differ by {agreed.worst:.1e} at most")
         made = data == "generated"
         distinct = 1 if made and task.name in BY_LENGTH else sizes.repeats
         if made:
@@ -68,18 +55,26 @@ def measure(task: Task, upstream: Upstream, data: str, sizes: Sizes, say: Callab
         theirs.close()
         hours = official.OFFICIAL[task.name] if made else _hours(ours)
     record = {
-        "task": task.name, "upstream": upstream.name, "batch": schedule.batch, "accumulate": schedule.accumulate,
-        "steps": official_schedule.steps, **times, "agreement": None if agreed is None else {**asdict(agreed), "good": agreed.good},
-    }  # fmt: skip
+        "task": task.name,
+        "upstream": upstream.name,
+        "batch": schedule.batch,
+        "accumulate": schedule.accumulate,
+        "steps": official_schedule.steps,
+        **times,
+    }
     if sizes.batch is None and sizes.utterance_seconds is None:
         frame_bytes = upstream.layers * upstream.width * 2 * 3600 * RATE / upstream.stride
         per_hour = frame_bytes if task.features == "frames" else 0.0
         projection = official.project(
-            hours, official_schedule, their_batch=times["theirs_seconds_a_batch"], our_step=times["ours_seconds_a_step"],
+            hours,
+            official_schedule,
+            their_batch=times["theirs_seconds_a_batch"],
+            our_step=times["ours_seconds_a_step"],
             encode=3600 * times["encode_seconds"] / times["encode_audio_seconds"],
             their_look=3600 * times["theirs_look_seconds"] / times["look_audio_seconds"],
-            our_look=3600 * times["ours_look_seconds"] / times["look_audio_seconds"], bytes_an_hour=per_hour,
-        )  # fmt: skip
+            our_look=3600 * times["ours_look_seconds"] / times["look_audio_seconds"],
+            bytes_an_hour=per_hour,
+        )
         record |= {"hours": asdict(hours), "projected_hours": projection.record(), "aim": official.AIMS.get(task.name)}
     return record
 
@@ -106,11 +101,11 @@ def _turns(ours: Ours, theirs: Theirs, distinct: int, sizes: Sizes, say: Callabl
     theirs.train(short, 1, 1)
     our_steps, their_batches = [], []
     for turn in range(sizes.repeats):
-        our_steps += ours.train(features, batches, steps, accumulate)[1]
+        our_steps += ours.train(features, batches, steps, accumulate)[0]
         their_batches += theirs.train([batches[turn % distinct]], 1, 1)
         if sum(their_batches) > sizes.seconds:
             break
-    _, _, head = ours.train(features, short, 1, 1)
+    _, head = ours.train(features, short, 1, 1)
     looked = batches[0][:LOOKED] if ours.task.name == "asv" else ours.probe.split["dev"][:LOOKED]
     dev = features if ours.task.name == "asv" else ours.encode(looked)[0]
     ours.evaluate(head, dev, looked[:1])
@@ -118,14 +113,20 @@ def _turns(ours: Ours, theirs: Theirs, distinct: int, sizes: Sizes, say: Callabl
     size = theirs.batch_of_evaluation
     result = {
         "batch_audio_seconds": round(sum(seconds.iloc[b].sum() for b in batches) / distinct, 2),
-        "encode_seconds": encode_seconds, "encode_audio_seconds": audio,
-        "theirs_batches": their_batches, "theirs_seconds_a_batch": statistics.median(their_batches),
-        "ours_steps": our_steps, "ours_seconds_a_step": statistics.median(our_steps),
-        "look_audio_seconds": float(seconds.iloc[looked].sum()), "look_batch": size,
-        "ours_look_seconds": ours.evaluate(head, dev, looked), "theirs_look_seconds": theirs.evaluate(looked, size),
-    }  # fmt: skip
+        "encode_seconds": encode_seconds,
+        "encode_audio_seconds": audio,
+        "theirs_batches": their_batches,
+        "theirs_seconds_a_batch": statistics.median(their_batches),
+        "ours_steps": our_steps,
+        "ours_seconds_a_step": statistics.median(our_steps),
+        "look_audio_seconds": float(seconds.iloc[looked].sum()),
+        "look_batch": size,
+        "ours_look_seconds": ours.evaluate(head, dev, looked),
+        "theirs_look_seconds": theirs.evaluate(looked, size),
+    }
     say(
-        f"{ours.task.name}: s3prl {accumulate * result['theirs_seconds_a_batch']:.3g} s a step, ours {result['ours_seconds_a_step']:.3g} s "
+        f"{ours.task.name}: s3prl {accumulate * result['theirs_seconds_a_batch']:.3g} s a step, "
+        f"ours {result['ours_seconds_a_step']:.3g} s "
         f"({len(their_batches)} and {len(our_steps)} measured)"
     )
     return result
@@ -134,7 +135,9 @@ def _turns(ours: Ours, theirs: Theirs, distinct: int, sizes: Sizes, say: Callabl
 def _hours(ours: Ours) -> official.Hours:
     """Of a corpus that was given."""
     table = ours.probe.table
-    train, dev, test = (table["samples"].iloc[ours.probe.split[name]].sum() / RATE / 3600 for name in ("train", "dev", "test"))
+    train, dev, test = (
+        table["samples"].iloc[ours.probe.split[name]].sum() / RATE / 3600 for name in ("train", "dev", "test")
+    )
     return official.Hours(train, dev, test, table["samples"].sum() / RATE / 3600, 5 if ours.task.name == "er" else 1)
 
 

@@ -1,7 +1,8 @@
 """s3prl's side: its own SUPERB problems, whole, on a table of ours.
 
-A problem's data step (``prepare_data``) is replaced by one that writes the csv files it states from our table; everything else is
-s3prl's: encoders and tokenizers, data sets, collation, upstream, featurizer, head, task, optimizer and the training loop.
+A problem's data step (``prepare_data``) is replaced by one that writes the csv files it states from our table;
+everything else is s3prl's: encoders and tokenizers, data sets, collation, upstream, featurizer, head, task, optimizer
+and the training loop.
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
+import re
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import pandas as pd
-import torch
+from evaluation import unseeded
 from torch import nn
 
 from star_upstream import compat
 from star_upstream.audio import RATE
-
-from ..tasks.sf import _name as slot_name
-from ..upstreams import unseeded
 
 NEVER = 10**9
 PROBLEMS = {name.removeprefix("Superb").lower(): name for name in compat.SUPERB_PROBLEMS}
@@ -50,8 +51,6 @@ def _class(task: str) -> type:
         before_training: Callable[[dict], None] | None = None
         """Given the arguments of ``train`` in its place."""
         on_task: Callable[[nn.Module], None] | None = None
-        batches: list[list[int]] | None = None
-        """Of training, in the place of s3prl's own."""
 
         def prepare_data(self, prepare_data, target_dir, cache_dir, get_path_only=False):
             paths = [Path(target_dir) / f"{name}.csv" for name in ("train", "valid", "test")[-len(self.csvs) :]]
@@ -71,12 +70,8 @@ def _class(task: str) -> type:
             super().train(**kwargs)
 
         def build_batch_sampler(self, build_batch_sampler, target_dir, cache_dir, mode, *args, **kwargs):
-            """Not where batches are given: s3prl's reads all the audio for its lengths."""
-            if mode == "train" and self.batches is not None:
-                return _Fixed(self.batches)
-            if self.before_training is not None:
-                return None
-            return super().build_batch_sampler(build_batch_sampler, target_dir, cache_dir, mode, *args, **kwargs)
+            """None: batches are given to :meth:`Theirs.train`, and s3prl's reads all the audio for its lengths."""
+            return None
 
         def build_task(self, *args, **kwargs):
             task = super().build_task(*args, **kwargs)
@@ -89,7 +84,9 @@ def _class(task: str) -> type:
         def build_tokenizer(self, build_tokenizer, target_dir, cache_dir, tokenizer_data_path, get_path_only=False):
             import pickle
 
-            path = base.build_tokenizer(self, build_tokenizer, target_dir, cache_dir, tokenizer_data_path, get_path_only)
+            path = base.build_tokenizer(
+                self, build_tokenizer, target_dir, cache_dir, tokenizer_data_path, get_path_only
+            )
             if self.tokenizer is not None and not get_path_only:
                 Path(path).write_bytes(pickle.dumps(self.tokenizer))
             return path
@@ -101,35 +98,26 @@ def _class(task: str) -> type:
 class Theirs:
     """One s3prl problem, built by its own ``run`` up to the training loop.
 
-    expert: an upstream in s3prl's sense. tokenizer: for pr, asr and sf, so that both sides have the same symbols. changes: what
-    differs from the problem's ``default_config``. whole: train and test too; ``tested`` then holds the answers on test (lists under
-    ``prediction`` and ``unique_name``), ``result`` s3prl's own metrics. initial: what :meth:`state` gives, to begin with. batches: rows of
-    the table to train on, in the place of its own sampling.
+    expert: an upstream in s3prl's sense. tokenizer: for pr, asr and sf, so that both sides have the same symbols.
+    changes: what differs from the problem's ``default_config``.
     """
 
     def __init__(
-        self, task: str, table: pd.DataFrame, expert: nn.Module, tokenizer: Any = None, changes: dict | None = None,
-        whole: bool = False, initial: tuple[dict, torch.Tensor | None] | None = None,
-        batches: Sequence[Sequence[int]] | None = None,
-    ):  # fmt: skip
+        self, task: str, table: pd.DataFrame, expert: nn.Module, tokenizer: Any = None, changes: dict | None = None
+    ):
         compat.apply()
         from s3prl import hub
 
         self.folder = tempfile.TemporaryDirectory(prefix="star_bench_")
-        self.expert, self.losses, self.head, self.fresh = expert, [], None, 0
-        self.initial, self.whole = initial, whole
-        self.before: Callable[[int], None] | None = None
+        self.expert, self.fresh = expert, 0
+        self.head: Any = None
         setattr(hub, UPSTREAM, lambda **_: self.expert)
         self.problem = _class(task)()
         self.problem.csvs, self.places = tables(task, table)
         self.problem.tokenizer, self.problem.on_task = tokenizer, self._on_task
-        self.problem.batches = None if batches is None else [[self.places["train"][row] for row in batch] for batch in batches]
-        self.problem.before_training = None if whole else self._stop
-        self.tested: dict[str, list] = {}
-        self.result: dict[str, float] = {}
-        with silent():
-            with contextlib.suppress(_Ready):
-                self.problem.run(**self._config(changes or {}))
+        self.problem.before_training = self._stop
+        with silent(), contextlib.suppress(_Ready):
+            self.problem.run(**self._config(changes or {}))
 
     def _config(self, changes: dict) -> dict:
         from omegaconf import OmegaConf
@@ -137,9 +125,11 @@ class Theirs:
         default = self.problem.default_config()
         absent = {key: "" for key, value in default["prepare_data"].items() if value == "???"}
         fixed = {
-            "target_dir": str(Path(self.folder.name) / "run"), "cache_dir": str(Path(self.folder.name) / "cache"),
-            "prepare_data": absent, "build_upstream": {"name": UPSTREAM},
-        }  # fmt: skip
+            "target_dir": str(Path(self.folder.name) / "run"),
+            "cache_dir": str(Path(self.folder.name) / "cache"),
+            "prepare_data": absent,
+            "build_upstream": {"name": UPSTREAM},
+        }
         samplers = default["build_batch_sampler"]
         self.batch_of_evaluation = samplers.get("valid", samplers.get("test"))["batch_size"]
         merged = OmegaConf.merge(OmegaConf.create(default), OmegaConf.create(fixed), OmegaConf.create(changes))
@@ -151,48 +141,20 @@ class Theirs:
 
     def _on_task(self, task: nn.Module) -> None:
         self.head = task
-        if self.initial is not None:
-            state, weights = self.initial
-            parts = {"downstream": task.model.downstream, "loss": getattr(task, "loss", None)}
-            for name, part in parts.items():
-                if isinstance(part, nn.Module):
-                    part.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
-            if weights is not None:
-                task.model.featurizer.weights.data.copy_(weights)
-            if self.whole:  # the next one is read from the checkpoint
-                self.initial = None
-        reduction = task.reduction
-
-        def reduced(mode: str, results: list[dict], *args, **kwargs) -> dict:
-            logs = reduction(mode, results, *args, **kwargs)
-            if mode == "test":
-                for key in ("unique_name", "prediction"):
-                    self.tested[key] = [answer for batch in results for answer in batch[key]]
-                self.result = logs
-            return logs
-
-        task.reduction = reduced
-        task.register_forward_pre_hook(self._begin)
-        task.register_forward_hook(self._end)
-
-    def _begin(self, task: nn.Module, arguments: tuple) -> None:
-        if self.before is not None and task.training:
-            self.before(len(self.losses))
-
-    def _end(self, task: nn.Module, arguments: tuple, output: tuple) -> None:
-        if task.training:
-            self.losses.append(float(output[0].detach()))
 
     def train(self, batches: Sequence[Sequence[int]], steps: int, accumulate: int) -> list[float]:
-        """Run the training loop over ``batches`` (rows of the table); its losses are in ``losses``. Returns seconds a batch: reading,
-        forward, backward, and the update where one is due; an extra row at the end shows when the last one is over."""
+        """Run the training loop over ``batches`` (rows of the table). Returns seconds a batch: reading, forward,
+        backward, and the update where one is due; an extra row at the end shows when the last one is over."""
         self.fresh += 1
-        self.losses.clear()
         indices = [[self.places["train"][row] for row in batch] for batch in batches]
         dataset = _Timed(self.arguments["train_dataset"])
         changes = {
-            "total_steps": steps, "gradient_accumulate": accumulate, "eval_step": NEVER, "save_step": NEVER, "log_step": NEVER,
-        }  # fmt: skip
+            "total_steps": steps,
+            "gradient_accumulate": accumulate,
+            "eval_step": NEVER,
+            "save_step": NEVER,
+            "log_step": NEVER,
+        }
         arguments = {
             **self.arguments,
             "train": {**self.arguments["train"], **changes},
@@ -203,7 +165,7 @@ class Theirs:
         with silent(), unseeded():
             self.problem.train_for_real(**arguments)
         first = [sum(map(len, indices[:i])) for i in range(len(indices) + 1)]
-        return [dataset.times[b] - dataset.times[a] for a, b in zip(first, first[1:])]
+        return [dataset.times[b] - dataset.times[a] for a, b in itertools.pairwise(first)]
 
     def evaluate(self, rows: Sequence[int], batch: int) -> float:
         """Seconds that s3prl's own evaluation of these dev rows takes, with the head of the last training."""
@@ -215,16 +177,18 @@ class Theirs:
         with silent():
             task = self.head if valid == "valid_dataset" else _Embedding(self.head)
             self.problem.evaluate(
-                {}, "valid", task, self.arguments[valid], _Fixed(batches), self.arguments["train_collate_fn"], -1,
-                self.folder.name, "cpu", 0,
-            )  # fmt: skip
+                {},
+                "valid",
+                task,
+                self.arguments[valid],
+                _Fixed(batches),
+                self.arguments["train_collate_fn"],
+                -1,
+                self.folder.name,
+                "cpu",
+                0,
+            )
         return time.perf_counter() - begun
-
-    def state(self) -> tuple[dict, torch.Tensor | None]:
-        """The head's parameters (``downstream.…``, ``loss.…``) and the weights of the layers."""
-        parts = {"downstream": self.head.model.downstream, "loss": getattr(self.head, "loss", None)}
-        state = {f"{n}.{k}": v for n, part in parts.items() if isinstance(part, nn.Module) for k, v in part.state_dict().items()}
-        return state, getattr(self.head.model.featurizer, "weights", None)
 
     def close(self) -> None:
         self.folder.cleanup()
@@ -284,16 +248,19 @@ def silent() -> Iterator[None]:
 
 
 def tables(task: str, table: pd.DataFrame) -> tuple[tuple[pd.DataFrame, ...], dict[str, dict[int, int]]]:
-    """The csv files of a problem's ``prepare_data``, and where each of the table's rows is in its data set, by split."""
+    """The csv files of a problem's ``prepare_data``, and where each of the table's rows is in its data set, by
+    split."""
     parts = {split: table[table["split"] == split] for split in ("train", "dev", "test")}
     places = {split: {row: place for place, row in enumerate(part.index)} for split, part in parts.items()}
     if task == "asv":
         train, tested = parts["train"], parts["test"].set_index("id")
         trials = [(target, row.id, other) for row in parts["test"].itertuples() for target, other in row.trials]
-        pairs = pd.DataFrame([
-            {"id1": a, "id2": b, "wav_path1": tested["path"][a], "wav_path2": tested["path"][b], "label": target}
-            for target, a, b in trials
-        ])  # fmt: skip
+        pairs = pd.DataFrame(
+            [
+                {"id1": a, "id2": b, "wav_path1": tested["path"][a], "wav_path2": tested["path"][b], "label": target}
+                for target, a, b in trials
+            ]
+        )
         return (train[["id"]].assign(wav_path=train["path"], spk=train["speaker"].astype(str)), pairs), places
     return tuple(_csv(task, part) for part in parts.values()), places
 
@@ -303,14 +270,19 @@ def _csv(task: str, part: pd.DataFrame) -> pd.DataFrame:
         return _recordings(part)
     csv = part[["id"]].assign(wav_path=part["path"])
     if task == "ic":
-        return csv.assign(labels=[" ; ".join(map(str, row)) for row in zip(part["action"], part["object"], part["location"])])
+        return csv.assign(
+            labels=[" ; ".join(map(str, row)) for row in zip(part["action"], part["object"], part["location"])]
+        )
     if task == "pr":
         return csv.assign(transcription=[" ".join(phones.split()) for phones in part["phones"]])
     if task == "asr":
         return csv.assign(transcription=part["text"])
     if task == "sf":
         texts = [" ".join(text.split()) for text in part["text"]]
-        return csv.assign(transcription=texts, iob=[" ".join(map(slot_name, slots.split())) for slots in part["slots"]])
+        return csv.assign(
+            transcription=texts,
+            iob=[" ".join(re.sub(r"^[BI]-", "", slot) for slot in slots.split()) for slots in part["slots"]],
+        )
     label = part["speaker" if task == "sid" else "label"].astype(str)
     cut = (part["start"] > 0) | part["path"].duplicated(keep=False)
     starts, ends = part["start"] + 0.25, part["start"] + part["samples"] + 0.75  # they are rounded down to samples
@@ -324,8 +296,15 @@ def _recordings(part: pd.DataFrame) -> pd.DataFrame:
         first = chunks.iloc[0]
         seconds = chunks["samples"].sum() / RATE + 0.25 * first["stride"] / RATE  # s3prl rounds it down to frames
         for n, (start, end, speaker) in enumerate(first["segments"]):
-            rows.append({
-                "record_id": recording, "duration": seconds, "wav_path": first["path"], "utt_id": f"{recording}-{n}",
-                "speaker": f"{recording}-{speaker}", "start_sec": start, "end_sec": end,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "record_id": recording,
+                    "duration": seconds,
+                    "wav_path": first["path"],
+                    "utt_id": f"{recording}-{n}",
+                    "speaker": f"{recording}-{speaker}",
+                    "start_sec": start,
+                    "end_sec": end,
+                }
+            )
     return pd.DataFrame(rows)

@@ -1,33 +1,41 @@
-"""What is measured with: an encoder of a known shape with random weights, or any upstream that ``run`` takes."""
+"""What is measured with: an encoder of a known shape with random weights, or any upstream that ``eval run`` takes."""
 
 from __future__ import annotations
 
 import torch
+from evaluation import Upstream, load_upstream
 
-from star_upstream.training import recipe
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
+from star_upstream.training import recipe
 from star_upstream.upstream import UpstreamExpert
 
-from ..upstreams import Upstream, load
-
 TINY = EncoderConfig(
-    conv_layers=((16, 10, 5), (16, 8, 8), (16, 8, 8)), width=32, layers=3, heads=2, head_width=16, ffn=64, position_kernel=16,
+    conv_layers=((16, 10, 5), (16, 8, 8), (16, 8, 8)),
+    width=32,
+    layers=3,
+    heads=2,
+    head_width=16,
+    ffn=64,
+    position_kernel=16,
     position_groups=4,
-)  # fmt: skip
+)
 """For trying the command out."""
 
 
 def shapes() -> dict[str, str]:
     """The names that stand for random weights, and what each is."""
-    students = {f"{name}_random": f"recipe {name}'s student" for name in ("star_hubert", "star_hubert_l", "star_hubert_s")}
+    students = {
+        f"{name}_random": f"recipe {name}'s student" for name in ("star_hubert", "star_hubert_l", "star_hubert_s")
+    }
     return {"hubert_base_random": "HuBERT Base", **students, "tiny_random": "three layers of 32"}
 
 
 def get(name: str) -> Upstream:
-    """``NAME_random`` of :func:`shapes`, the same weights every time, or what ``python -m eval run --upstream`` takes."""
+    """``NAME_random`` of :func:`shapes`, the same weights every time, or what ``python -m eval run --upstream``
+    takes."""
     if not name.endswith("_random"):
-        return load(name)
+        return load_upstream(name)
     if name not in shapes():
         raise StarError(f"--upstream {name}: unknown shape; with random weights there are: {', '.join(shapes())}")
     configs = {"hubert_base_random": EncoderConfig(), "tiny_random": TINY}

@@ -1,0 +1,196 @@
+"""``python results/bench/speed.py``: s3prl's own training loop and ours, timed side by side on the same upstream, data
+and batches.
+
+About half an hour on two cores with the defaults; a rerun goes on where the last one stopped. Whether both compute the
+same is asked in ``parity.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import generated
+import measure
+import models
+import torch
+from evaluation import Task, corpora_folder, environment, say, tasks
+from page import TITLE, page
+
+from star_upstream import outputs
+from star_upstream.errors import StarError, nearest
+from star_upstream.files import replacing, write_json
+
+FORMAT = 2
+MAKER = "results/bench/speed.py"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    out: Path
+    tasks: str = "all"
+    upstreams: tuple[str, ...] = ("hubert_base_random", "star_hubert_random")
+    data: str = "generated"
+    threads: int | None = None
+    overwrite: bool = False
+    arguments: tuple[str, ...] = ()
+    """As they were typed, for the page."""
+    sizes: measure.Sizes = field(default_factory=measure.Sizes)
+
+
+def run(options: Options) -> int:
+    """Measure, and write ``options.out`` (Markdown) and the same with .json after each task; a rerun goes on from
+    there."""
+    wanted = _tasks(options.tasks)
+    _check(options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    data = options.data if options.data == "generated" else str(corpora_folder(options.data)[0])
+    file = options.out.with_suffix(".json")
+    settings = {"format": FORMAT, "data": data, "threads": torch.get_num_threads(), "sizes": asdict(options.sizes)}
+    result = _begun(file, settings, options.overwrite) or {**settings, "upstreams": {}}
+    command = shlex.join(["python", MAKER, *options.arguments])
+    for name in options.upstreams:
+        upstream = models.get(name)
+        found = result["upstreams"].setdefault(name, {})
+        say(f"{name}: {upstream.parameters / 1e6:.2f} M parameters, {upstream.layers} layers of {upstream.width}")
+        for task in wanted:
+            if task.name in found:
+                say(f"{task.name}: already in {file}")
+                continue
+            found[task.name] = measure.measure(task, upstream, data, options.sizes, say)
+            result["upstreams"][name] = {n: found[n] for n in measure.all_tasks() if n in found}
+            found = result["upstreams"][name]
+            result |= {
+                "command": command,
+                "processor": processor(),
+                "environment": environment(),
+                "lengths": {n: lengths.about for n, lengths in generated.LENGTHS.items()},
+                "about": models.shapes(),
+            }
+            write_json(file, result)
+            with replacing(options.out) as part:
+                part.write_text(page(result), encoding="utf-8")
+    records = [record for name in options.upstreams for record in result["upstreams"][name].values()]
+    ratios = {f"{r['upstream']}/{r['task']}": r["projected_hours"]["ratio"] for r in records if "projected_hours" in r}
+    print(json.dumps({"out": str(options.out), "ratios": ratios}))
+    return 0
+
+
+def _tasks(text: str) -> list[Task]:
+    names = measure.all_tasks()
+    wanted = tasks.parse(",".join(names) if text.strip() == "all" else text)
+    for task in wanted:
+        if task.name not in names:
+            raise StarError(f"speed: s3prl has no problem for {task.name!r}; tasks: {', '.join(names)} or all")
+    return wanted
+
+
+def _check(options: Options) -> None:
+    sizes = options.sizes
+    limits: tuple[tuple[str, float | None, float], ...] = (
+        ("--repeats", sizes.repeats, 1),
+        ("--batch", sizes.batch, 1),
+        ("--threads", options.threads, 1),
+        ("--seconds", sizes.seconds, 0),
+        ("--utterance-seconds", sizes.utterance_seconds, 0.5),
+    )
+    for flag, value, least in limits:
+        if value is not None and value < least:
+            raise StarError(f"{flag} {value}: must be at least {least}")
+    check_page(options.out, MAKER, TITLE, "upstreams")
+    for name in options.upstreams:
+        if name.endswith("_random") and name not in models.shapes():
+            known = models.shapes()
+            fix = f"with random weights: {', '.join(known)}"
+            raise StarError(f"--upstream {name}: unknown shape{nearest(name, known)}; {fix}")
+
+
+def check_page(out: Path, maker: str, title: str, key: str) -> None:
+    """Raises :class:`StarError` where ``out`` is no page's name, or where it or the numbers beside it are there and no
+    earlier result, told by the page's title and a key of the json."""
+    if out.suffix != ".md":
+        raise StarError(f"--out {out}: must end in .md (the numbers go beside it, in .json)")
+
+    def numbers(path: Path) -> bool:
+        try:
+            return key in json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError):
+            return False
+
+    outputs.check_file(out, maker, outputs.begins_with(title))
+    outputs.check_file(out.with_suffix(".json"), maker, numbers)
+
+
+def _begun(file: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    if overwrite or not file.is_file():
+        return None
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        other = [key for key, value in settings.items() if result.get(key) != value]
+    except (ValueError, AttributeError):
+        raise StarError(f"{file}: not a benchmark's json; remove it, or use --overwrite") from None
+    if other:
+        fix = "choose another --out, or use --overwrite"
+        raise StarError(f"{file}: holds other measurements ({', '.join(other)} differ); {fix}")
+    return result
+
+
+def processor() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def path(text: str) -> Path:
+    return Path(text).expanduser()  # the shell leaves --out=~/results as it is
+
+
+def guarded(verb, *arguments) -> int:
+    """The exit code of a script: what it returns, 2 for a mistake in the input."""
+    try:
+        return verb(*arguments)
+    except StarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python {MAKER}", description=__doc__)
+    add = parser.add_argument
+    add("--tasks", default="all", help="commas between; or all (default: the nine that s3prl has a problem for)")
+    shapes = "random weights: hubert_base_random, star_hubert_random, tiny_random (default: the first two)"
+    add("--upstream", action="append", metavar="NAME", help=f"may be given again; {shapes}; or what `eval run` takes")
+    data = "generated (default: noise of the official lengths), mini, or a folder of corpora or manifests"
+    add("--data", default="generated", help=data)
+    add("--out", type=path, default=Path("results/bench.md"), help="the page; the numbers go beside it, in .json")
+    add("--repeats", type=int, default=3, help="turns of each side (default 3)")
+    add("--seconds", type=float, default=40.0, help="no further turn once s3prl's took so long (default 40)")
+    add("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    add("--batch", type=int, help="instead of the official batch sizes, to try it out: nothing is projected")
+    add("--utterance-seconds", type=float, help="instead of the official average lengths: nothing is projected")
+    add("--overwrite", action="store_true", help="measure again what is in --out")
+    typed = tuple(sys.argv[1:] if argv is None else argv)
+    given = vars(parser.parse_args(typed))
+    sizes = measure.Sizes(**{name: given.pop(name) for name in measure.Sizes.__dataclass_fields__})
+    upstreams = tuple(given.pop("upstream") or Options.upstreams)
+    return guarded(run, Options(**given, upstreams=upstreams, sizes=sizes, arguments=typed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
