@@ -15,7 +15,7 @@ from .corpora import mini
 
 RUN = (
     outputs.MARK, ".lock", "recipe.yaml", "environment.json", "data.tsv", "skipped.tsv", "log.csv", "state.pt", "loss.png", "done.json",
-    "groups.json", *(f"{name}/{file}" for name in ("last", "best") for file in checkpoint.OWN[:2]), "tensorboard/events.out.tfevents.*",
+    "measured.json", "groups.json", *(f"{name}/{file}" for name in ("last", "best") for file in checkpoint.OWN[:2]), "tensorboard/events.out.tfevents.*",
     "tensorboard/hparams.yaml",
 )  # fmt: skip
 """Files of a run of ``star distill``."""

@@ -1,21 +1,25 @@
-"""``star similarity``: how a teacher's layers resemble each other and group, how far a student's are from them, and the pictures.
+"""``star similarity``: how a teacher's layers resemble each other and group, how far a student's are from them, and the
+pictures.
 
-The second is the SKILL paper's case against hand-picked layers: where a student is distilled at a few alone, the others drift.
+The second is the SKILL paper's case against hand-picked layers: where a student is distilled at a few alone, the others
+drift.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from . import audio, checkpoint, outputs, similarity, teachers
+from . import audio, checkpoint, losses, outputs, similarity, teachers
 from .data import Clip, scan
-from .encoder import Encoder
+from .encoder import Encoder, EncoderConfig
 from .errors import StarError
 from .files import replacing, write_json
 from .mini import SHIPPED
@@ -32,22 +36,25 @@ def report(
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Everything that ``star similarity`` prints; with ``out``, also written there with ``similarity.png`` and ``distance.png``.
+    """Everything that ``star similarity`` prints; with ``out``, also written there with ``similarity.png`` and
+    ``distance.png``.
 
-    ``sources``: folders, lists of audio or audio files. ``distilled``: the student's distilled layers, where its checkpoint does
-    not say, or to say otherwise. Earlier results in ``out`` are replaced. Raises :class:`StarError` for models and audio that
-    cannot be used, and for layers not there.
+    ``sources``: folders, lists of audio or audio files. ``distilled``: the student's distilled layers, where its
+    checkpoint does not say, or to say otherwise. Earlier results in ``out`` are replaced. Raises :class:`StarError` for
+    models and audio that cannot be used, and for layers not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if distilled is not None and student is None:
         raise StarError("--distilled: goes with --student")
     if out is not None:
-        out = outputs.check_folder(out, "star similarity", outputs.holds("similarity.json", "teacher", "groups", "matrix"))
+        out = outputs.check_folder(
+            out, "star similarity", outputs.holds("similarity.json", "teacher", "groups", "matrix")
+        )
     model = teachers.load(teacher)
     own = None if student is None else teachers.load(student)
     if own is not None:
-        marked = _marked(student, own.config.layers, distilled, config)
+        marked = _marked(student, own.config, distilled)
         check_pair(model, own)
     clips = find_clips(sources)
     model = _moved(model, device)
@@ -111,7 +118,9 @@ def check_pair(teacher: Encoder, student: Encoder) -> None:
     """Raises :class:`StarError` for models of different frame rates, or without layers."""
     strides = teacher.config.stride, student.config.stride
     if strides[0] != strides[1]:
-        raise StarError(f"--student: must have the teacher's frame rate; strides are {strides[0]} (teacher) and {strides[1]}")
+        raise StarError(
+            f"--student: must have the teacher's frame rate; strides are {strides[0]} (teacher) and {strides[1]}"
+        )
     if not student.config.layers:
         raise StarError("--student: has no layers")
 
@@ -119,10 +128,12 @@ def check_pair(teacher: Encoder, student: Encoder) -> None:
 def compare(
     teacher: Encoder, student: Encoder, clips: Sequence[Clip], config: GroupingConfig, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """For each layer of the student: the teacher's layer at the same share of the depth, and the distances between the two.
+    """For each layer of the student: the teacher's layer at the same share of the depth, and the distances between the
+    two.
 
-    ``cka_distance``: 1 - linear CKA by ``config.estimator``. ``l1``: mean absolute difference, ``cosine_distance``: 1 - mean
-    cosine, both without the maps of a distillation, so they may be large where CKA's is small; None where widths differ.
+    ``cka_distance``: 1 - linear CKA by ``config.estimator``. ``l1``: mean absolute difference, ``cosine_distance``: 1 -
+    mean cosine, both without the maps of a distillation, so they may be large where CKA's is small; None where widths
+    differ.
     """
     depths = teacher.config.layers, student.config.layers
     layers = range(1 if config.zeroth == "none" else 0, depths[1] + 1)
@@ -136,7 +147,9 @@ def compare(
         frames += int(frames_B.sum())
         states = []
         for i, pair in enumerate(pairs):
-            a_VD, b_VD = (similarity.valid_state(m, layer, config.zeroth, frames_B) for m, layer in zip((theirs, ours), pair))
+            a_VD, b_VD = (
+                similarity.valid_state(m, layer, config.zeroth, frames_B) for m, layer in zip((theirs, ours), pair)
+            )
             states += [a_VD, b_VD]
             if equal:
                 cosine_V = torch.nn.functional.cosine_similarity(a_VD, b_VD, dim=-1)
@@ -154,39 +167,23 @@ def compare(
     ]
 
 
-def distilled_layers(loss: dict[str, Any], layers: int) -> list[int] | None:
-    """Layers of a student of ``layers`` layers that a recipe's ``loss`` section gives a target; None where no loss is known."""
-    found: set[int] = set()
-    for name, options in loss.items():
-        options = options or {}
-        if name == "hint":
-            found |= set(options.get("student_layers") or options.get("teacher_layers") or (0, 4, 8, 12))
-        elif name == "skill":
-            groups = options.get("groups") or [range(0 if options.get("zeroth") != "none" else 1, layers + 1)]
-            last = options.get("student_side") == "last"
-            found |= {layer for group in groups for layer in (sorted(group)[-1:] if last else group)}
-        elif name == "star":
-            pairs = options.get("layer_map") or [(layer, layer) for layer in range(1, layers + 1)]
-            found |= {own for own, _ in pairs}
-        elif name == "prediction":
-            found.add(layers)
-    return sorted(found) or None
-
-
-def _marked(student: str, layers: int, given: Sequence[int] | None, config: GroupingConfig) -> dict[str, Any]:
+def _marked(student: str, config: EncoderConfig, given: Sequence[int] | None) -> dict[str, Any]:
     """Which layers were distilled, and who says so."""
     if given is not None:
-        outside = [layer for layer in given if not 0 <= layer <= layers]
+        outside = [layer for layer in given if not 0 <= layer <= config.layers]
         if outside:
-            raise StarError(f"--distilled: the student has layers 0 to {layers}, got {outside[0]}")
+            raise StarError(f"--distilled: the student has layers 0 to {config.layers}, got {outside[0]}")
         return {"distilled": sorted(set(given)), "distilled_from": "option"}
     folder = SHIPPED.get(student, student)
     if checkpoint.is_checkpoint(folder):
         recipe = checkpoint.describe(folder)["provenance"].get("recipe")
         loss = (recipe.get("loss") or {}) if isinstance(recipe, dict) else {}
-        found, groups = distilled_layers(loss, layers), (loss.get("skill") or {}).get("groups")
-        if found:
-            return {"distilled": found, "distilled_from": "provenance", **({"groups": groups} if groups else {})}
+        groups = next((options["groups"] for options in loss.values() if options and options.get("groups")), None)
+        # a loss of another package, or of another version, says nothing here
+        with contextlib.suppress(StarError):
+            if loss and (found := losses.trained_layers(loss, config).student):
+                more = {"groups": groups} if groups else {}
+                return {"distilled": list(found), "distilled_from": "provenance", **more}
     print(
         f"star: {student} does not say which of its layers were distilled; give --distilled, e.g. --distilled 4,8,12",
         file=sys.stderr,
@@ -195,7 +192,8 @@ def _marked(student: str, layers: int, given: Sequence[int] | None, config: Grou
 
 
 def _told_apart(rows: list[dict[str, Any]], marked: dict[str, Any]) -> dict[str, Any]:
-    """Rows with their mark, and the means of distilled and undistilled layers (layer 0 left out: it is before the layers)."""
+    """Rows with their mark, and the means of distilled and undistilled layers (layer 0 left out: it is before the
+    layers)."""
     chosen, means = marked["distilled"], {}
     for row in rows:
         row["distilled"] = None if chosen is None else row["layer"] in chosen
@@ -275,20 +273,29 @@ def draw_matrix(measured: Similarity, found: Clustering, title: str):
                 dark = (values[i, j] - low < 0.55 * (high - low)) != (shades == "viridis_r")
                 text = f"{values[i, j]:.2f}"
                 middle.text(
-                    centres[j], centres[i], text, ha="center", va="center", fontsize=7, color="white" if dark else "black"
+                    centres[j],
+                    centres[i],
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if dark else "black",
                 )
     for number, group in enumerate(found.groups):
         # the leaves of a group lie side by side: its merges are in the tree
         first = min(order.index(measured.layers.index(layer)) for layer in group)
         length, edge = 10 * len(group), palette[number % 10]
-        frame = Rectangle((10 * first, 10 * first), length, length, fill=False, edgecolor=edge, linewidth=3, clip_on=False)
+        frame = Rectangle(
+            (10 * first, 10 * first), length, length, fill=False, edgecolor=edge, linewidth=3, clip_on=False
+        )
         middle.add_patch(frame)
     figure.colorbar(image, ax=middle, shrink=0.8, label=_MEASURES[measured.measure])
     return figure
 
 
 def draw_distance(student: dict[str, Any], result: dict[str, Any]):
-    """Distance from the teacher over the student's layers, one panel a distance; distilled layers filled, others hollow.
+    """Distance from the teacher over the student's layers, one panel a distance; distilled layers filled, others
+    hollow.
 
     Where the student was distilled in groups, squares on the axis show them.
     """
@@ -300,7 +307,11 @@ def draw_distance(student: dict[str, Any], result: dict[str, Any]):
     labels = {"cka_distance": "1 − CKA", "l1": "L1", "cosine_distance": "1 − cosine"}
     shown = [(key, label) for key, label in labels.items() if rows[0][key] is not None]
     figure = Figure(figsize=(0.6 + 4.2 * len(shown), 3.9), layout="constrained")
-    kinds = (("distilled", True, "black", "black"), ("not distilled", False, "C3", "white"), ("not known", None, "C7", "C7"))
+    kinds = (
+        ("distilled", True, "black", "black"),
+        ("not distilled", False, "C3", "white"),
+        ("not known", None, "C7", "C7"),
+    )
     for axes, (key, label) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
         axes.plot([row["layer"] for row in rows], [row[key] for row in rows], color="0.75", zorder=1)
         for name, mark, edge, face in kinds:
@@ -310,7 +321,9 @@ def draw_distance(student: dict[str, Any], result: dict[str, Any]):
                 axes.scatter(*points, s=45, edgecolors=edge, facecolors=face, linewidths=1.6, label=name, zorder=2)
         for number, group in enumerate(student.get("groups", ())):
             colour, label_once = colormaps["tab10"].colors[number % 10], None if number else "groups"
-            axes.scatter(group, [0] * len(group), marker="s", s=60, color=[colour], clip_on=False, zorder=3, label=label_once)
+            axes.scatter(
+                group, [0] * len(group), marker="s", s=60, color=[colour], clip_on=False, zorder=3, label=label_once
+            )
         axes.set_xlabel("student layer")
         axes.set_ylabel(f"{label} from the teacher's layer")
         axes.set_ylim(bottom=0)
@@ -319,7 +332,9 @@ def draw_distance(student: dict[str, Any], result: dict[str, Any]):
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     figure.axes[0].legend(frameon=False)
-    figure.suptitle(f"{'/'.join(Path(student['source']).parts[-2:])} beside {Path(result['teacher']).name}", fontsize=10)
+    figure.suptitle(
+        f"{'/'.join(Path(student['source']).parts[-2:])} beside {Path(result['teacher']).name}", fontsize=10
+    )
     return figure
 
 

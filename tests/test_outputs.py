@@ -23,7 +23,7 @@ TINY = EncoderConfig(
 )
 FOREIGN = {
     "thesis.txt": "mine", "config.json": "{}", "model.safetensors": "mine", "recipe.yaml": "teacher: star_mini\n", "data.tsv": "path\tsamples\n",
-    "skipped.tsv": "mine", "groups.json": "{}", ".lock": "mine", "log.csv": "mine", "state.pt": "mine", "done.json": "{}", "best/a.txt": "mine",
+    "skipped.tsv": "mine", "measured.json": "{}", ".lock": "mine", "log.csv": "mine", "state.pt": "mine", "done.json": "{}", "best/a.txt": "mine",
     "cache/a.txt": "mine", "logs/a.txt": "mine", "table.md": "mine", "table.csv": "mine", "table.json": "{}", "similarity.json": "{}",
     "similarity.png": "mine", "ks.json": "{}", "ks.log": "mine", "ks.error.txt": "mine", ".progress/ks.pt": "mine", "mini.json": "{}",
     "README.md": "mine", "LibriSpeech/a.flac": "mine", "round1/state.pt": "mine", ".cache/a": "mine",

@@ -131,7 +131,7 @@ def test_the_result_is_an_ordinary_checkpoint(world, unbroken):
     provenance = checkpoint.describe(run / "best")["provenance"]
     assert provenance["pruning"]["target"] == TARGET and provenance["pruning"]["stage1_updates"] == 120
     assert provenance["updates"] in (24, 48, 60)
-    groups = json.loads((run / "groups.json").read_text())["skill"]
+    groups = json.loads((run / "measured.json").read_text())["skill"]["groups"]
     assert sorted(sum(groups, [])) == [0, 1, 2, 3] and provenance["recipe"]["loss"]["skill"]["groups"] == groups
     assert recipe.load(run / "recipe.yaml") == recipe.load(file)
     gated, encoder = prune.load_gated(run / "stage1" / "gated"), checkpoint.load(run / "stage1" / "cut")
@@ -279,7 +279,7 @@ def test_what_cannot_be_pruned_does_not_occupy_the_folder(world, tmp_path, overr
         checkpoint.save(tmp_path / "teacher", Encoder(EncoderConfig(**TEACHER, conv_norm="layer")), {})
     with pytest.raises(StarError, match=message):
         prune.run(recipe.load(make(world, "refused.yaml", **overrides)), tmp_path / "run")
-    assert {p.name for p in (tmp_path / "run").glob("[!.]*")} <= {"groups.json"}
+    assert {p.name for p in (tmp_path / "run").glob("[!.]*")} <= {"measured.json"}
 
 
 def test_a_changed_teacher_is_refused_in_stage_2(world, unbroken, tmp_path):

@@ -322,24 +322,6 @@ def test_a_student_of_other_depth_and_width(capsys, models, audio, estimator):
     assert "half does not say which of its layers were distilled; give --distilled" in err
 
 
-@pytest.mark.parametrize(
-    ("loss", "layers"),
-    [
-        ({"hint": {"teacher_layers": [4, 8, 12], "student_layers": [2, 4, 6]}}, [2, 4, 6]),
-        ({"hint": None}, [0, 4, 8, 12]),
-        ({"skill": {"groups": [[0], [1, 2, 3], [4, 5, 6]]}}, [0, 1, 2, 3, 4, 5, 6]),
-        ({"skill": {"groups": [[0], [3, 1, 2], [4, 5, 6]], "student_side": "last"}}, [0, 3, 6]),
-        ({"skill": {"zeroth": "none"}}, [1, 2, 3, 4, 5, 6]),
-        ({"star": {}}, [1, 2, 3, 4, 5, 6]),
-        ({"star": {"layer_map": [[2, 4], [6, 12]]}}, [2, 6]),
-        ({"prediction": {}, "hint": {"teacher_layers": [1]}}, [1, 6]),
-        ({}, None),
-    ],
-)
-def test_distilled_layers_as_recipes_say_them(loss, layers):
-    assert layer_report.distilled_layers(loss, 6) == layers
-
-
 def test_groups_are_named_by_their_runs():
     assert layer_report.names(((0,), (1, 2, 3, 7), (4, 6), (8, 9))) == ["0", "1-3,7", "4,6", "8-9"]
 

@@ -1,4 +1,5 @@
-"""Layer-group loss: hand-computed values, its kinship with the hint loss, groups that are found and groups that are refused."""
+"""Layer-group loss: hand-computed values, its kinship with the hint loss, groups that are found and groups that are
+refused."""
 
 import numpy as np
 import pytest
@@ -9,14 +10,19 @@ from star_upstream import losses, strict
 from star_upstream.data import Clip
 from star_upstream.encoder import Encoder, EncoderConfig, EncoderOutput
 from star_upstream.errors import StarError
-from star_upstream.losses import skill
 from star_upstream.losses.hint import HintConfig, HintLoss
 from star_upstream.losses.skill import SkillConfig, SkillLoss
 
 
 def config(layers=2, width=2, stride=5):
     return EncoderConfig(
-        conv_layers=((width, 10, stride),), width=width, layers=layers, heads=1, head_width=width, ffn=4, position_groups=1
+        conv_layers=((width, 10, stride),),
+        width=width,
+        layers=layers,
+        heads=1,
+        head_width=width,
+        ffn=4,
+        position_groups=1,
     )
 
 
@@ -35,7 +41,8 @@ STUDENT = [torch.tensor([[[1.0, -1.0]]]), torch.tensor([[[0.0, 1.0]]]), torch.te
 
 
 def test_by_hand():
-    # target (3, 4); the student's mean (2, 3): L1 1, cosine 18 / (5 sqrt 13); its last layer (4, 5): L1 1, cosine 32 / (5 sqrt 41)
+    # target (3, 4); the student's mean (2, 3): L1 1, cosine 18 / (5 sqrt 13); its last layer (4, 5): L1 1, cosine 32 /
+    # (5 sqrt 41)
     total, terms = loss(groups=[[1, 2]], zeroth="none")(output(TEACHER), output(STUDENT))
     assert terms["l1"].item() == pytest.approx(1.0) and terms["cosine"].item() == pytest.approx(-18 / (5 * 13**0.5))
     assert total.item() == pytest.approx(1.0 - 18 / (5 * 13**0.5), abs=1e-6)
@@ -50,7 +57,9 @@ def test_by_hand():
 
 
 def random_output(frames, generator, layers=3, width=4):
-    return output([torch.randn(len(frames), max(frames), width, generator=generator) for _ in range(layers + 1)], list(frames))
+    return output(
+        [torch.randn(len(frames), max(frames), width, generator=generator) for _ in range(layers + 1)], list(frames)
+    )
 
 
 @pytest.mark.parametrize("side", ["mean", "last"])
@@ -76,7 +85,10 @@ def test_alone_equals_in_a_padded_batch():
         state[1, 4:] = float("nan")
     alone = 0.0
     for i, frames in enumerate((7, 4)):
-        alone = alone + groups(*(output([x[i : i + 1, :frames] for x in m.states]) for m in (teacher, student)))[0] * frames / 11
+        alone = (
+            alone
+            + groups(*(output([x[i : i + 1, :frames] for x in m.states]) for m in (teacher, student)))[0] * frames / 11
+        )
     assert groups(teacher, student)[0].item() == pytest.approx(alone.item(), rel=1e-6)
 
 
@@ -88,13 +100,15 @@ def test_every_layer_and_map_has_a_gradient():
     for state in student.states:
         state.requires_grad_()
     groups(teacher, student)[0].backward()
-    assert all(p.grad.abs().sum() > 0 for p in [*student.states, *groups.parameters()]) and len(groups.distance.maps) == 3
+    assert (
+        all(p.grad.abs().sum() > 0 for p in [*student.states, *groups.parameters()]) and len(groups.distance.maps) == 3
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"skill.groups: not known yet; give them .* or let losses.resolve find them"),
+        ({}, r"skill.groups: not known yet; give them .* or let losses.calibrate find them"),
         ({"groups": [[0], [1]]}, r"every layer from 0 to 2 in exactly one group; missing: \[2\]"),
         ({"groups": [[0], [1, 2], [2]]}, r"named twice: \[2\]"),
         ({"groups": [[0], [1, 2, 3]]}, r"not a layer: \[3\]"),
@@ -142,7 +156,9 @@ def teacher():
     """Layers 1 to 3 change next to nothing; the fourth does."""
     torch.manual_seed(0)
     encoder = Encoder(
-        EncoderConfig(conv_layers=((16, 400, 320),), width=16, layers=4, heads=2, head_width=8, ffn=32, position_groups=2)
+        EncoderConfig(
+            conv_layers=((16, 400, 320),), width=16, layers=4, heads=2, head_width=8, ffn=32, position_groups=2
+        )
     )
     for layer in encoder.layers[:3]:
         for linear in (layer.ffn_out, layer.attention.output):
@@ -154,25 +170,38 @@ def teacher():
 
 def test_groups_are_found_once_and_build_the_loss(teacher, clips):
     sections = {"skill": {"number": 2, "zeroth": "layer_input"}, "hint": {"teacher_layers": [1]}}
-    resolved = losses.resolve(sections, teacher, clips, seed=1)
+    measured = losses.calibrate(sections, teacher, clips, seed=1)
+    assert measured == {"skill": {"groups": [[0, 1, 2, 3], [4]]}}
+    resolved = losses.complete(sections, measured)
     assert resolved == {
         "skill": {"number": 2, "zeroth": "layer_input", "groups": [[0, 1, 2, 3], [4]]},
         "hint": {"teacher_layers": [1]},
     }
     assert "groups" not in sections["skill"], "what was given is left as it was"
-    assert losses.resolve(sections, teacher, clips, seed=1) == resolved == losses.resolve(resolved, teacher, [], seed=2)
+    assert (
+        losses.calibrate(sections, teacher, clips, seed=1) == measured and losses.calibrate(resolved, teacher, []) == {}
+    )
     assert teacher.training, "the teacher is left in the mode that it was in"
     built = losses.build(resolved, teacher.config, teacher.config)
     out = teacher.eval()(torch.randn(2, 4000))
     teacher.train()
     value, terms = built(out, out)
-    assert value.item() == pytest.approx(-2.0, abs=1e-5) and set(terms) == {"skill/l1", "skill/cosine", "hint/l1", "hint/cosine"}
+    assert value.item() == pytest.approx(-2.0, abs=1e-5) and set(terms) == {
+        "skill/l1",
+        "skill/cosine",
+        "hint/l1",
+        "hint/cosine",
+    }
 
 
-def test_resolve_names_what_is_wrong(teacher, clips):
-    with pytest.raises(StarError, match="no clip of 400 samples"):
-        skill.resolve(SkillConfig(), teacher, [])
-    with pytest.raises(StarError, match="number: 6 groups cannot be made of 5 layers"):
-        skill.resolve(SkillConfig(number=6), teacher, clips)
-    with pytest.raises(StarError, match=r"missing: \[4\]"):
-        skill.resolve(SkillConfig(groups=((0, 1), (2, 3))), teacher, clips)
+@pytest.mark.parametrize(
+    ("options", "used", "message"),
+    [
+        ({}, 0, "no clip of 400 samples"),
+        ({"number": 6}, 6, "number: 6 groups cannot be made of 5 layers"),
+        ({"groups": [[0, 1], [2, 3]]}, 6, r"missing: \[4\]"),
+    ],
+)
+def test_calibration_names_what_is_wrong(teacher, clips, options, used, message):
+    with pytest.raises(StarError, match=message):
+        losses.calibrate({"skill": options}, teacher, clips[:used])

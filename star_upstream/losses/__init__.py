@@ -1,12 +1,33 @@
 """Distillation losses: one file each, a table, and their weighted sum.
 
-A recipe's ``loss`` section maps a name of the table to that loss's options; ``build`` makes the sum. A new loss is a class with
-``(config, teacher: EncoderConfig, student: EncoderConfig)``, ``needs_attention`` and ``forward(teacher, student)`` as below, and a row.
+A recipe's ``loss`` section maps a name of the table to that loss's options; :func:`build` makes the sum. A loss is a
+class
+
+    class MyLoss(nn.Module):
+        options = MyConfig            # a dataclass: what a recipe may say below the loss's name
+        needs_attention = False       # whether the encoders must return their attention maps
+
+        def __init__(self, config: MyConfig, teacher: EncoderConfig, student: EncoderConfig): ...
+
+        def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+            "The weighted loss (a scalar, fp32 or wider) and its unweighted terms by name."
+
+        @staticmethod
+        def trained_layers(config: MyConfig, student: EncoderConfig) -> TrainedLayers: ...
+
+        @staticmethod                 # only where something has to be measured on audio before training
+        def calibrate(config: MyConfig, teacher: Encoder, clips: Sequence[Clip], seed: int) -> dict[str, Any]:
+            "The measured options, as they would be written in the recipe."
+
+and a row of :data:`TABLE`. One of another package is added by :func:`register`, or is found by its name where that
+package is installed and declares an entry point ``mine = my_package:MyLoss`` of the group ``star_upstream.losses``.
 """
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,16 +35,19 @@ from .. import strict
 from ..data import Clip
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..errors import StarError, nearest
-from . import skill
-from .hint import HintConfig, HintLoss
-from .prediction import PredictionConfig, PredictionLoss
-from .star import StarConfig, StarLoss
+from .common import TrainedLayers
+from .hint import HintLoss
+from .prediction import PredictionLoss
+from .skill import SkillLoss
+from .star import StarLoss
 
-TABLE: dict[str, tuple[type, type[nn.Module]]] = {
-    "star": (StarConfig, StarLoss),
-    "prediction": (PredictionConfig, PredictionLoss),
-    "hint": (HintConfig, HintLoss),
-    "skill": (skill.SkillConfig, skill.SkillLoss),
+GROUP = "star_upstream.losses"
+
+TABLE: dict[str, type[nn.Module]] = {
+    "star": StarLoss,
+    "prediction": PredictionLoss,
+    "hint": HintLoss,
+    "skill": SkillLoss,
 }
 
 
@@ -41,35 +65,76 @@ class LossSum(nn.Module):
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
         """The total (a scalar) and every unweighted term."""
-        total, terms = 0.0, {}
+        values, terms = [], {}
         for name, loss in self.losses.items():
             value, parts = loss(teacher, student)
-            total = total + value
+            values.append(value)
             terms.update({f"{name}/{part}": term.detach() for part, term in parts.items()})
-        return total, terms
+        return sum(values[1:], start=values[0]), terms
+
+
+def register(name: str, loss: type[nn.Module]) -> None:
+    """Add a loss under ``name``. Raises :class:`StarError` for a name that another loss has, and for a class that is no
+    loss."""
+    if TABLE.get(name, loss) is not loss:
+        raise StarError(
+            f"loss.{name}: is there already ({TABLE[name].__module__}.{TABLE[name].__qualname__}); choose another name"
+        )
+    missing = [part for part in ("options", "needs_attention", "trained_layers") if not hasattr(loss, part)]
+    if missing:
+        raise StarError(f"loss.{name}: {loss!r} has no {', '.join(missing)}; star_upstream.losses says what a loss has")
+    TABLE[name] = loss
+
+
+def find(name: str) -> type[nn.Module]:
+    """The loss of that name, here or in an installed package. Raises :class:`StarError` for an unknown one."""
+    if name not in TABLE:
+        for entry in entry_points(group=GROUP, name=name):
+            register(name, entry.load())
+    if name not in TABLE:
+        names = [*TABLE, *sorted(entry_points(group=GROUP).names - set(TABLE))]
+        raise StarError(f"loss.{name}: unknown loss{nearest(name, names)} (known: {', '.join(names)})")
+    return TABLE[name]
 
 
 def build(sections: Mapping[str, Any], teacher: EncoderConfig, student: EncoderConfig) -> LossSum:
     """The losses named in a recipe's ``loss`` section. Raises :class:`StarError` for an unknown name or option."""
     if not sections:
         raise StarError(f"loss: name at least one of {', '.join(TABLE)}")
-    losses = {}
-    for name, options in sections.items():
-        if name not in TABLE:
-            raise StarError(f"loss.{name}: unknown loss{nearest(name, TABLE)} (known: {', '.join(TABLE)})")
-        config, loss = TABLE[name]
-        losses[name] = loss(strict.build(config, options or {}, f"loss.{name}"), teacher, student)
-    return LossSum(losses)
+    return LossSum({name: find(name)(_config(name, options), teacher, student) for name, options in sections.items()})
 
 
-def resolve(sections: Mapping[str, Any], teacher: Encoder, clips: Sequence[Clip], seed: int = 0) -> dict[str, Any]:
-    """The ``loss`` section with everything in it that has to be measured on audio first: skill's groups.
+def calibrate(
+    sections: Mapping[str, Any], teacher: Encoder, clips: Sequence[Clip], seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """What has to be measured on audio before :func:`build`: the options of each loss that needs some, :func:`complete`
+    adds them.
 
-    Call it once, before training, and keep what it gives with the run: :func:`build` takes it. Other losses are left as they are.
+    Call it once, before training, and keep what it gives with the run: another machine may round otherwise.
     """
-    resolved = dict(sections)
-    if "skill" in resolved:
-        options = dict(resolved["skill"] or {})
-        groups = skill.resolve(strict.build(skill.SkillConfig, options, "loss.skill"), teacher, clips, seed)
-        resolved["skill"] = {**options, "groups": strict.plain(groups)}
-    return resolved
+    measured = {}
+    for name, options in sections.items():
+        loss = find(name)
+        if hasattr(loss, "calibrate") and (found := loss.calibrate(_config(name, options), teacher, clips, seed)):
+            measured[name] = strict.plain(found)
+    return measured
+
+
+def complete(sections: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The ``loss`` section with the options that :func:`calibrate` measured."""
+    return {
+        name: {**(options or {}), **measured[name]} if name in measured else options
+        for name, options in sections.items()
+    }
+
+
+def trained_layers(sections: Mapping[str, Any], student: EncoderConfig) -> TrainedLayers:
+    """The layers that the losses of a ``loss`` section train together. Raises :class:`StarError` as :func:`build`
+    does."""
+    each = [find(name).trained_layers(_config(name, options), student) for name, options in sections.items()]
+    sides = (tuple(sorted({layer for layers in each for layer in layers[side]})) for side in (0, 1))
+    return TrainedLayers(*sides)
+
+
+def _config(name: str, options: Any) -> Any:
+    return strict.build(find(name).options, options or {}, f"loss.{name}")

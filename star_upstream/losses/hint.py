@@ -1,27 +1,31 @@
-"""Layer-to-layer distillation as DPHuBERT has it (Peng et al., Interspeech 2023, arXiv 2305.17651, section 2.2 and its code).
+"""Layer-to-layer distillation as DPHuBERT has it (Peng et al., Interspeech 2023, arXiv 2305.17651, section 2.2 and its
+code).
 
-For each pair (teacher layer i, student layer j), W a linear map from the student's width to the teacher's, at first the identity:
+For each pair (teacher layer i, student layer j), W a linear map from the student's width to the teacher's, at first the
+identity:
 
     mean |T_i - (W S_j + b)|  -  mean cos(T_i, W S_j + b)
 
-the first mean over valid frames and channels, the second over valid frames. Layer 0 is the projected CNN output before the
-positional convolution, the student's after its dropout (their code, commit c18093f: components.py, FeatureProjection). :class:`FrameDistance` is the part that :mod:`.skill` shares.
-Shapes: B utterances, T frames, D width, V valid frames of the batch, P pairs.
+the first mean over valid frames and channels, the second over valid frames. Layer 0 is the projected CNN output before
+the positional convolution, the student's after its dropout (their code, commit c18093f: components.py,
+FeatureProjection). :class:`FrameDistance` is the part that :mod:`.skill` shares. Shapes: B utterances, T frames, D
+width, V valid frames of the batch, P pairs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Callable, Literal, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import EncoderConfig, EncoderOutput
-from ..encoder.frontend import valid_mask
 from ..errors import StarError
 from ..numerics import wide
+from .common import TrainedLayers, check_rates, layer_state, valid_frames
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ class HintConfig(DistanceConfig):
     zeroth: Literal["features", "layer_input"] = "features"
     """Layer 0: the projected CNN output before the positional convolution (DPHuBERT), or the first layer's input."""
     maps: Literal["zero_apart", "shared", "separate", "none"] = "zero_apart"
-    """``zero_apart``: one for teacher layer 0 and one shared by the rest (DPHuBERT); one for all pairs; one a pair; or none, for
-    models of equal width."""
+    """``zero_apart``: one for teacher layer 0 and one shared by the rest (DPHuBERT); one for all pairs; one a pair; or
+    none, for models of equal width."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -62,21 +66,27 @@ class HintConfig(DistanceConfig):
                 f"student_layers: expected {len(self.teacher_layers)} layers, one for each of teacher_layers, "
                 f"got {list(self.student_layers)}"
             )
-        pairs = list(zip(self.teacher_layers, self.student_layers or self.teacher_layers))
-        if len(set(pairs)) != len(pairs):
-            raise StarError(f"teacher_layers: a pair of layers is named twice in {[list(pair) for pair in pairs]}")
+        if len(set(self.pairs)) != len(self.pairs):
+            raise StarError(f"teacher_layers: a pair of layers is named twice in {[list(pair) for pair in self.pairs]}")
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(teacher layer, student layer)."""
+        return tuple(zip(self.teacher_layers, self.student_layers or self.teacher_layers))
 
 
 class HintLoss(nn.Module):
-    """The weighted loss over the pairs. Raises :class:`StarError` when a layer is outside its model, or strides differ."""
+    """The weighted loss over the pairs. Raises :class:`StarError` when a layer is outside its model, or strides
+    differ."""
 
+    options = HintConfig
     needs_attention = False
 
     def __init__(self, config: HintConfig, teacher: EncoderConfig, student: EncoderConfig):
         super().__init__()
         self.config = config
         check_rates("hint", teacher, student)
-        self.pairs = tuple(zip(config.teacher_layers, config.student_layers or config.teacher_layers))
+        self.pairs = config.pairs
         for side, model, layers in zip(("teacher", "student"), (teacher, student), zip(*self.pairs)):
             outside = [layer for layer in layers if not 0 <= layer <= model.layers]
             if outside:
@@ -85,34 +95,47 @@ class HintLoss(nn.Module):
         if config.maps == "zero_apart":
             numbers = [0 if layer == 0 else 1 for layer, _ in self.pairs]
         else:
-            numbers = {"shared": [0] * len(self.pairs), "separate": list(range(len(self.pairs))), "none": None}[config.maps]
+            numbers = {"shared": [0] * len(self.pairs), "separate": list(range(len(self.pairs))), "none": None}[
+                config.maps
+            ]
         self.distance = FrameDistance(config, numbers, teacher.width, student.width, "hint.maps")
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted loss (a scalar, fp32 or wider) and its unweighted terms, ``l1`` and ``cosine`` (minus the similarity)."""
+        """The weighted loss (a scalar, fp32 or wider) and its unweighted terms, ``l1`` and ``cosine`` (minus the
+        similarity)."""
         picked, zeroth = valid_frames(teacher, student), self.config.zeroth
         targets = [picked(layer_state(teacher, layer, zeroth)) for layer, _ in self.pairs]
         estimates = [picked(layer_state(student, layer, zeroth)) for _, layer in self.pairs]
         return self.distance(targets, estimates)
 
+    @staticmethod
+    def trained_layers(config: HintConfig, student: EncoderConfig) -> TrainedLayers:
+        teacher_layers, student_layers = zip(*config.pairs)
+        return TrainedLayers(teacher_layers, student_layers)
+
 
 class FrameDistance(nn.Module):
     """L1 minus cosine similarity between teacher frames and mapped student frames.
 
-    ``numbers``: for each pair, which map it takes (0, 1, ...); None maps nothing and needs equal widths. A map starts as the
-    identity; where widths differ, as its first rows or columns: channels that only the teacher has start at 0.
+    ``numbers``: for each pair, which map it takes (0, 1, ...); None maps nothing and needs equal widths. A map starts
+    as the identity; where widths differ, as its first rows or columns: channels that only the teacher has start at 0.
     """
 
-    def __init__(self, config: DistanceConfig, numbers: Sequence[int] | None, teacher_width: int, student_width: int, where: str):
+    def __init__(
+        self, config: DistanceConfig, numbers: Sequence[int] | None, teacher_width: int, student_width: int, where: str
+    ):
         super().__init__()
         self.config = config
         if numbers is None and teacher_width != student_width:
-            raise StarError(f"{where}: needed, since the teacher's width is {teacher_width} and the student's {student_width}")
+            raise StarError(
+                f"{where}: needed, since the teacher's width is {teacher_width} and the student's {student_width}"
+            )
         self.numbers = None if numbers is None else [sorted(set(numbers)).index(n) for n in numbers]
         self.maps = nn.ModuleList(_identity(student_width, teacher_width) for _ in set(numbers or ()))
 
     def forward(self, targets: Sequence[Tensor], estimates: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """P tensors V x D of the teacher and P of the student -> the loss and its terms: means over frames, then over pairs."""
+        """P tensors V x D of the teacher and P of the student -> the loss and its terms: means over frames, then over
+        pairs."""
         l1, cosine = 0.0, 0.0
         for i, (target_VD, estimate_VD) in enumerate(zip(targets, estimates, strict=True)):
             if self.numbers is not None:
@@ -126,37 +149,6 @@ class FrameDistance(nn.Module):
         count = len(targets) if self.config.reduction == "mean" else 1
         terms = {"l1": l1 / count, "cosine": cosine / count}
         return sum(getattr(self.config, name) * term for name, term in terms.items()), terms
-
-
-def check_rates(name: str, teacher: EncoderConfig, student: EncoderConfig) -> None:
-    """Raises :class:`StarError` when teacher and student have different frame rates."""
-    for model in (teacher, student):
-        model.check_one_rate(name)
-    if teacher.stride != student.stride:
-        raise StarError(
-            f"{name}: teacher and student must have one frame rate, their strides are {teacher.stride} and {student.stride}"
-        )
-
-
-def layer_state(output: EncoderOutput, layer: int, zeroth: str) -> Tensor:
-    """B x T x D output of ``layer``; 0 is the first layer's input or, by ``zeroth``, the projected CNN output after its dropout."""
-    if layer > 0 or zeroth != "features":
-        return output.states[layer]
-    return output.features_BTD if output.dropped_BTD is None else output.dropped_BTD
-
-
-def valid_frames(teacher: EncoderOutput, student: EncoderOutput) -> Callable[[Tensor], Tensor]:
-    """A function that takes the frames valid in both models out of a B x T x D tensor: V x D, the same frames of either model."""
-    frames_B = torch.minimum(teacher.lengths_B, student.lengths_B)
-    utterance_V, frame_V = valid_mask(frames_B, int(frames_B.max())).nonzero(as_tuple=True)
-
-    def picked(x_BTD: Tensor) -> Tensor:
-        batch, size, _ = x_BTD.shape
-        # without padding there is nothing to pick, and no copy is made
-        flat = x_BTD.flatten(0, 1)
-        return flat if len(frame_V) == batch * size else flat.index_select(0, utterance_V * size + frame_V)
-
-    return picked
 
 
 def _identity(inputs: int, outputs: int) -> nn.Linear:

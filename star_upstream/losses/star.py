@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder import EncoderConfig, EncoderOutput
-from ..encoder.frontend import valid_mask
 from ..errors import StarError
 from ..numerics import full_precision, wide
+from .common import TrainedLayers, check_rates, layer_state, valid_in_both
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class StarConfig:
     scale: Literal["none", "width"] = "none"
     """Divide each Gram matrix by its model's width, or not (ours to choose: the paper shows no scale)."""
     reduction: Literal["mean", "sum"] = "mean"
-    """``mean``: over layers and valid pairs (for attention: valid query frames) of the batch; ``sum``: over layers and pairs, then
-    mean over utterances. The paper writes a sum; which one trained its models is not known."""
+    """``mean``: over layers and valid pairs (for attention: valid query frames) of the batch; ``sum``: over layers and
+    pairs, then mean over utterances. The paper writes a sum; which one trained its models is not known."""
     layer_map: tuple[tuple[int, int], ...] | None = None
     """(student layer, teacher layer) pairs, counted from 1. None: one to one, which needs equal depth."""
 
@@ -46,30 +46,33 @@ class StarConfig:
             raise StarError("average_attention, layer_wise and intra_layer: weights must be 0 or more")
         if not any((self.average_attention, self.layer_wise, self.intra_layer)):
             raise StarError("average_attention, layer_wise and intra_layer: at least one weight must be above 0")
+        if self.layer_map == ():
+            raise StarError("layer_map: name at least one pair, or null for one to one")
+
+    def pairs(self, student: EncoderConfig) -> tuple[tuple[int, int], ...]:
+        """(student layer, teacher layer)."""
+        return self.layer_map or tuple((i, i) for i in range(1, student.layers + 1))
 
 
 class StarLoss(nn.Module):
     """The weighted sum of the three terms. Raises :class:`StarError` when the two models do not fit the layer map."""
 
+    options = StarConfig
+
     def __init__(self, config: StarConfig, teacher: EncoderConfig, student: EncoderConfig):
         super().__init__()
         self.config = config
-        for model in (teacher, student):
-            model.check_one_rate("star")
-        if teacher.stride != student.stride:
-            raise StarError(f"star: teacher and student must have one frame rate, their strides are {teacher.stride} and {student.stride}")
-        if config.layer_map is None:
-            if teacher.layers != student.layers:
-                raise StarError(
-                    f"star.layer_map: needed, since the teacher has {teacher.layers} layers and the student {student.layers}; "
-                    "give [student layer, teacher layer] pairs, counted from 1"
-                )
-            self.layer_map = tuple((i, i) for i in range(1, student.layers + 1))
-        else:
-            self.layer_map = config.layer_map
+        check_rates("star", teacher, student)
+        if config.layer_map is None and teacher.layers != student.layers:
+            raise StarError(
+                f"star.layer_map: needed, since the teacher has {teacher.layers} layers and the student "
+                f"{student.layers}; give [student layer, teacher layer] pairs, counted from 1"
+            )
+        self.layer_map = config.pairs(student)
         for own, other in self.layer_map:
             if not (1 <= own <= student.layers and 1 <= other <= teacher.layers):
-                raise StarError(f"star.layer_map: [{own}, {other}] is outside the student's {student.layers} and teacher's {teacher.layers} layers")
+                depths = f"the student's {student.layers} and teacher's {teacher.layers} layers"
+                raise StarError(f"star.layer_map: [{own}, {other}] is outside {depths}")
             if config.average_attention and not (student.heads[own - 1] and teacher.heads[other - 1]):
                 raise StarError(f"star.average_attention: layer pair [{own}, {other}] has no attention on one side")
 
@@ -81,9 +84,7 @@ class StarLoss(nn.Module):
     def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss (a scalar, fp32 or wider) and its unweighted terms by name."""
         config = self.config
-        frames_B = torch.minimum(teacher.lengths_B, student.lengths_B)
-        size = min(teacher.states[0].shape[1], student.states[0].shape[1])
-        mask_BT = valid_mask(frames_B, size)
+        frames_B, mask_BT = valid_in_both(teacher, student)
         terms: dict[str, Tensor] = {}
         if config.average_attention:
             terms["average_attention"] = self._attention(teacher, student, mask_BT)
@@ -98,11 +99,14 @@ class StarLoss(nn.Module):
                 terms["intra_layer"] = sum(gram_distance(*pair) for pair in pairs) * weight
         return sum(getattr(config, name) * term for name, term in terms.items()), terms
 
+    @staticmethod
+    def trained_layers(config: StarConfig, student: EncoderConfig) -> TrainedLayers:
+        student_layers, teacher_layers = zip(*config.pairs(student))
+        return TrainedLayers(teacher_layers, student_layers)
+
     def _states(self, output: EncoderOutput, mask_BT: Tensor) -> list[Tensor]:
         """F^0 to F^L in fp32 or wider, zero at padded frames, scaled."""
-        states = list(output.states)
-        if self.config.zeroth == "features":
-            states[0] = output.features_BTD
+        states = [layer_state(output, 0, self.config.zeroth), *output.states[1:]]
         factor = states[0].shape[-1] ** -0.5 if self.config.scale == "width" else 1.0
         mask_BT1 = mask_BT[..., None]
         return [wide(x_BTD[:, : mask_BT.shape[1]]).masked_fill(~mask_BT1, 0.0) * factor for x_BTD in states]
@@ -128,9 +132,10 @@ class StarLoss(nn.Module):
 def gram_distance(a_BTD: Tensor, b_BTD: Tensor, p_BTE: Tensor, q_BTE: Tensor) -> Tensor:
     """Sum over utterances of || P Q' - A B' ||^2, differentiable in the student's A and B.
 
-    Frames that must not count are zero in all four. Computed in the inputs' precision whatever the autocast; squared Gram entries
-    overflow fp16, so give fp32. One T x T matrix an utterance lives at a time, and none is kept for backward: the gradients
-    -2 D B and -2 D' A (D the difference) are as small as the states and are computed on the way.
+    Frames that must not count are zero in all four. Computed in the inputs' precision whatever the autocast; squared
+    Gram entries overflow fp16, so give fp32. One T x T matrix an utterance lives at a time, and none is kept for
+    backward: the gradients -2 D B and -2 D' A (D the difference) are as small as the states and are computed on the
+    way.
     """
     return _GramDistance.apply(a_BTD, b_BTD, p_BTE.detach(), q_BTE.detach())
 
@@ -146,7 +151,11 @@ class _GramDistance(torch.autograd.Function):
             for i in range(len(a_BTD)):
                 difference_TT = p_BTE[i] @ q_BTE[i].T
                 difference_TT.addmm_(a_BTD[i], b_BTD[i].T, alpha=-1)
-                total += difference_TT.square().sum() if difference_TT.is_cuda else difference_TT.flatten().dot(difference_TT.flatten())
+                total += (
+                    difference_TT.square().sum()
+                    if difference_TT.is_cuda
+                    else difference_TT.flatten().dot(difference_TT.flatten())
+                )
                 if grad_a is not None:
                     torch.mm(difference_TT, b_BTD[i], out=grad_a[i])
                 if grad_b is not None:
@@ -158,4 +167,9 @@ class _GramDistance(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
         grad_a, grad_b = ctx.saved_tensors
-        return (None if grad_a is None else -2 * grad * grad_a), (None if grad_b is None else -2 * grad * grad_b), None, None
+        return (
+            (None if grad_a is None else -2 * grad * grad_a),
+            (None if grad_b is None else -2 * grad * grad_b),
+            None,
+            None,
+        )

@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -69,7 +70,7 @@ class Run:
         new = self.found == "new"
         self.clips, self.skipped, self.passed = find_clips(self.asked.data) if new else (self.folder.read_clips(), [], [])
         hours = {part: round(Corpus(clips).seconds / 3600, 3) for part, clips in self.clips.items()}
-        loss = _measured(self.asked, encoder, self.clips["train"], self.folder, self.found == "new")
+        loss = _calibrated(self.asked, encoder, self.clips["train"], self.folder, new)
         self.recipe = dataclasses.replace(self.asked, loss=loss)
         self.teacher = Teacher(encoder)
         self.counts = ", ".join(f"{len(self.clips[part])} {part} clips ({hours[part]:.2f} h)" for part in self.clips)
@@ -253,20 +254,19 @@ def find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str,
     return {"train": clips, "valid": held_out}, skipped, passed
 
 
-def _measured(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: RunFolder, new: bool) -> dict[str, Any]:
-    """The recipe's ``loss`` with the layer groups that ``groups.json`` holds; a new run finds them and writes it."""
-    file = folder.path / "groups.json"
+def _calibrated(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: RunFolder, new: bool) -> dict[str, Any]:
+    """The recipe's ``loss`` with what ``measured.json`` holds; a new run measures and writes it."""
+    file = folder.path / "measured.json"
     if new:
-        resolved = losses.resolve(recipe.loss, teacher, clips, recipe.training.seed)
-        groups = {name: options["groups"] for name, options in resolved.items() if options != recipe.loss[name]}
         file.unlink(missing_ok=True)
-        if groups:
-            write_json(file, groups)
-    groups = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if groups and folder.lead:
-        for name, layers in groups.items():
-            print(f"{folder.path}: {name} takes these layers together: {', '.join(map(str, layers))}", file=sys.stderr)
-    return {name: {**(options or {}), "groups": groups[name]} if name in groups else options for name, options in recipe.loss.items()}
+        if found := losses.calibrate(recipe.loss, teacher, clips, recipe.training.seed):
+            write_json(file, found)
+    measured = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if folder.lead:
+        for name, options in measured.items():
+            text = "; ".join(f"{key}: {json.dumps(value)}" for key, value in options.items())
+            print(f"{folder.path}: measured for the loss {name}: {text}", file=sys.stderr)
+    return losses.complete(recipe.loss, measured)
 
 
 def _absolute(recipe: Recipe) -> Recipe:

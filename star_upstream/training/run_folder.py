@@ -8,7 +8,7 @@
     state.pt           everything that a resumed run needs, written whole or not at all
     last/ best/        the student, as checkpoints
     loss.png done.json at the end
-    groups.json        layers that a loss takes together, where they were found on audio
+    measured.json      options of a loss that were measured on audio (skill's groups of layers)
     stage1/            of a run that prunes: log and state of stage 1, and at its end the student with its gates (gated/), the loss's
                        own parameters (loss.pt) and, written last, the smaller student (cut/) with which stage 2 starts
 """
@@ -67,7 +67,7 @@ class RunFolder:
             self._lock()
         if not file.is_file():
             # the recipe is written last, so a start that failed leaves at most these
-            known = {outputs.MARK, ".lock", "data.tsv", "skipped.tsv", "groups.json"}
+            known = {outputs.MARK, ".lock", "data.tsv", "skipped.tsv", "measured.json"}
             others = sorted(p.name for p in self.path.iterdir() if p.name not in known)
             if others:
                 raise StarError(f"{self.path}: is not empty and holds no run, but {', '.join(others[:3])}; choose another folder")

@@ -1,0 +1,63 @@
+"""What every loss needs: models of one frame rate, the frames that count, layer 0, and which layers it trains.
+
+Shapes: B utterances, T frames, D width, V valid frames of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..encoder import EncoderConfig, EncoderOutput
+from ..encoder.frontend import valid_mask
+from ..errors import StarError
+
+
+class TrainedLayers(NamedTuple):
+    """The layers that meet in a loss, each side in order; 0 is what comes before layer 1."""
+
+    teacher: tuple[int, ...]
+    student: tuple[int, ...]
+
+
+def check_rates(name: str, teacher: EncoderConfig, student: EncoderConfig, inside: bool = True) -> None:
+    """Raises :class:`StarError` when teacher and student have different frame rates, or the layers of one have several.
+
+    ``inside``: the student's inner layers are read, not its end alone.
+    """
+    for model in (teacher, student) if inside else (teacher,):
+        model.check_one_rate(name)
+    if teacher.stride != student.stride:
+        strides = f"{teacher.stride} and {student.stride}"
+        raise StarError(f"{name}: teacher and student must have one frame rate, their strides are {strides}")
+
+
+def layer_state(output: EncoderOutput, layer: int, zeroth: str) -> Tensor:
+    """B x T x D output of ``layer``; 0 is the first layer's input or, by ``zeroth``, the projected CNN output after its
+    dropout."""
+    if layer > 0 or zeroth != "features":
+        return output.states[layer]
+    return output.features_BTD if output.dropped_BTD is None else output.dropped_BTD
+
+
+def valid_in_both(teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, Tensor]:
+    """The frames of each utterance that are valid in both models (B), and their mask (B x T, T the shorter model's)."""
+    frames_B = torch.minimum(teacher.lengths_B, student.lengths_B)
+    return frames_B, valid_mask(frames_B, min(teacher.states[0].shape[1], student.states[0].shape[1]))
+
+
+def valid_frames(teacher: EncoderOutput, student: EncoderOutput) -> Callable[[Tensor], Tensor]:
+    """A function that takes the frames valid in both models out of a B x T x D tensor: V x D, the same frames of either
+    model."""
+    utterance_V, frame_V = valid_in_both(teacher, student)[1].nonzero(as_tuple=True)
+
+    def picked(x_BTD: Tensor) -> Tensor:
+        batch, size, _ = x_BTD.shape
+        # without padding there is nothing to pick, and no copy is made
+        flat = x_BTD.flatten(0, 1)
+        return flat if len(frame_V) == batch * size else flat.index_select(0, utterance_V * size + frame_V)
+
+    return picked
