@@ -1,6 +1,6 @@
 dependencies = ["torch", "torchaudio", "numpy", "safetensors", "soundfile", "yaml"]
 
-from star_upstream.upstream import (  # noqa: E402, F401
+from star_upstream.formats.upstream import (  # noqa: E402, F401
     star_hubert,
     star_hubert_l,
     star_hubert_s,

@@ -23,20 +23,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from . import run
+    from eval import run
 
     names = run.Options.__dataclass_fields__
     return run.run(run.Options(**{name: getattr(arguments, name) for name in names}))
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from . import report
+    from eval import report
 
     return report.main(arguments.folders, arguments.out, arguments.beside)
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from .corpora import inventory
+    from eval.corpora import inventory
 
     return inventory.main(arguments.root, as_json=arguments.json)
 
@@ -53,7 +53,7 @@ def _rates(text: str) -> tuple[float, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import tasks
+    from eval import tasks
 
     parser = argparse.ArgumentParser(prog="python -m eval", description="Measure an upstream on SUPERB tasks.")
     verbs = parser.add_subparsers(required=True, metavar="run | report | data")

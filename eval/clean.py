@@ -8,10 +8,10 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from star_upstream import checkpoint, outputs
-
-from . import report, run, tasks
-from .corpora import mini
+from eval import report, run, tasks
+from eval.corpora import mini
+from star_upstream import outputs
+from star_upstream.formats import checkpoint
 
 RUN = (
     outputs.MARK, ".lock", "recipe.yaml", "environment.json", "data.tsv", "skipped.tsv", "log.csv", "state.pt", "loss.png", "done.json",

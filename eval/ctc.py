@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .probe import Probe
+from eval.probe import Probe
 
 LONG = 300_000
 """Samples; a batch of slices that begins with a longer utterance is halved."""

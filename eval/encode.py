@@ -24,11 +24,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from eval.store import Store
+from eval.upstreams import Upstream
 from star_upstream import audio, compat
 from star_upstream.errors import StarError
-
-from .store import Store
-from .upstreams import Upstream
 
 VERSION = 2
 """Part of every cache key: raise it when features change."""

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.encode import Effects, Window, heard, out_of_memory, waveform
+from eval.upstreams import Upstream
 from star_upstream import audio
 from star_upstream.errors import StarError
-
-from .encode import Effects, Window, heard, out_of_memory, waveform
-from .upstreams import Upstream
 
 
 class Padded:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
+from eval import train
+from eval.probe import Metric, Task
 from star_upstream import metrics
-
-from . import train
-from .probe import Metric, Task
 
 
 def scores(task: Task, probes: list, heads: list, fits: list, features, seed: int, device: torch.device) -> dict[str, Any]:

@@ -9,12 +9,11 @@ import math
 import re
 from pathlib import Path
 
+from eval import report_published, report_table
+from eval.report_table import OURS, Record, Row, Run, comparable, group
 from star_upstream import outputs
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
-
-from . import report_published, report_table
-from .report_table import OURS, Record, Row, Run, comparable, group
 
 FIELDS = (
     "model", "kind", "upstream", "upstream_digest", "parameters", "macs_g", "task", "metric", "value", "unit", "direction",
@@ -35,7 +34,7 @@ def main(folders: list[Path], out: Path | None = None, beside: str | None = None
     text = report_table.markdown(tables)
     print(text)
     if out is not None:
-        from . import report_page  # drawing is loaded only where it is wanted
+        from eval import report_page  # drawing is loaded only where it is wanted
 
         contents = (f"{text}\n", as_csv(runs, rows), report_page.html(tables, runs, rows))
         for path, content in zip(places, contents, strict=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from html import escape
 
-from . import report_pictures as pictures
-from .report_table import Cell, Row, Run, Table, comparable, group
+from eval import report_pictures as pictures
+from eval.report_table import Cell, Row, Run, Table, comparable, group
 
 STYLE = """
 :root { color-scheme: light; }

@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .report_table import COLUMNS, OURS, SCORES, Group, Record, Row, Run, comparable, group, metrics, ours, title
+from eval.report_table import COLUMNS, OURS, SCORES, Group, Record, Row, Run, comparable, group, metrics, ours, title
 
 TASKS = tuple(dict.fromkeys(name.split("_")[0] for name in COLUMNS))
 MARKERS = "osD^v<>p"

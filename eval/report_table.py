@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from eval import score
 from star_upstream.errors import StarError
-
-from . import score
 
 COLUMNS = {
     "pr_per": "PR PER", "asr_wer": "ASR WER", "ks_acc": "KS Acc", "qbe_mtwv": "QbE MTWV", "sid_acc": "SID Acc",

@@ -17,18 +17,17 @@ from typing import Any, get_args
 import pandas as pd
 import torch
 
+from eval import encode, tasks, train, upstreams
+from eval import record as record_of
+from eval.exact import Padded
+from eval.machine import environment, peak_memory, reset_peak_memory
+from eval.probe import Generation, Task
+from eval.probe import schedule as pick_schedule
 from star_upstream import compat, cores, corpora, jobs, outputs
 from star_upstream.audio import RATE
 from star_upstream.environment import cache_home
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
-
-from . import encode, tasks, train, upstreams
-from . import record as record_of
-from .exact import Padded
-from .machine import environment, peak_memory, reset_peak_memory
-from .probe import Generation, Task
-from .probe import schedule as pick_schedule
 
 FORMAT = 1
 """Version of the records."""
@@ -309,7 +308,7 @@ def _finished(target: Path, settings: dict[str, Any], schedule: dict[str, Any]) 
 
 
 def _data(data: str) -> tuple[Path, str]:
-    from .corpora import mini
+    from eval.corpora import mini
 
     if data == "mini":
         root = cache_home() / "mini"

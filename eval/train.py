@@ -17,11 +17,10 @@ from typing import Any, Callable, Iterator, Protocol, Sequence
 import torch
 from torch import Tensor, nn
 
+from eval.encode import out_of_memory
+from eval.probe import Probe, Schedule
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
-
-from .encode import out_of_memory
-from .probe import Probe, Schedule
 
 SAVE_EVERY, _SHARE = 20.0, 20.0
 """Seconds between two progress files, and at least so many times what the last one took to write."""

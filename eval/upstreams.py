@@ -21,14 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eval.probe import Generation
 from star_upstream import compat
 from star_upstream.audio import RATE
 from star_upstream.encoder import Encoder
+from star_upstream.encoder.size import profile
 from star_upstream.errors import StarError, nearest
-from star_upstream.profile import profile
 from star_upstream.training import precision
-
-from .probe import Generation
 
 SHORTEST, SURELY = 400, 800
 """Samples to which shorter waveforms are zero-padded. The published runs pad none, and so fail below the 25 ms that most upstreams need
@@ -270,7 +269,7 @@ def _from_s3prl(name: str) -> nn.Module:
 
 
 def _from_star(source: str) -> nn.Module:
-    from star_upstream import upstream
+    from star_upstream.formats import upstream
 
     try:
         return upstream.load(source)

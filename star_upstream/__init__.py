@@ -14,5 +14,5 @@ _HOME = {"Encoder": "encoder", "EncoderConfig": "encoder", "StarError": "errors"
 def __getattr__(name: str):
     # torch takes seconds to import; `star --help` should not wait for it
     if name in __all__:
-        return getattr(import_module(f".{_HOME.get(name, 'upstream')}", __name__), name)
+        return getattr(import_module(f".{_HOME.get(name, 'formats.upstream')}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,7 +30,7 @@ def _distill(args: argparse.Namespace) -> None:
 
 
 def _profile(args: argparse.Namespace) -> None:
-    from . import latency
+    from .analysis import latency
 
     if len(args.source) == 1 and not args.time:
         values = latency.sizes(args.source[0])
@@ -57,9 +57,9 @@ def _cut(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from . import teachers
+    from .formats import sources
 
-    provenance = teachers.convert(args.source, args.target, args.config)
+    provenance = sources.convert(args.source, args.target, args.config)
     print(json.dumps({"checkpoint": str(args.target), "provenance": provenance}))
 
 
@@ -123,8 +123,8 @@ def _models(text: str) -> dict[str, str]:
 
 
 def _similarity(args: argparse.Namespace) -> None:
-    from .layer_report import report
-    from .similarity import GroupingConfig
+    from .analysis.layer_report import report
+    from .analysis.similarity import GroupingConfig
 
     keys = ("measure", "estimator", "linkage", "contiguous", "zeroth", "seconds")
     config = GroupingConfig(number=args.groups, **{key: getattr(args, key) for key in keys})

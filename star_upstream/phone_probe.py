@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import audio, checkpoint, units
+from . import audio, units
 from .data import Clip
 from .errors import StarError
+from .formats import checkpoint
 
 
 def read(manifest: str | Path, split: str, seconds: float, seed: int = 0) -> tuple[list[Clip], list[list[str]]]:

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from star_upstream import checkpoint, strict
+from star_upstream import strict
 from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint
 from star_upstream.mini import SHIPPED
 
 CONFIG = EncoderConfig(

@@ -8,8 +8,9 @@ from small_corpora import small
 
 from eval import clean
 from eval.__main__ import main
-from star_upstream import checkpoint, outputs
+from star_upstream import outputs
 from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.formats import checkpoint
 
 TINY = EncoderConfig(
     conv_layers=((8, 10, 320),), width=8, layers=1, heads=1, head_width=8, ffn=8, position_kernel=4, position_groups=2

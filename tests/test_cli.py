@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from star_upstream import checkpoint, cli
-from star_upstream.multitask import recipe as finetuning
+from star_upstream import cli
 from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.formats import checkpoint
+from star_upstream.multitask import recipe as finetuning
 from star_upstream.training import recipe
 
 ROOT = Path(__file__).resolve().parents[1]

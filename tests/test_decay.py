@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
-from star_upstream.published import fairseq, names
+from star_upstream.formats.published import fairseq, names
 from star_upstream.training import decay, optimizer, recipe
 
 TINY = {"conv_layers": ((8, 10, 5), (8, 3, 2)), "width": 16, "position_kernel": 4, "position_groups": 2, "layers": 2, "heads": 2}

@@ -17,9 +17,10 @@ import yaml
 from safetensors.torch import load_file
 from tiny_runs import PATIENCE, ROOT, Clock, killed, log, start, voice, write_audio
 
-from star_upstream import checkpoint, cores
+from star_upstream import cores
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint
 from star_upstream.training import distill, loop, optimizer, recipe, run_folder, student
 from star_upstream.training.recipe import Initialisation, TrainingConfig
 

@@ -18,7 +18,7 @@ from eval.encode import Frames, Means, Store, Window
 from star_upstream import compat
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.upstream import UpstreamExpert
+from star_upstream.formats.upstream import UpstreamExpert
 
 compat.apply()
 ROOT = Path(__file__).resolve().parents[1]
@@ -485,7 +485,7 @@ def test_autocast_is_part_of_the_key_and_gives_fp32_states(waves):
 
 
 def test_macs_are_those_of_our_encoders(tiny):
-    from star_upstream.profile import profile
+    from star_upstream.encoder.size import profile
 
     expert = UpstreamExpert(small_encoder())
     ours = upstreams.Upstream("ours", expert, expert.digest, padded=True)

@@ -8,7 +8,7 @@ import torch
 from star_upstream import strict
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.published import huggingface
+from star_upstream.formats.published import huggingface
 
 CONVS = ((16, 10, 5), (16, 3, 2), (24, 3, 2), (24, 2, 2))
 LENGTHS = torch.tensor([4000, 2713, 900])

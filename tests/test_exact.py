@@ -18,7 +18,7 @@ from eval.exact import Padded
 from eval.probe import Schedule
 from star_upstream import compat
 from star_upstream.errors import StarError
-from star_upstream.upstream import UpstreamExpert
+from star_upstream.formats.upstream import UpstreamExpert
 
 compat.apply()
 LENGTHS = (16_000, 9_000, 700, 30_000)

@@ -8,11 +8,11 @@ import types
 import pytest
 import torch
 import yaml
-from test_teachers import fairseq_name
+from test_sources import fairseq_name
 from tiny_transformers import CONVS, STABLE, WAVES, check, check_alone, randomised, tiny
 
-from star_upstream import published, teachers
 from star_upstream.errors import StarError
+from star_upstream.formats import published, sources
 
 OPTIONS = {
     "extractor_mode": "default",
@@ -74,18 +74,18 @@ def test_models_fine_tuned_for_recognition(style, tmp_path, monkeypatch):
         content["cfg"]["model"]["w2v_args"] = argparse.Namespace(**LARGE)
     torch.save({**content, "model": finetuned(model, prefix)}, tmp_path / "ctc.pt")
     monkeypatch.undo()
-    check(teachers.load(tmp_path / "ctc.pt", reference_padding=True), model)
+    check(sources.load(tmp_path / "ctc.pt", reference_padding=True), model)
 
 
 def test_a_fine_tuned_model_normalises_as_the_pre_trained_one(tmp_path):
     inner = {"model": LARGE, "task": {"normalize": True}}
     content = {"cfg": {"model": CTC | {"w2v_args": inner}, "task": {}}, "model": finetuned(tiny("Wav2Vec2", **STABLE), "w2v_encoder.w2v_model.")}
     torch.save(content, tmp_path / "ctc.pt")
-    assert teachers.load(tmp_path / "ctc.pt").config.normalize_waveform
+    assert sources.load(tmp_path / "ctc.pt").config.normalize_waveform
     content["cfg"]["model"]["w2v_args"] = None
     torch.save(content, tmp_path / "ctc.pt")
     with pytest.raises(StarError, match="without the configuration of its encoder .w2v_args.; load the pre-trained model .*elsewhere/base.pt"):
-        teachers.load(tmp_path / "ctc.pt")
+        sources.load(tmp_path / "ctc.pt")
 
 
 def data2vec():
@@ -104,8 +104,8 @@ def test_data2vec_audio_with_its_averaged_teacher(tmp_path):
     extra = {"final_proj.weight": torch.zeros(3, 32), "_ema": {"layers.0.fc1.weight": torch.zeros(2)}}
     torch.save({"cfg": {"model": options, "task": {"normalize": False}}, "model": weights | extra}, tmp_path / "d2v.pt")
     assert published.detect(tmp_path / "d2v.pt") == "fairseq"
-    check(teachers.load(tmp_path / "d2v.pt", reference_padding=True), model)
-    check_alone(teachers.load(tmp_path / "d2v.pt"), model)
+    check(sources.load(tmp_path / "d2v.pt", reference_padding=True), model)
+    check_alone(sources.load(tmp_path / "d2v.pt"), model)
 
 
 def test_a_batch_norm_before_the_positional_convolution(tmp_path):
@@ -117,7 +117,7 @@ def test_a_batch_norm_before_the_positional_convolution(tmp_path):
     weights["encoder.pos_conv.1.bias"] = model.state_dict()["encoder.pos_conv_embed.conv.bias"]
     weights["encoder.pos_conv.0.bias"] = model.state_dict()["encoder.pos_conv_embed.batch_norm.bias"]
     torch.save({"cfg": {"model": OPTIONS | {"conv_pos_batch_norm": True}, "task": {}}, "model": weights}, tmp_path / "hubert.pt")
-    check(teachers.load(tmp_path / "hubert.pt", reference_padding=True), model)
+    check(sources.load(tmp_path / "hubert.pt", reference_padding=True), model)
 
 
 @pytest.mark.parametrize("kind", ["Hubert", "Wav2Vec2", "data2vec"])
@@ -128,10 +128,10 @@ def test_files_that_s3prl_converted(kind, tmp_path):
         content["dictionaries_symbols"] = [["<s>", "0"]]
     torch.save(content, tmp_path / "converted.pt")
     assert published.detect(tmp_path / "converted.pt") == "s3prl"
-    check(teachers.load(tmp_path / "converted.pt", reference_padding=True), model)
+    check(sources.load(tmp_path / "converted.pt", reference_padding=True), model)
     content["task_cfg"]["normalize"] = True
     torch.save(content, tmp_path / "converted.pt")
-    assert teachers.load(tmp_path / "converted.pt").config.normalize_waveform
+    assert sources.load(tmp_path / "converted.pt").config.normalize_waveform
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "model.encoder_q."])
@@ -140,23 +140,23 @@ def test_bare_weights_with_a_configuration(prefix, sections, tmp_path):
     model, file = tiny("Hubert"), tmp_path / "bare.pt"
     torch.save({prefix + name: tensor for name, tensor in named(model).items()}, file)
     with pytest.raises(StarError, match="the names of fairseq and no configuration; give fairseq's options .* put it beside as bare.yaml"):
-        teachers.load(file)
+        sources.load(file)
     options = {"model": OPTIONS, "task": {"normalize": False}} if sections else OPTIONS
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(options))
-    check(teachers.load(file, config=tmp_path / "mine.yaml", reference_padding=True), model)
+    check(sources.load(file, config=tmp_path / "mine.yaml", reference_padding=True), model)
     (tmp_path / "mine.yaml").rename(tmp_path / "bare.yaml")
-    check(teachers.load(file, reference_padding=True), model)
+    check(sources.load(file, reference_padding=True), model)
     (tmp_path / "bare.yaml").write_text(yaml.safe_dump(OPTIONS | {"normalize": True}))
-    assert teachers.load(file).config.normalize_waveform
+    assert sources.load(file).config.normalize_waveform
 
 
 def test_bare_weights_under_the_usual_keys_and_with_transformers_names(tmp_path):
     model, file = tiny("WavLM"), tmp_path / "bare.bin"
     torch.save({"state_dict": {f"model.{name}": t for name, t in model.state_dict().items()}, "epoch": 3}, file)
     with pytest.raises(StarError, match="the names of transformers and no configuration; give transformers' config.json"):
-        teachers.load(file)
+        sources.load(file)
     model.config.save_pretrained(tmp_path / "elsewhere")
-    check(teachers.load(file, config=tmp_path / "elsewhere" / "config.json", reference_padding=True), model)
+    check(sources.load(file, config=tmp_path / "elsewhere" / "config.json", reference_padding=True), model)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_bare_weights_under_the_usual_keys_and_with_transformers_names(tmp_path)
 def test_other_models_of_fairseq_are_named(weights, message, tmp_path):
     torch.save({"cfg": {"model": OPTIONS}, "model": {k: torch.zeros(1) for k in weights}}, tmp_path / "a.pt")
     with pytest.raises(StarError, match=message):
-        teachers.load(tmp_path / "a.pt")
+        sources.load(tmp_path / "a.pt")
 
 
 class _Soft(torch.nn.Module):
@@ -215,7 +215,7 @@ def test_hubert_soft(wrapped, tmp_path):
     weights = {("module." if wrapped else "") + name: tensor for name, tensor in model.state_dict().items()}
     torch.save({"hubert": weights, "step": 1} if wrapped else weights, tmp_path / "soft.pt")
     assert published.detect(tmp_path / "soft.pt") == "bshall"
-    encoder = teachers.load(tmp_path / "soft.pt")
+    encoder = sources.load(tmp_path / "soft.pt")
     for ours, theirs in zip(encoder(WAVES[:1]).states, model(WAVES[:1]), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -225,7 +225,7 @@ def test_a_config_that_is_none(tmp_path):
     for text, message in (("[1]", "expected keys with values"), ("a: [", "neither yaml nor json"), (json.dumps({"encoder_layers": 7}), "does not fit")):
         (tmp_path / "bare.yaml").write_text(text)
         with pytest.raises(StarError, match=message):
-            teachers.load(tmp_path / "bare.pt")
+            sources.load(tmp_path / "bare.pt")
 
 
 @pytest.mark.parametrize("kind", ["data2vec", "hubert"])
@@ -257,5 +257,5 @@ def test_files_of_s3prls_own_classes(kind, tmp_path):
     torch.save(content, tmp_path / "converted.pt")
     result = model.extract_features(WAVES[:1], padding_mask=None, mask=False)
     theirs = result["x"] if isinstance(result, dict) else result[0]
-    ours = teachers.load(tmp_path / "converted.pt", reference_padding=True)(WAVES[:1]).states[-1]
+    ours = sources.load(tmp_path / "converted.pt", reference_padding=True)(WAVES[:1]).states[-1]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from tiny_transformers import SIZES, STABLE, check, check_alone, tiny, transformers
 
-from star_upstream import teachers
 from star_upstream.errors import StarError
+from star_upstream.formats import sources
 
 FAMILIES = ["Hubert", "Wav2Vec2", "WavLM", "UniSpeech", "UniSpeechSat", "Data2VecAudio"]
 HEADS = ["Model", "ForCTC", "ForPreTraining", "ForSequenceClassification", "ForAudioFrameClassification", "ForXVector"]
@@ -32,7 +32,7 @@ def test_every_family_with_and_without_heads(kind, head, tmp_path):
         pytest.skip(f"transformers has no {kind}{head}")
     model = tiny(kind, head, **TDNN)
     write(model, tmp_path)
-    check(teachers.load(tmp_path, reference_padding=True), body(model))
+    check(sources.load(tmp_path, reference_padding=True), body(model))
 
 
 VARIANTS = {
@@ -49,20 +49,20 @@ VARIANTS = {
 def test_variants_alone_and_in_a_padded_batch(kind, name, tmp_path):
     model = tiny(kind, **VARIANTS[name])
     write(model, tmp_path)
-    check(teachers.load(tmp_path, reference_padding=True), model)
-    check_alone(teachers.load(tmp_path), model)
+    check(sources.load(tmp_path, reference_padding=True), model)
+    check_alone(sources.load(tmp_path), model)
 
 
 @pytest.mark.parametrize("variant", [{}, STABLE, {"feat_proj_layer_norm": False}], ids=["post", "pre", "no front norm"])
 def test_a_batch_norm_before_the_positional_convolution(variant, tmp_path):
     model = tiny("Hubert", conv_pos_batch_norm=True, **variant)
     write(model, tmp_path)
-    encoder = teachers.load(tmp_path)
+    encoder = sources.load(tmp_path)
     assert encoder.config.position_norm == "batch"
-    check(teachers.load(tmp_path, reference_padding=True), model)
+    check(sources.load(tmp_path, reference_padding=True), model)
     check_alone(encoder, model)
-    teachers.convert(tmp_path, tmp_path / "ours")
-    check_alone(teachers.load(tmp_path / "ours"), model)
+    sources.convert(tmp_path, tmp_path / "ours")
+    check_alone(sources.load(tmp_path / "ours"), model)
 
 
 @pytest.mark.parametrize("kind", ["Wav2Vec2", "WavLM", "Data2VecAudio"])
@@ -71,7 +71,7 @@ def test_an_adapter_after_the_encoder_is_left_out_and_said(kind, size, tmp_path,
     model = tiny(kind, add_adapter=True, output_hidden_size=size, num_adapter_layers=2)
     write(model, tmp_path)
     model.adapter = None
-    check(teachers.load(tmp_path, reference_padding=True), model)
+    check(sources.load(tmp_path, reference_padding=True), model)
     assert "read without the adapter" in capsys.readouterr().err
 
 
@@ -79,9 +79,9 @@ def test_an_adapter_after_the_encoder_is_left_out_and_said(kind, size, tmp_path,
 def test_attention_adapters_are_part_of_the_layers(kind, tmp_path):
     model = tiny(kind, adapter_attn_dim=6, **STABLE)
     write(model, tmp_path)
-    assert teachers.load(tmp_path).config.adapter == 6
-    check(teachers.load(tmp_path, reference_padding=True), model)
-    check_alone(teachers.load(tmp_path), model)
+    assert sources.load(tmp_path).config.adapter == 6
+    check(sources.load(tmp_path, reference_padding=True), model)
+    check_alone(sources.load(tmp_path), model)
 
 
 @pytest.mark.parametrize("kind, prefix", [("Hubert", ""), ("WavLM", "module."), ("UniSpeechSat", "model.wrapped.")])
@@ -95,7 +95,7 @@ def test_bin_files_with_wrappers_and_the_old_names_of_weight_norm(kind, prefix, 
             name = name.replace(new, before)
         weights[prefix + name] = tensor
     torch.save(weights, tmp_path / "pytorch_model.bin")
-    check(teachers.load(tmp_path, reference_padding=True), model)
+    check(sources.load(tmp_path, reference_padding=True), model)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -103,13 +103,13 @@ def test_shards_as_transformers_writes_them(kind, tmp_path):
     model = tiny(kind, "ForCTC")
     write(model, tmp_path, max_shard_size="10KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    check(teachers.load(tmp_path, reference_padding=True), body(model))
+    check(sources.load(tmp_path, reference_padding=True), body(model))
 
 
 def test_half_precision_weights_are_widened(tmp_path):
     model = tiny("WavLM").half()
     write(model, tmp_path)
-    check(teachers.load(tmp_path, reference_padding=True), model.float())
+    check(sources.load(tmp_path, reference_padding=True), model.float())
 
 
 def test_two_encoders_in_one_file_are_named(tmp_path):
@@ -118,7 +118,7 @@ def test_two_encoders_in_one_file_are_named(tmp_path):
     weights = {f"{who}.{name}": t.clone() for who in ("teacher", "student") for name, t in model.state_dict().items()}
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(StarError, match="holds 2 encoders, with names that begin 'student.', 'teacher.'"):
-        teachers.load(tmp_path)
+        sources.load(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["Wav2Vec2Conformer", "SEW", "SEWD", "Wav2Vec2Bert"])
@@ -127,7 +127,7 @@ def test_families_with_another_encoder_are_refused_by_name(kind, tmp_path):
     config.save_pretrained(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(StarError, match=f"model_type: '{config.model_type}' .known: .*data2vec-audio. is not supported"):
-        teachers.load(tmp_path)
+        sources.load(tmp_path)
 
 
 def test_a_batch_norm_without_its_statistics_is_named(tmp_path):
@@ -135,7 +135,7 @@ def test_a_batch_norm_without_its_statistics_is_named(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"conv_pos_batch_norm": True}))
     with pytest.raises(StarError, match="no batch norm encoder.pos_conv_embed.batch_norm"):
-        teachers.load(tmp_path)
+        sources.load(tmp_path)
 
 
 def test_a_port_with_fairseqs_final_projection(tmp_path):
@@ -143,4 +143,4 @@ def test_a_port_with_fairseqs_final_projection(tmp_path):
     model = tiny("Hubert")
     model.final_proj = torch.nn.Linear(model.config.hidden_size, 7)
     write(model, tmp_path)
-    check(teachers.load(tmp_path, reference_padding=True), model)
+    check(sources.load(tmp_path, reference_padding=True), model)

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from tiny_transformers import tiny
 
-from star_upstream import checkpoint, teachers
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.identify import what
+from star_upstream.formats import checkpoint, sources
+from star_upstream.formats.identify import what
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
 
@@ -65,11 +65,11 @@ def test_files_that_are_something_else(data, message, tmp_path):
     for name in ("model.pt", "model.ckpt", "model.safetensors"):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(StarError, match=f"{name}: {message}"):
-            teachers.load(tmp_path / name)
+            sources.load(tmp_path / name)
     tiny("Hubert").save_pretrained(tmp_path / "theirs")
     (tmp_path / "theirs" / "model.safetensors").write_bytes(data)
     with pytest.raises(StarError, match=message):
-        teachers.load(tmp_path / "theirs")
+        sources.load(tmp_path / "theirs")
 
 
 def test_what_may_hold_weights_is_left_to_its_reader(tmp_path):
@@ -84,7 +84,7 @@ def test_links_to_nothing(tmp_path):
     (tmp_path / "b.pt").symlink_to("/nowhere/b.pt")
     for name, message in (("a.pt", "a git-annex link whose content is not here"), ("b.pt", "a link to /nowhere/b.pt, which does not exist")):
         with pytest.raises(StarError, match=message):
-            teachers.load(tmp_path / name)
+            sources.load(tmp_path / name)
 
 
 def test_weights_without_their_configuration(tmp_path):
@@ -92,23 +92,23 @@ def test_weights_without_their_configuration(tmp_path):
     (tmp_path / "theirs" / "config.json").unlink()
     for given in ("theirs/model.safetensors", "theirs"):
         with pytest.raises(StarError, match="config.json"):
-            teachers.load(tmp_path / given)
+            sources.load(tmp_path / given)
     ours = Encoder(EncoderConfig(conv_layers=((8, 10, 5),), width=16, heads=2, head_width=8, ffn=8, layers=1, position_groups=2))
     checkpoint.save(tmp_path / "ours", ours, {})
     (tmp_path / "ours" / "config.json").unlink()
     with pytest.raises(StarError, match="the weights of a checkpoint of star_upstream without its config.json"):
-        teachers.load(tmp_path / "ours" / "model.safetensors")
+        sources.load(tmp_path / "ours" / "model.safetensors")
 
 
 def test_lightning_files_of_dphuberts_training(tmp_path):
     weights = {"student_model.feature_extractor.conv_layers.0.conv.weight": torch.zeros(1), "student_model.encoder.transformer.layers.0.a": torch.zeros(1)}
     torch.save({"state_dict": weights}, tmp_path / "last.ckpt")
     with pytest.raises(StarError, match="DPHuBERT's training, after its final distillation; the authors' save_final_ckpt.py"):
-        teachers.load(tmp_path / "last.ckpt")
+        sources.load(tmp_path / "last.ckpt")
     weights["student_model.feature_extractor.conv_layers.0.hard_concrete.log_alpha"] = torch.zeros(1)
     torch.save({"state_dict": weights}, tmp_path / "last.ckpt")
     with pytest.raises(StarError, match="DPHuBERT's training, before pruning; the authors' prune.py"):
-        teachers.load(tmp_path / "last.ckpt")
+        sources.load(tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_lightning_files_of_dphuberts_training(tmp_path):
 )
 def test_names_of_the_field_say_where_the_model_is(name, message):
     with pytest.raises(StarError) as error:
-        teachers.load(name)
+        sources.load(name)
     assert message in str(error.value) and "dphubert" not in str(error.value)
 
 
@@ -129,4 +129,4 @@ def test_a_damaged_json_header(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "hubert"}))
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(StarError, match="model.safetensors: damaged, or no safetensors file"):
-        teachers.load(tmp_path)
+        sources.load(tmp_path)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_student import student
 
-from star_upstream import published, teachers
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.published import known
+from star_upstream.formats import published, sources
+from star_upstream.formats.published import known
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def test_a_known_checkpoint_is_fetched_once(tmp_path, cache, monkeypatch, capfd)
     (tmp_path / "tiny.ckpt").unlink()
     assert known.fetch(entry) == path
     monkeypatch.setitem(known.KNOWN, "tiny", entry)
-    encoder = teachers.load("tiny")
+    encoder = sources.load("tiny")
     assert encoder.config.width == 16 and not any(p.requires_grad for p in encoder.parameters())
-    assert teachers.convert("tiny", tmp_path / "ours")["converted_from"]["name"] == "tiny"
+    assert sources.convert("tiny", tmp_path / "ours")["converted_from"]["name"] == "tiny"
 
 
 def test_a_wrong_digest_leaves_nothing_behind(tmp_path, cache):
@@ -73,7 +73,7 @@ def test_a_web_page_in_place_of_the_file_is_recognised(tmp_path, cache):
 def test_another_model_under_the_name_is_recognised(tmp_path, cache, monkeypatch):
     monkeypatch.setitem(known.KNOWN, "tiny", local(tmp_path, parameters=5_000, note="one link for two models"))
     with pytest.raises(StarError, match="3,924 parameters, but tiny has 5,000: this is another model; one link for two models"):
-        teachers.load("tiny")
+        sources.load("tiny")
 
 
 def test_unknown_names_and_files_without_an_address(cache):
@@ -139,11 +139,11 @@ def test_the_port_of_distilhubert_comes_from_the_hub_and_gives_its_last_state(tm
     model = HubertModel(HubertConfig(**sizes, **convs, feat_proj_layer_norm=False)).eval()
     model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
-    monkeypatch.setattr(teachers, "_from_hub", lambda name: {"ntu-spml/distilhubert": tmp_path}[name])
+    monkeypatch.setattr(sources, "_from_hub", lambda name: {"ntu-spml/distilhubert": tmp_path}[name])
     count = sum(p.numel() for name, p in model.named_parameters() if name != "masked_spec_embed")
     entry = known.get("ntu-spml/distilhubert")
     monkeypatch.setitem(known.KNOWN, entry.name, dataclasses.replace(entry, parameters=count))
-    encoder = teachers.load(entry.name)
+    encoder = sources.load(entry.name)
     wave = torch.randn(1, 600)
     with torch.no_grad():
         (last,) = encoder.exposed(encoder(wave))

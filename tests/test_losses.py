@@ -9,9 +9,10 @@ import torch
 import yaml
 from tiny_runs import log, write_audio
 
-from star_upstream import checkpoint, losses, strict
+from star_upstream import losses, strict
 from star_upstream.encoder import Encoder, EncoderConfig, EncoderOutput
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint
 from star_upstream.losses.star import StarConfig, StarLoss, gram_distance
 from star_upstream.training import distill, recipe
 

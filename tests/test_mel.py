@@ -7,10 +7,11 @@ import pytest
 import torch
 import torchaudio
 
-from star_upstream import checkpoint, profile, strict
-from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream import strict
+from star_upstream.encoder import Encoder, EncoderConfig, size
 from star_upstream.encoder.mel import FLOOR, LogMel, mel_filters
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint
 
 SMALL = {
     "frontend": "mel", "mel_bins": 20, "conv_layers": [[24, 3, 1], [32, 3, 2]], "conv_bias": True, "width": 32, "layers": 2, "heads": 2,
@@ -109,9 +110,9 @@ def test_size_and_cost_by_hand():
     small = config(layers=0, heads=0, ffn=0)
     # mel scale and offset; two convolutions with bias; group norm; LayerNorm and projection; positional convolution; norm
     parts = [2 * 20, 24 * 20 * 3 + 24, 32 * 24 * 3 + 32, 2 * 24, 2 * 32, 32 * 32 + 32, 32 * 8 * 16 + 16 + 32, 2 * 32]
-    assert profile.parameters(small) == sum(parts)
+    assert size.parameters(small) == sum(parts)
     # 1 s: 98 log-mel frames, then 98 and 49
-    assert profile.macs(small, 16000) == 98 * 3 * 24 * 20 + 49 * 3 * 32 * 24 + 49 * 32 * 32 + 50 * 32 * 8 * 16
+    assert size.macs(small, 16000) == 98 * 3 * 24 * 20 + 49 * 3 * 32 * 24 + 49 * 32 * 32 + 50 * 32 * 8 * 16
 
 
 @pytest.mark.parametrize(

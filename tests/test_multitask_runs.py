@@ -15,8 +15,9 @@ from tiny_multitask import QUICK, make
 from tiny_runs import killed
 
 import star_upstream
-from star_upstream import audio, checkpoint, cli, teachers
+from star_upstream import audio, cli
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint, sources
 from star_upstream.multitask import grid, learning, recipe, table
 from star_upstream.training.run_folder import read_log
 
@@ -93,7 +94,7 @@ def test_a_frozen_encoder_is_untouched(world, keep):
 
 
 def test_a_frozen_encoder_stays_in_eval_mode(world):
-    model = learning._model(recipe.load(world / "quick.yaml", ["frozen=true"]), teachers.load(world / "data" / "encoder"), _tasks(world))
+    model = learning._model(recipe.load(world / "quick.yaml", ["frozen=true"]), sources.load(world / "data" / "encoder"), _tasks(world))
     model.train()
     assert model.heads.training and not model.encoder.training and not any(m.training for m in model.encoder.modules())
     waves = torch.randn(2, 4000)
@@ -182,7 +183,7 @@ def test_the_file_answers_in_another_folder(world, joint, tmp_path):
 
 def test_the_file_is_an_encoder_like_any_other(joint):
     path = joint[1] / "best.safetensors"
-    encoder, expert = teachers.load(path), star_upstream.load(path)
+    encoder, expert = sources.load(path), star_upstream.load(path)
     wave = torch.randn(6000)
     with torch.no_grad():
         states = expert([wave])["hidden_states"]

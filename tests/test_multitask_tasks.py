@@ -21,9 +21,10 @@ from tiny_runs import PATIENCE
 
 import star_upstream
 from eval import upstreams
-from star_upstream import audio, checkpoint, cli, teachers
+from star_upstream import audio, cli
 from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint, sources
 from star_upstream.multitask import data, grid, learning, recipe, table
 from star_upstream.training.recipe import dump
 from star_upstream.training.run_folder import read_log
@@ -166,7 +167,7 @@ def test_a_class_that_is_only_tested_is_refused(world, tmp_path, task, change, m
 
 def test_s3prl_gets_the_encoders_states(four):
     path = four[1] / "best.safetensors"
-    encoder = teachers.load(path)
+    encoder = sources.load(path)
     assert "star_local" in star_upstream.register()
     from s3prl.nn import S3PRLUpstream
 
@@ -182,13 +183,13 @@ def test_s3prl_gets_the_encoders_states(four):
     assert lengths[0].tolist() == [-(-9000 // stride)] * 2
     assert all(torch.allclose(theirs[:, :frames], ours, atol=1e-5) for theirs, ours in zip(states, own, strict=True))
     # the fine-tuned one, not the one it began with
-    start = teachers.load(recipe.load(four[1] / "recipe.yaml").encoder)
+    start = sources.load(recipe.load(four[1] / "recipe.yaml").encoder)
     assert not torch.allclose(states[-1][:, :frames], start(x).states[-1], atol=1e-2)
 
 
 def test_eval_gets_the_encoders_states(four):
     path = four[1] / "best.safetensors"
-    encoder, loaded = teachers.load(path), upstreams.load(str(path))
+    encoder, loaded = sources.load(path), upstreams.load(str(path))
     assert loaded.digest == checkpoint.digest(encoder) and loaded.parameters == sum(p.numel() for p in encoder.parameters())
     assert (loaded.layers, loaded.width, loaded.stride, loaded.padded) == (3, 32, encoder.config.stride, True)
     waves = [torch.randn(n) for n in (9000, 4000)]
@@ -214,7 +215,7 @@ def test_two_processes_learn_what_one_learns_from_both_their_batches(world):
     # a head, the prediction heads, or both have no part in a batch of the other task
     source, folder = tiny_multitask.QUICK, world / "processes"
     folder.mkdir()
-    drawn = teachers.load(world / "speakers" / "student")
+    drawn = sources.load(world / "speakers" / "student")
     # dropout differs from process to process
     encoder = Encoder(dataclasses.replace(drawn.config, dropout=0.0, attention_dropout=0.0))
     encoder.load_state_dict(drawn.state_dict())

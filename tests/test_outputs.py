@@ -10,10 +10,11 @@ import torch
 
 from eval.__main__ import main as evaluate
 from eval.corpora import mini
-from star_upstream import checkpoint, cli, outputs
+from star_upstream import cli, outputs
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
+from star_upstream.formats import checkpoint
 from star_upstream.mini import pretrain
 from star_upstream.multitask import untrained
 

@@ -10,10 +10,11 @@ from tiny_runs import log, write_audio
 from torch import nn
 
 from eval.upstreams import Upstream
-from star_upstream import checkpoint, strict, upstream
+from star_upstream import strict
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.encoder.position import PositionalConvolution
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint, upstream
 from star_upstream.pruning.config import GateConfig
 from star_upstream.pruning.gates import GatedEncoder
 from star_upstream.training import distill, loop, precision, recipe

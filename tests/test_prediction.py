@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from star_upstream import checkpoint, losses, strict, teachers
+from star_upstream import losses, strict
 from star_upstream.encoder import Encoder, EncoderConfig, EncoderOutput
+from star_upstream.encoder.size import parameters
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint, sources
 from star_upstream.losses.prediction import PredictionConfig, PredictionLoss
-from star_upstream.profile import parameters
 from star_upstream.training import recipe
 
 TINY = dict(conv_layers=((8, 10, 5), (8, 3, 4)), width=16, position_kernel=8, position_groups=2, heads=2, head_width=8, ffn=20)
@@ -111,7 +112,7 @@ def test_gradients_reach_every_parameter():
 def test_heads_are_kept_in_a_checkpoint(tmp_path):
     student = Encoder(EncoderConfig(**TINY, layers=1, prediction_layers=(1, 2))).eval()
     checkpoint.save(tmp_path / "one", student, {})
-    again, waves = teachers.load(tmp_path / "one"), torch.randn(1, 800)
+    again, waves = sources.load(tmp_path / "one"), torch.randn(1, 800)
     assert again.config == student.config
     for mine, theirs in zip(student(waves).predictions, again(waves).predictions):
         assert mine.shape == (1, student.config.frames(800), 16) and torch.equal(mine, theirs)
@@ -122,8 +123,8 @@ def test_checkpoints_without_the_option_load_and_keep_their_digest():
     assert values.pop("prediction_layers") == []
     assert strict.build(EncoderConfig, values) == EncoderConfig(**TINY, layers=1)
     # as computed before there were prediction heads
-    assert checkpoint.digest(teachers.load("star_mini")).startswith("e037787b3616702c")
-    assert teachers.load("star_mini_teacher")(torch.randn(1, 800)).predictions is None
+    assert checkpoint.digest(sources.load("star_mini")).startswith("e037787b3616702c")
+    assert sources.load("star_mini_teacher")(torch.randn(1, 800)).predictions is None
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ import soundfile
 import torch
 import yaml
 
-from star_upstream import checkpoint, profile, strict
+from star_upstream import strict
+from star_upstream.encoder import size
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint
 from star_upstream.mini import leaks, pretrain, study
 
 ENCODER = {
@@ -164,7 +166,7 @@ def test_a_study_trains_each_variant_and_keeps_what_it_measured(clips, tmp_path,
 def test_the_shipped_recipe_and_study_can_be_read():
     folder = Path(pretrain.__file__).parent
     recipe = pretrain.read_recipe(folder / "pretrain.yaml")
-    assert 8e6 < profile.parameters(recipe.encoder) < 16e6 and recipe.encoder.stride == 320
+    assert 8e6 < size.parameters(recipe.encoder) < 16e6 and recipe.encoder.stride == 320
     plan = strict.build(study.Study, yaml.safe_load((folder / "study.yaml").read_text()), "study.yaml")
     plain = yaml.safe_load((folder / "pretrain.yaml").read_text())
     for title, changes in plan.variants.items():

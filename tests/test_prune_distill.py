@@ -13,9 +13,10 @@ import yaml
 from tiny_runs import PATIENCE, Clock, killed, log, start, write_audio
 
 import star_upstream
-from star_upstream import checkpoint, cli
+from star_upstream import cli
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint
 from star_upstream.pruning import GatedEncoder, PruningConfig
 from star_upstream.training import distill, loop, optimizer, prune, recipe, run_folder, student
 

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from star_upstream import checkpoint, profile
 from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
+from star_upstream.encoder import size as encoder_size
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint
 from star_upstream.pruning import GateConfig, GatedEncoder, HardConcrete, Kept, Size, SparsityConstraint, cut, target_at
 from star_upstream.training import recipe
 
@@ -196,9 +197,9 @@ def test_expected_size_of_sure_gates_is_the_cut_models(name, seed):
     size, macs = model.size(), model.size("macs", 0.1)
     assert size(model.expected()).item() == pytest.approx(count(encoder), rel=1e-9)
     assert size(model.kept()) == size.parameters(model.kept()) == count(encoder)
-    assert macs(model.expected()).item() == pytest.approx(profile.macs(encoder.config, 1600), rel=1e-9)
-    assert macs(model.kept()) == profile.macs(encoder.config, 1600)
-    assert size.original == count(model.encoder) and macs.original == profile.macs(model.config, 1600)
+    assert macs(model.expected()).item() == pytest.approx(encoder_size.macs(encoder.config, 1600), rel=1e-9)
+    assert macs(model.kept()) == encoder_size.macs(encoder.config, 1600)
+    assert size.original == count(model.encoder) and macs.original == encoder_size.macs(model.config, 1600)
 
 
 @pytest.mark.parametrize(("name", "measure"), [("hubert", "macs"), ("wavlm_pre_norm", "parameters")])
@@ -358,7 +359,7 @@ def test_settling_reaches_the_target_and_keeps_the_order(options, measure):
         encoder = cut(model)
         true = count(encoder) / count(model.encoder)
         if measure == "macs":
-            true = profile.macs(encoder.config, 1600) / profile.macs(config, 1600)
+            true = encoder_size.macs(encoder.config, 1600) / encoder_size.macs(config, 1600)
         assert 1 - true == pytest.approx(reached, abs=1e-9)
         assert_same_states(model, encoder)
     for name, gate in model.gates.items():

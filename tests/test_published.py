@@ -16,10 +16,10 @@ import yaml
 from tiny_student import OPTIONS, student, student_weights
 from torch.nn.utils.rnn import pad_sequence
 
-from star_upstream import checkpoint, published, teachers
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.published import known, lighthubert, literals, pickles, torchaudio_style
+from star_upstream.formats import checkpoint, published, sources
+from star_upstream.formats.published import known, lighthubert, literals, pickles, torchaudio_style
 
 GOLDEN = Path(__file__).parent / "golden"
 FOLDERS = {
@@ -104,7 +104,7 @@ def test_default_padding_gives_what_the_authors_give_for_one_utterance(folder, k
 def test_conversion_round_trip(folder, kind, tmp_path):
     path, config = file_of(folder), SUBNET.get(folder)
     before, waves, _ = golden(folder)
-    provenance = teachers.convert(path, tmp_path / "ours", config)
+    provenance = sources.convert(path, tmp_path / "ours", config)
     origin = checkpoint.describe(tmp_path / "ours")["provenance"]["converted_from"]
     assert provenance["converted_from"] == origin and origin["format"] == kind and origin["path"] == str(path)
     assert re.fullmatch("[0-9a-f]{64}", origin["sha256"])
@@ -166,7 +166,7 @@ def test_what_a_students_file_is_its_yaml_says_first(tmp_path, options, weights,
     expected = {"fithubert": "last", "armhubert": "projections" if weights else "layers"}.get(kind, "layers")
     assert config.hidden_states == expected and config.exposed[1] == options.get("pred_head_final_dim", 16)
     assert (config.reuse_attention is not None) == (kind == "armhubert")
-    provenance = teachers.convert(path, tmp_path / "ours")
+    provenance = sources.convert(path, tmp_path / "ours")
     assert provenance["converted_from"]["format"] == kind
 
 
@@ -281,7 +281,7 @@ class OfTheAuthors:
 def test_a_malicious_pickle_is_refused_by_name_and_not_run(tmp_path, old_format):
     target, path = tmp_path / "created", tmp_path / "evil.ckpt"
     torch.save({"state_dict": student_weights(), "evil": Evil(target)}, path, _use_new_zipfile_serialization=not old_format)
-    for read in (published.load, published.detect, teachers.load):
+    for read in (published.load, published.detect, sources.load):
         with pytest.raises(StarError, match=r"evil.ckpt: holds a pickled '(posix|nt).mkdir'; refused"):
             read(path)
         assert not target.exists()

@@ -5,9 +5,9 @@ import yaml
 
 from star_upstream import losses
 from star_upstream.encoder import EncoderConfig
+from star_upstream.encoder.size import parameters
 from star_upstream.errors import StarError
 from star_upstream.multitask import recipe as finetuning
-from star_upstream.profile import parameters
 from star_upstream.pruning.config import GateConfig
 from star_upstream.training import recipe
 

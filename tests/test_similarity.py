@@ -7,10 +7,9 @@ import pytest
 import soundfile
 import torch
 
-from star_upstream import checkpoint, cli, layer_report
-from star_upstream.encoder import Encoder, EncoderConfig
-from star_upstream.errors import StarError
-from star_upstream.similarity import (
+from star_upstream import cli
+from star_upstream.analysis import layer_report
+from star_upstream.analysis.similarity import (
     Clustering,
     ExactCka,
     Framewise,
@@ -21,6 +20,9 @@ from star_upstream.similarity import (
     gram,
     hsic,
 )
+from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint
 
 
 def rows(count, width, seed=0):

@@ -9,11 +9,11 @@ import torch
 from tiny_runs import PATIENCE
 
 import star_upstream
-from star_upstream import checkpoint, upstream
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
+from star_upstream.formats import checkpoint, upstream
+from star_upstream.formats.published import known
 from star_upstream.mini import SHIPPED
-from star_upstream.published import known
 
 REPO = Path(__file__).resolve().parents[1]
 

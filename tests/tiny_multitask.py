@@ -10,8 +10,8 @@ import soundfile
 import torch
 from tiny_corpus import tone
 
-from star_upstream import checkpoint
 from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.formats import checkpoint
 
 WORDS = {"yes": 400.0, "no": 900.0, "up": 1800.0}
 HEARD = {"anna": 300.0, "ben": 700.0, "cleo": 1300.0, "dan": 2100.0}

@@ -11,12 +11,11 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import soundfile
 
+from eval.corpora import espeak
 from star_upstream import outputs
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
-
-from . import espeak
 
 LANGUAGES = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-us-nyc", "en-029")
 MEN = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "Denis", "Gene", "Hugo", "Lee", "Mike", "adam", "boris", "david", "ian",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from star_upstream.errors import StarError, nearest
 
 if TYPE_CHECKING:  # the help lists the names, and should not wait for torch
-    from ..probe import Task
+    from eval.probe import Task
 
 ORDER = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er")
 """As SUPERB's tables have them."""

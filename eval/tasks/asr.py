@@ -6,12 +6,10 @@ import pandas as pd
 import torch
 from torch import nn
 
+from eval.ctc import NO_SPECAUG, SPECAUG, WordErrors, characters, lstm_head
+from eval.probe import Choice, Schedule, Task, protocols
+from eval.rnn import unpack
 from star_upstream.errors import StarError
-
-from ..ctc import NO_SPECAUG, SPECAUG, WordErrors, characters, lstm_head
-from ..probe import Choice, Schedule, Task, protocols
-from ..rnn import unpack
-
 
 UNUSED = "<s>"
 """The published runs' list of symbols has one more than s3prl's problem: the start of a sentence, which no text has."""

@@ -12,13 +12,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from eval.probe import Choice, Probe, Schedule, Task, protocols
+from eval.tasks.sd import shuffled
+from eval.upstreams import OFF
 from star_upstream import corpora, metrics
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
-
-from ..probe import Choice, Probe, Schedule, Task, protocols
-from ..upstreams import OFF
-from .sd import shuffled
 
 LOSS = {"margin": 0.4, "scale": 30}
 LEAST_FRAMES = 16

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..probe import Schedule, Task, UtteranceClassification, protocols
+from eval.probe import Schedule, Task, UtteranceClassification, protocols
 
 DEV_SHARE = 0.2
 

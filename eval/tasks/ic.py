@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..probe import MINI_POOLED, Choice, Schedule, Task, UtteranceClassification, protocols
+from eval.probe import MINI_POOLED, Choice, Schedule, Task, UtteranceClassification, protocols
 
 
 class IntentClassification(UtteranceClassification):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
+from eval.probe import MINI_POOLED, Choice, Schedule, Task, UtteranceClassification, protocols
 from star_upstream.corpora.speech_commands import SILENCE
-
-from ..probe import MINI_POOLED, Choice, Schedule, Task, UtteranceClassification, protocols
 
 
 class KeywordSpotting(UtteranceClassification):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from torch import nn
 
-from ..ctc import WordErrors
-from ..probe import Choice, Schedule, Task, protocols
+from eval.ctc import WordErrors
+from eval.probe import Choice, Schedule, Task, protocols
 
 
 class PhoneRecognition(WordErrors):

@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
+from eval.dtw import SHORTEST_QUERY, Documents
+from eval.probe import Probe, Schedule, Task, protocols
+from eval.train import Fitted, Lane, predict
 from star_upstream import corpora, metrics
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
-
-from ..dtw import SHORTEST_QUERY, Documents
-from ..probe import Probe, Schedule, Task, protocols
-from ..train import Fitted, Lane, predict
 
 BLOCK = 100
 """Documents that are searched at once."""

@@ -14,11 +14,10 @@ import torch
 from scipy.ndimage import median_filter
 from torch import Tensor, nn
 
+from eval.probe import Choice, Probe, Schedule, Task, protocols
 from star_upstream import corpora, metrics
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
-
-from ..probe import Choice, Probe, Schedule, Task, protocols
 
 CHUNK = 2000
 """Frames; longer recordings are cut, and what remains is a chunk too."""

@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from eval.ctc import SMALL_SPECAUG, SPECAUG, Spelling, characters, lstm_head
+from eval.probe import Choice, Metric, Schedule, Task, protocols
+from eval.rnn import unpack
 from star_upstream import corpora
 from star_upstream.corpora import audio_snips
 from star_upstream.errors import StarError
-
-from ..ctc import SMALL_SPECAUG, SPECAUG, Spelling, characters, lstm_head
-from ..probe import Choice, Metric, Schedule, Task, protocols
-from ..rnn import unpack
 
 _HARMLESS = str.maketrans(":;", "\ue000\ue001")
 """s3prl's slot metrics join and split slots at these two; other characters in their place leave the scores as they are."""

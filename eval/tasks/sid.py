@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..probe import MINI_POOLED, Schedule, Task, UtteranceClassification, protocols
+from eval.probe import MINI_POOLED, Schedule, Task, UtteranceClassification, protocols
 
 
 class SpeakerIdentification(UtteranceClassification):

@@ -7,8 +7,8 @@ from evaluation import Upstream, load_upstream
 
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
+from star_upstream.formats.upstream import UpstreamExpert
 from star_upstream.training import recipe
-from star_upstream.upstream import UpstreamExpert
 
 TINY = EncoderConfig(
     conv_layers=((16, 10, 5), (16, 8, 8), (16, 8, 8)),

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..numerics import wide
 from .config import EncoderConfig, RelativePosition
+from .numerics import wide
 
 
 class RelativePositionTable(nn.Module):

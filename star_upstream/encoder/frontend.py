@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..numerics import full_precision, wide
 from .config import EncoderConfig
 from .mel import LogMel, valid_mask
+from .numerics import full_precision, wide
 
 
 def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..numerics import full_precision, wide
+from .numerics import full_precision, wide
 
 RATE, WINDOW, HOP, POINTS = 16_000, 400, 160, 512
 """25 ms windows every 10 ms: frame 2t is centred on the 400 samples that HuBERT's convolutions see for their frame t."""

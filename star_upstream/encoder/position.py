@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..numerics import full_precision, grouped_conv1d, wide
 from .config import EncoderConfig
+from .numerics import full_precision, grouped_conv1d, wide
 
 
 def positional(config: EncoderConfig) -> nn.Module:

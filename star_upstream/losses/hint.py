@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import EncoderConfig, EncoderOutput
+from ..encoder.numerics import wide
 from ..errors import StarError
-from ..numerics import wide
 from .common import TrainedLayers, check_rates, layer_state, valid_frames
 
 

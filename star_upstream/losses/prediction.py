@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import EncoderConfig, EncoderOutput
+from ..encoder.numerics import full_precision, wide
 from ..errors import StarError
-from ..numerics import full_precision, wide
 from .common import TrainedLayers, check_rates, valid_in_both
 
 

@@ -21,12 +21,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from .. import similarity
+from ..analysis import similarity
+from ..analysis.similarity import GroupingConfig, Groups
 from ..data import Clip
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
+from ..encoder.numerics import wide
 from ..errors import StarError
-from ..numerics import wide
-from ..similarity import GroupingConfig, Groups
 from .common import TrainedLayers, check_rates, layer_state, valid_frames
 from .hint import DistanceConfig, FrameDistance
 

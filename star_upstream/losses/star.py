@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder import EncoderConfig, EncoderOutput
+from ..encoder.numerics import full_precision, wide
 from ..errors import StarError
-from ..numerics import full_precision, wide
 from .common import TrainedLayers, check_rates, layer_state, valid_in_both
 
 

@@ -25,13 +25,14 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .. import augment, checkpoint, cores, outputs, strict, units
+from .. import augment, cores, outputs, strict, units
 from ..augment import AugmentConfig
 from ..crops import Crops, CropSampler, collate
 from ..data import Clip, scan
 from ..encoder import Encoder, EncoderConfig
 from ..errors import StarError
 from ..files import replacing, write_json
+from ..formats import checkpoint
 from ..losses.units import MaskConfig, MaskedUnits, draw_mask
 from ..training.precision import agree, autocast, move
 

@@ -18,11 +18,13 @@ from typing import Any, Sequence
 
 import yaml
 
-from .. import augment, checkpoint, outputs, phone_probe, profile, strict, units
+from .. import augment, outputs, phone_probe, strict, units
 from ..crops import Crops
 from ..data import Clip, scan
+from ..encoder import size
 from ..errors import StarError
 from ..files import write_json
+from ..formats import checkpoint
 from .pretrain import Pretraining, Training, find_units, merge, split, train
 
 TIMED = 12
@@ -65,7 +67,7 @@ def run(title: str, recipe: Pretraining, budget: float, clips: Sequence[Clip], p
     rates = phone_probe.by_layer(training.model.encoder.eval(), phones)
     best = min(rates, key=rates.get)
     return {
-        "variant": title, "parameters": profile.parameters(recipe.encoder), "updates": updates,
+        "variant": title, "parameters": size.parameters(recipe.encoder), "updates": updates,
         "cpu_seconds": round(training.cpu), "audio_hours": round(training.seconds / 3600, 2),
         "valid_masked": round(values["valid_masked"], 3), "valid_accuracy": round(100 * values["valid_accuracy"], 1),
         "best_layer": best, "phone_error_rate": rates[best],

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 def untrained(encoder: str, path: str, keyword: list[str]) -> None:
     """Write the file that ``star finetune multitask_mini`` would, with heads of random weights: for trying out what reads it."""
-    from .. import teachers
+    from ..formats import sources
     from . import export, recipe
     from .heads import MultitaskModel
 
-    model = MultitaskModel(teachers.load(encoder), recipe.load("multitask_mini").tasks, {"keyword": keyword})
+    model = MultitaskModel(sources.load(encoder), recipe.load("multitask_mini").tasks, {"keyword": keyword})
     export.save(path, model, {"made_by": "star_upstream.multitask.untrained"})

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from .. import checkpoint, strict
+from .. import strict
 from ..encoder import Encoder, EncoderConfig
 from ..errors import StarError
+from ..formats import checkpoint
 from .heads import MultitaskModel
 from .recipe import TaskConfig
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..encoder.frontend import valid_mask
+from ..encoder.numerics import full_precision, wide
 from ..errors import StarError
-from ..numerics import full_precision, wide
 from . import losses
 
 

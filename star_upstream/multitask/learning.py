@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .. import audio, checkpoint, strict, teachers
+from .. import audio, strict
 from ..data import Clip
+from ..encoder.numerics import full_precision
 from ..environment import versions
 from ..errors import StarError
 from ..files import write_json
-from ..numerics import full_precision
+from ..formats import checkpoint, sources
 from ..training import recipe as recipes
 from ..training.loop import Training, fit
 from ..training.run_folder import RunFolder
@@ -132,7 +133,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
         print(f"{folder.path}: finished before; remove it to run it again", file=sys.stderr)
         return folder.result()
     tasks = tasks_data.load(recipe.tasks, recipe.data.root)
-    encoder = teachers.load(recipe.encoder)
+    encoder = sources.load(recipe.encoder)
     of = {"encoder": checkpoint.digest(encoder), "data": {name: task.digest for name, task in tasks.items()}}
     state = folder.load_state()
     if state is not None and state["identity"] != of:

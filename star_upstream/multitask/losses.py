@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..numerics import wide
+from ..encoder.numerics import wide
 
 ANGULAR_MARGIN, ADDITIVE_MARGIN, ADDITIVE_SCALE = 2, 0.2, 30.0
 """What a recipe's None stands for; ours, the paper prints none."""

@@ -12,9 +12,9 @@ from typing import Literal, Sequence
 
 import yaml
 
-from ..training import recipe as recipes
 from .. import strict
 from ..errors import StarError
+from ..training import recipe as recipes
 from ..training.recipe import TrainingConfig
 
 FOLDER = recipes.FOLDER / "finetune"
@@ -97,7 +97,7 @@ class FinetuneRecipe:
     """One fine-tuning."""
 
     encoder: str
-    """Any source that :func:`star_upstream.teachers.load` takes."""
+    """Any source that :func:`star_upstream.formats.sources.load` takes."""
     tasks: dict[str, TaskConfig]
     """Name of a head -> its task. In each iteration the tasks take turns in this order."""
     training: TrainingConfig

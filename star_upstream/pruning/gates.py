@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
+from ..encoder.numerics import full_precision, wide
 from ..errors import StarError
-from ..numerics import full_precision, wide
 from .config import GateConfig
 from .size import Kept, Size
 

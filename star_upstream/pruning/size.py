@@ -11,8 +11,9 @@ from typing import Sequence
 
 from torch import Tensor
 
-from .. import audio, profile
+from .. import audio
 from ..encoder import EncoderConfig
+from ..encoder.size import count_macs, macs, parameters
 
 Count = float | Tensor
 
@@ -49,13 +50,13 @@ class Size:
         self.scaled = scaled or config.feature_scale
         whole = Kept.whole(config)
         # what has no gate at all is counted on the encoder itself
-        self.fixed = profile.parameters(config) - self._prunable(whole, config.feature_scale)
-        self.original = profile.parameters(config) if measure == "parameters" else profile.macs(config, self.samples)
+        self.fixed = parameters(config) - self._prunable(whole, config.feature_scale)
+        self.original = parameters(config) if measure == "parameters" else macs(config, self.samples)
 
     def __call__(self, kept: Kept) -> Count:
         if self.measure == "parameters":
             return self.parameters(kept)
-        return profile.count_macs(self.config, self.samples, kept.convs, kept.heads, kept.units)
+        return count_macs(self.config, self.samples, kept.convs, kept.heads, kept.units)
 
     def sparsity(self, kept: Kept) -> Count:
         """Share of the whole encoder that is gone."""

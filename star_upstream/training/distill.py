@@ -20,12 +20,13 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .. import audio, checkpoint, losses, strict, teachers
+from .. import audio, losses, strict
 from ..data import AudioDataset, Batch, BucketSampler, Clip, Corpus, collate, scan
 from ..encoder import Encoder, EncoderOutput
 from ..environment import versions
 from ..errors import StarError
 from ..files import write_json
+from ..formats import checkpoint, sources
 from . import recipe as recipes
 from .loop import Training, fit
 from .recipe import DataConfig, Recipe
@@ -65,7 +66,7 @@ class Run:
         if self.finished:
             print(f"{self.folder.path}: finished before; remove it to run it again", file=sys.stderr)
             return
-        encoder = teachers.load(self.asked.teacher)
+        encoder = sources.load(self.asked.teacher)
         self.digest = checkpoint.digest(encoder)
         new = self.found == "new"
         self.clips, self.skipped, self.passed = find_clips(self.asked.data) if new else (self.folder.read_clips(), [], [])

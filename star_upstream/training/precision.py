@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..encoder.numerics import REDUCED, full_precision, wide
 from ..errors import StarError
-from ..numerics import REDUCED, full_precision, wide
 
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
 """How much of a module's output may be error: the norm of the difference over the norm of fp32's. Rounding makes 0.002 to 0.02 of it in

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checkpoint, outputs, profile, strict
+from .. import outputs, strict
 from ..data import Batch
 from ..encoder import Encoder
+from ..encoder.size import profile
 from ..errors import StarError
 from ..files import replacing, write_json
+from ..formats import checkpoint
 from ..pruning.config import GateConfig
 from ..pruning.constraint import SparsityConstraint, target_at
 from ..pruning.cut import cut
@@ -182,7 +184,7 @@ def settle_and_cut(model: GatedEncoder, target: float, measure: str, seconds: fl
         "measure": measure,
         "sparsity": round(reached, 6),
         "parameters": [sum(p.numel() for p in encoder.parameters()) for encoder in pair],
-        "macs_g": [profile.profile(encoder.config)["macs_g"] for encoder in pair],
+        "macs_g": [profile(encoder.config)["macs_g"] for encoder in pair],
     }
 
 

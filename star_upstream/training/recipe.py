@@ -148,7 +148,7 @@ class Recipe:
     """One distillation."""
 
     teacher: str
-    """Any source that :func:`star_upstream.teachers.load` takes."""
+    """Any source that :func:`star_upstream.formats.sources.load` takes."""
     student: EncoderConfig | Literal["teacher"]
     """``teacher``: a copy of the teacher, weights included."""
     loss: dict[str, Any]

@@ -28,12 +28,13 @@ import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from .. import checkpoint, outputs
+from .. import outputs
 from ..audio_lists import cell, uncell
 from ..data import Clip
 from ..environment import environment
 from ..errors import StarError
 from ..files import leftovers, put_back, replacing, write_json
+from ..formats import checkpoint
 
 PARTS = ("train", "valid")
 STATE_VERSION = 2

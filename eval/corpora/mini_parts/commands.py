@@ -8,9 +8,8 @@ from typing import Callable
 
 import numpy as np
 
+from eval.corpora.synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 from star_upstream.corpora import fluent_commands
-
-from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 
 FOLDERS = (fluent_commands.FOLDERS[0],)
 HEADER = ("", "path", "speakerId", "transcription", "action", "object", "location")

@@ -7,11 +7,10 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
+from eval.corpora.mini_parts import grammar
+from eval.corpora.synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 from star_upstream.audio import RATE
 from star_upstream.corpora import iemocap
-
-from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
-from . import grammar
 
 FOLDERS = (iemocap.FOLDERS[0],)
 

@@ -9,10 +9,9 @@ from typing import Callable
 
 import numpy as np
 
+from eval.corpora.synthesis import Clip, level, noise, random_channel, recordings, voices, whole_folder, write
 from star_upstream.audio import RATE
 from star_upstream.corpora import speech_commands
-
-from ..synthesis import Clip, level, noise, random_channel, recordings, voices, whole_folder, write
 
 FOLDERS = (speech_commands.FOLDERS[0], speech_commands.TEST_FOLDERS[0])
 OTHER_WORDS = ("bed", "bird", "cat", "dog", "eight", "five", "four", "happy", "house", "marvin", "nine", "one", "seven", "sheila",

@@ -7,12 +7,11 @@ from typing import Callable
 
 import numpy as np
 
+from eval.corpora import espeak
+from eval.corpora.mini_parts import grammar
+from eval.corpora.synthesis import level, noise, random_channel, spoken, voices, whole_folder, write
 from star_upstream.audio import RATE
 from star_upstream.corpora import libri2mix
-
-from .. import espeak
-from ..synthesis import level, noise, random_channel, spoken, voices, whole_folder, write
-from . import grammar
 
 FOLDERS = (libri2mix.FOLDERS[0],)
 TURNS = 6

@@ -7,10 +7,9 @@ from typing import Callable
 
 import numpy as np
 
+from eval.corpora.synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 from star_upstream.audio import RATE
 from star_upstream.corpora import quesst14
-
-from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 
 FOLDERS = (quesst14.FOLDERS[0],)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -7,10 +7,9 @@ from typing import Callable
 
 import numpy as np
 
+from eval.corpora.mini_parts import grammar
+from eval.corpora.synthesis import WOMEN, Clip, random_channel, recordings, voices, whole_folder, write
 from star_upstream.corpora import librispeech
-
-from ..synthesis import WOMEN, Clip, random_channel, recordings, voices, whole_folder, write
-from . import grammar
 
 FOLDERS = (librispeech.FOLDERS[0],)
 

@@ -11,9 +11,8 @@ from typing import Callable
 
 import numpy as np
 
+from eval.corpora.synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 from star_upstream.corpora import audio_snips
-
-from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 
 FOLDERS = (audio_snips.FOLDERS[0],)
 VALUES = {

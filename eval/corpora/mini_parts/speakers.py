@@ -12,10 +12,9 @@ from typing import Callable
 
 import numpy as np
 
+from eval.corpora.mini_parts import grammar
+from eval.corpora.synthesis import MEN, WOMEN, Clip, Speaker, random_channel, recordings, voices, whole_folder, write
 from star_upstream.corpora import voxceleb1
-
-from ..synthesis import MEN, WOMEN, Clip, Speaker, random_channel, recordings, voices, whole_folder, write
-from . import grammar
 
 FOLDERS = (voxceleb1.FOLDERS[0],)
 TEST_SPEAKERS = 10270

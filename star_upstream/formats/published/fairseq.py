@@ -12,8 +12,8 @@ from typing import Any, Mapping
 
 from torch import Tensor
 
-from ..encoder import Encoder
-from ..errors import StarError
+from ...encoder import Encoder
+from ...errors import StarError
 from . import literals
 from .names import build, divide, expect, fold_batch_norm, inside, rename, rules
 from .pickles import plain

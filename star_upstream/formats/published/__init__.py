@@ -22,8 +22,8 @@ from typing import Any, Mapping
 import torch
 import yaml
 
-from ..encoder import Encoder
-from ..errors import StarError
+from ...encoder import Encoder
+from ...errors import StarError
 from ..identify import read_safetensors
 from . import bare, bshall, distiller, fairseq, lighthubert, pickles, students, torchaudio_style
 

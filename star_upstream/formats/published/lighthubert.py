@@ -15,9 +15,9 @@ from typing import Any, Mapping
 import torch
 from torch import Tensor
 
-from .. import strict
-from ..encoder import Encoder, EncoderConfig
-from ..errors import StarError
+from ... import strict
+from ...encoder import Encoder, EncoderConfig
+from ...errors import StarError
 from . import fairseq
 from .names import build, expect, rename
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from ..errors import StarError
+from ...errors import StarError
 
 _LONGEST = 10_000
 """Characters of the text and elements of a repeated list; a real configuration stays far below."""

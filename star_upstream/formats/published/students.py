@@ -12,8 +12,8 @@ from typing import Any, Mapping
 
 from torch import Tensor
 
-from ..encoder import Encoder
-from ..errors import StarError
+from ...encoder import Encoder
+from ...errors import StarError
 from . import fairseq, literals
 from .names import build, expect, rename, rules, split_heads
 

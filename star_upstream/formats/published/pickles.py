@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Mapping
 
 import torch
 
-from ..errors import StarError
+from ...errors import StarError
 from ..identify import what
 
 

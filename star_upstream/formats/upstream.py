@@ -11,11 +11,11 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, teachers
-from .encoder import Encoder
-from .errors import StarError
-from .multitask import export as multitask
-from .multitask.heads import MultitaskModel
+from ..encoder import Encoder
+from ..errors import StarError
+from ..multitask import export as multitask
+from ..multitask.heads import MultitaskModel
+from . import checkpoint, sources
 
 
 class UpstreamExpert(nn.Module):
@@ -120,7 +120,7 @@ def load(source: str | Path, config: str | Path | None = None, reference_padding
     if checkpoint.is_single(source) and config is None:
         model = multitask.load(source, reference_padding)
         return UpstreamExpert(model.encoder, str(source), model).eval()
-    encoder = teachers.load(source, config=config, reference_padding=reference_padding)
+    encoder = sources.load(source, config=config, reference_padding=reference_padding)
     return UpstreamExpert(encoder.requires_grad_(True), str(source)).eval()
 
 
@@ -132,7 +132,7 @@ def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., Up
             return load(name, reference_padding=reference_padding)
         if recipe is None:
             raise StarError(f"{name}: ships with its weights; leave out pretrained=False")
-        from .training import recipe as recipes
+        from ..training import recipe as recipes
 
         return UpstreamExpert(Encoder(recipes.load(recipe).student_config(), reference_padding), f"{name} (random weights)").eval()
 
@@ -172,7 +172,7 @@ def register() -> list[str]:
     Then ``s3prl.nn.S3PRLUpstream("star_mini")`` and ``S3PRLUpstream("star_local", path_or_url=FILE)`` work, and so do the names in
     s3prl's problems and in its ``run_downstream``. Call it again in every process that builds or reloads an upstream by name.
     """
-    from . import compat
+    from .. import compat
 
     compat.apply()
     from s3prl import hub

@@ -7,9 +7,10 @@ from typing import Any, Iterable, Mapping
 
 from torch import Tensor
 
-from .. import checkpoint, strict
-from ..encoder import Encoder, EncoderConfig
-from ..errors import StarError
+from ... import strict
+from ...encoder import Encoder, EncoderConfig
+from ...errors import StarError
+from .. import checkpoint
 
 Rules = list[tuple[re.Pattern, str]]
 

@@ -13,8 +13,8 @@ from typing import Any, Mapping
 
 import yaml
 
-from ..encoder import Encoder
-from ..errors import StarError
+from ...encoder import Encoder
+from ...errors import StarError
 from . import fairseq, huggingface, torchaudio_style
 
 _WRAPPINGS = ("state_dict", "model", "model_state_dict", "weights")

@@ -10,8 +10,8 @@ from typing import Any, Mapping
 
 from torch import Tensor, nn
 
-from ..encoder import HUBERT_CONVS, Encoder
-from ..errors import StarError
+from ...encoder import HUBERT_CONVS, Encoder
+from ...errors import StarError
 from .names import build, divide, expect, inside, rename, rules, split_joint
 
 _TABLE = rules(

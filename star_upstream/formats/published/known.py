@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ..errors import StarError, nearest
-from ..files import replacing
+from ...errors import StarError, nearest
+from ...files import replacing
 
 _STAR_PAGE = "https://github.com/sungnyun/ARMHuBERT#checkpoints-1"
 _ARM_PAGE = "https://huggingface.co/sungnyun/ARMHuBERT/tree/main"
@@ -208,7 +208,7 @@ def elsewhere(name: str) -> str | None:
         return f"no name here; its id on the Hugging Face hub is {_HUB[plain]}: give that, or a folder with its files"
     if plain in _FILES:
         return f"no name here; fetch its file from {_FILES[plain]} and give that"
-    if name.isidentifier() and (Path(__file__).parent.parent / "recipes" / f"{name.lower()}.yaml").exists():
+    if name.isidentifier() and (Path(__file__).parents[2] / "recipes" / f"{name.lower()}.yaml").exists():
         return f"a recipe, not a model: distil it (star distill {name.lower()} data.train=...), and give its best/ folder"
     return None
 
@@ -228,7 +228,7 @@ def fetch(entry: str | Known, progress: bool = True) -> Path:
     """
     entry = get(entry) if isinstance(entry, str) else entry
     if not entry.files:
-        raise StarError(f"{entry.name}: on the Hugging Face hub; teachers.load fetches it")
+        raise StarError(f"{entry.name}: on the Hugging Face hub; formats.sources.load fetches it")
     folder = Path(torch.hub.get_dir()) / "star_upstream" / entry.name
     paths = {file: folder / f"{entry.name}{file.suffix}" for file in entry.files}
     missing = [file for file in reversed(entry.files) if not paths[file].exists()]  # the large file last

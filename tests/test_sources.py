@@ -10,10 +10,10 @@ import torchaudio
 from safetensors.torch import save_file
 from tiny_transformers import CONVS, LENGTHS, STABLE, WAVES, check, close, randomised, tiny, transformers
 
-from star_upstream import checkpoint, teachers
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.published import torchaudio_style
+from star_upstream.formats import checkpoint, sources
+from star_upstream.formats.published import torchaudio_style
 
 
 @pytest.mark.parametrize("variant", [{}, STABLE], ids=["group", "layer"])
@@ -28,7 +28,7 @@ def test_bin_weights_with_the_old_names_of_weight_norm(variant, tmp_path):
         weights[f"hubert.{name}"] = tensor
     torch.save(weights, tmp_path / "pytorch_model.bin")
     (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
-    check(teachers.load(tmp_path, reference_padding=True), model)
+    check(sources.load(tmp_path, reference_padding=True), model)
 
 
 def test_weights_in_parts(tmp_path):
@@ -41,11 +41,11 @@ def test_weights_in_parts(tmp_path):
         save_file({name: weights[name] for name in inside}, tmp_path / part)
     index = {"weight_map": {name: part for part, inside in parts.items() for name in inside}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    check(teachers.load(tmp_path, reference_padding=True), model)
+    check(sources.load(tmp_path, reference_padding=True), model)
     index["weight_map"][names[0]] = "../elsewhere.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(StarError, match="file names of this folder"):
-        teachers.load(tmp_path)
+        sources.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_waveform_normalisation_of_transformers_folders(variant, preprocessor, n
     model.save_pretrained(tmp_path)
     if preprocessor:
         (tmp_path / "preprocessor_config.json").write_text(preprocessor)
-    encoder = teachers.load(tmp_path, reference_padding=True)
+    encoder = sources.load(tmp_path, reference_padding=True)
     assert encoder.config.normalize_waveform == normalised
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalised, return_attention_mask=True)
     prepared = extractor(
@@ -129,14 +129,14 @@ def fairseq_file(path, kind: str, variant: dict, style: str, normalize: bool, **
 def test_fairseq_and_wavlm_files(kind, style, variant, tmp_path):
     extra = dict(relative_position_embedding=True, gru_rel_pos=True, num_buckets=16, max_distance=40) if kind == "WavLM" else {}
     model = fairseq_file(tmp_path / "model.pt", kind, variant, style, False, **extra)
-    check(teachers.load(tmp_path / "model.pt", reference_padding=True), model)
+    check(sources.load(tmp_path / "model.pt", reference_padding=True), model)
 
 
 @pytest.mark.parametrize("style", ["cfg", "args", "own"])
 @torch.no_grad()
 def test_waveform_normalisation_of_fairseq_files(style, tmp_path):
     model = fairseq_file(tmp_path / "model.pt", "Wav2Vec2", STABLE, style, True)
-    encoder = teachers.load(tmp_path / "model.pt", reference_padding=True)
+    encoder = sources.load(tmp_path / "model.pt", reference_padding=True)
     assert encoder.config.normalize_waveform and encoder.config.normalize_epsilon == 1e-5
     prepared = torch.zeros_like(WAVES)
     for i, n in enumerate(LENGTHS):
@@ -148,13 +148,13 @@ def test_fairseq_files_that_are_something_else(tmp_path):
     path = tmp_path / "model.pt"
     torch.save({"cfg": None, "args": None, "model": {"a": torch.zeros(1)}}, path)
     with pytest.raises(StarError, match="no configuration under 'cfg' or 'args'"):
-        teachers.load(path)
+        sources.load(path)
     torch.save({"cfg": {"model": {"x": 1}}, "model": {"w2v_encoder.proj.weight": torch.zeros(1)}}, path)
     with pytest.raises(StarError, match="fine-tuned for recognition"):
-        teachers.load(path)
+        sources.load(path)
     fairseq_file(path, "WavLM", {}, "own", False, relative_position_embedding=True, gru_rel_pos=False)
     with pytest.raises(StarError, match="without its gate is not supported"):
-        teachers.load(path)
+        sources.load(path)
 
 
 TORCHAUDIO = dict(
@@ -205,7 +205,7 @@ def test_torchaudio_models(kind, options, tmp_path):
     torch.save({prefix + name: tensor for name, tensor in model.state_dict().items()}, tmp_path / "bare.pth")
     relative = dict(encoder_num_buckets=16, encoder_max_distance=40) if kind == "wavlm" else {}
     (tmp_path / "bare.json").write_text(json.dumps(TORCHAUDIO | options | relative))
-    bare = teachers.load(tmp_path / "bare.pth", reference_padding=True)
+    bare = sources.load(tmp_path / "bare.pth", reference_padding=True)
     for ours, theirs in zip(bare(WAVES, lengths).states, output.states, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
     for ours, theirs in zip(output.states[1:-1], states[:-1], strict=True):
@@ -217,7 +217,7 @@ def test_torchaudio_models(kind, options, tmp_path):
 
 
 def test_bundle_names_and_their_offline_message(monkeypatch, tmp_path):
-    assert {"HUBERT_BASE", "WAV2VEC2_LARGE_LV60K", "WAVLM_BASE_PLUS"} <= set(teachers.bundles())
+    assert {"HUBERT_BASE", "WAV2VEC2_LARGE_LV60K", "WAVLM_BASE_PLUS"} <= set(sources.bundles())
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
 
     def unreachable(*_args, **_kwargs):
@@ -225,7 +225,7 @@ def test_bundle_names_and_their_offline_message(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torchaudio.pipelines.Wav2Vec2Bundle, "_get_state_dict", unreachable)
     with pytest.raises(StarError) as error:
-        teachers.load("HUBERT_BASE")
+        sources.load("HUBERT_BASE")
     url = "https://download.pytorch.org/torchaudio/models/hubert_fairseq_base_ls960.pth"
     assert f"fetch {url} and save it as {tmp_path / 'checkpoints' / 'hubert_fairseq_base_ls960.pth'}" in str(error.value)
 
@@ -243,7 +243,7 @@ def test_a_bundle_loads_from_torch_hubs_cache(normalize, monkeypatch, tmp_path):
         "tiny.pth", TORCHAUDIO | LARGE | {"aux_num_out": None}, 16000, normalize, "Wav2Vec2"
     )
     monkeypatch.setattr(torchaudio.pipelines, "TINY", bundle, raising=False)
-    encoder = teachers.load("TINY")
+    encoder = sources.load("TINY")
     assert encoder.config.normalize_waveform == normalize
     theirs = bundle.get_model()(WAVES[:1])[0]
     torch.testing.assert_close(encoder(WAVES[:1]).states[-1], theirs, atol=2e-5, rtol=1e-5)
@@ -252,19 +252,19 @@ def test_a_bundle_loads_from_torch_hubs_cache(normalize, monkeypatch, tmp_path):
 def test_one_of_ours(tmp_path):
     encoder = Encoder(EncoderConfig(conv_layers=((8, 10, 5),), width=16, heads=2, head_width=8, ffn=8, layers=1, position_groups=2))
     checkpoint.save(tmp_path / "ours", encoder, {}, torch.float16)
-    loaded = teachers.load(tmp_path / "ours", reference_padding=True)
+    loaded = sources.load(tmp_path / "ours", reference_padding=True)
     assert loaded.reference_padding and not loaded.training
     assert not any(p.requires_grad or p.dtype != torch.float32 for p in loaded.parameters())
-    assert teachers.load(str(tmp_path / "ours" / "config.json")).config == encoder.config
+    assert sources.load(str(tmp_path / "ours" / "config.json")).config == encoder.config
     with pytest.raises(StarError, match="holds its own configuration; leave out some.yaml"):
-        teachers.load(tmp_path / "ours", config="some.yaml")
+        sources.load(tmp_path / "ours", config="some.yaml")
 
 
 def test_converting_a_transformers_folder(tmp_path):
     tiny("WavLM").save_pretrained(tmp_path / "theirs")
-    origin = teachers.convert(tmp_path / "theirs", tmp_path / "ours")["converted_from"]
+    origin = sources.convert(tmp_path / "theirs", tmp_path / "ours")["converted_from"]
     assert origin["format"] == "transformers" and set(origin["sha256"]) == {"config.json", "model.safetensors"}
-    assert checkpoint.digest(checkpoint.load(tmp_path / "ours")) == checkpoint.digest(teachers.load(tmp_path / "theirs"))
+    assert checkpoint.digest(checkpoint.load(tmp_path / "ours")) == checkpoint.digest(sources.load(tmp_path / "theirs"))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_transformers_folders_that_do_not_fit(changes, message, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(StarError, match=message):
-        teachers.load(tmp_path)
+        sources.load(tmp_path)
 
 
 def test_incomplete_and_damaged_transformers_folders(tmp_path):
@@ -293,10 +293,10 @@ def test_incomplete_and_damaged_transformers_folders(tmp_path):
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-10])
     with pytest.raises(StarError, match="model.safetensors: damaged"):
-        teachers.load(tmp_path)
+        sources.load(tmp_path)
     weights.unlink()
     with pytest.raises(StarError, match="no weights .model.safetensors or pytorch_model.bin. beside config.json"):
-        teachers.load(tmp_path)
+        sources.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -311,16 +311,16 @@ def test_incomplete_and_damaged_transformers_folders(tmp_path):
 )
 def test_what_is_not_found_is_said_with_near_names(source, message):
     with pytest.raises(StarError) as error:
-        teachers.load(source)
+        sources.load(source)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(StarError, match="neither a checkpoint of star_upstream nor a folder of transformers .*it holds nothing"):
-        teachers.load(tmp_path)
+        sources.load(tmp_path)
     (tmp_path / "a.wav").touch()
     with pytest.raises(StarError, match="it holds a.wav"):
-        teachers.load(tmp_path)
+        sources.load(tmp_path)
 
 
 def test_a_hub_id_offline_says_what_to_fetch(monkeypatch, tmp_path):
@@ -328,7 +328,7 @@ def test_a_hub_id_offline_says_what_to_fetch(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(StarError) as error:
-        teachers.load("facebook/no-such-model-here")
+        sources.load("facebook/no-such-model-here")
     for part in (
         "could not be fetched",
         "config.json",

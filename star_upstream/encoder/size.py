@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
-from .encoder import Encoder, EncoderConfig
+from . import Encoder, EncoderConfig
 
 SECONDS_COUNTED = 224.86
 # fmt: off

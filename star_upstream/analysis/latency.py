@@ -14,15 +14,16 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import nn
 
-from . import audio, checkpoint, strict
-from .training import recipe as recipes
-from .encoder import Encoder, EncoderConfig
-from .errors import StarError
-from .profile import profile
+from .. import audio, strict
+from ..encoder import Encoder, EncoderConfig
+from ..encoder.size import profile
+from ..errors import StarError
+from ..formats import checkpoint
+from ..training import recipe as recipes
 
 
 def sizes(source: str) -> dict[str, Any]:
-    """:func:`~star_upstream.profile.profile` of a recipe's student (as it starts) or of anything that can be a teacher, without loading
+    """:func:`~star_upstream.encoder.size.profile` of a recipe's student (as it starts) or of anything that can be a teacher, without loading
     weights where they are not needed; for a checkpoint of ours also ``bytes``, the size of its weights on disk."""
     if checkpoint.is_checkpoint(source):
         values = profile(strict.build(EncoderConfig, checkpoint.describe(source).get("encoder"), "encoder"))
@@ -39,7 +40,7 @@ def sizes(source: str) -> dict[str, Any]:
 def model(source: str) -> nn.Module:
     """What runs, in eval mode: random weights for a recipe, and for the ``gated`` folder of a run that prunes the model with its gates."""
     if (Path(source) / "gates.json").is_file():
-        from .training import prune
+        from ..training import prune
 
         return prune.load_gated(source)
     if checkpoint.is_checkpoint(source) or not _is_recipe(source):
@@ -119,9 +120,9 @@ def _is_recipe(source: str) -> bool:
 
 
 def _teacher(source: str) -> Encoder:
-    from . import teachers
+    from ..formats import sources
 
-    return teachers.load(source)
+    return sources.load(source)
 
 
 def _cell(value: Any) -> str:

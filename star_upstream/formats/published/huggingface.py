@@ -15,8 +15,8 @@ from typing import Any, Mapping
 
 from torch import Tensor
 
-from ..encoder import Encoder
-from ..errors import StarError
+from ...encoder import Encoder
+from ...errors import StarError
 from ..identify import read_safetensors
 from . import pickles
 from .names import build, divide, expect, fold_batch_norm, inside, rename, rules

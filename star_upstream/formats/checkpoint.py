@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from . import outputs, strict
-from .encoder import Encoder, EncoderConfig
-from .errors import StarError
-from .files import replacing, write_json, write_tensors
+from .. import outputs, strict
+from ..encoder import Encoder, EncoderConfig
+from ..errors import StarError
+from ..files import replacing, write_json, write_tensors
 from .identify import read_safetensors
 
 CONFIG, WEIGHTS, FORMAT, VERSION = "config.json", "model.safetensors", "star_upstream", 1

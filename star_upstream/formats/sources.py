@@ -5,7 +5,7 @@
 | a checkpoint of ours | ``runs/star/best`` |
 | a model that ships with the package | ``star_mini_teacher`` |
 | a file in a published format, or a fairseq ``.pt`` | ``dphubert.pth``, ``hubert_base_ls960.pt`` |
-| a known published checkpoint | ``dphubert`` (:data:`star_upstream.published.known.KNOWN`) |
+| a known published checkpoint | ``dphubert`` (:data:`star_upstream.formats.published.known.KNOWN`) |
 | a torchaudio bundle | ``HUBERT_BASE``, ``WAVLM_BASE_PLUS`` |
 | a folder of the transformers library, or an id of the Hugging Face hub | ``facebook/hubert-base-ls960`` |
 
@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, outputs, published
-from .encoder import Encoder
-from .errors import StarError, nearest
-from .mini import SHIPPED
+from .. import outputs
+from ..encoder import Encoder
+from ..errors import StarError, nearest
+from ..mini import SHIPPED
+from . import checkpoint, published
 from .published import huggingface, known, torchaudio_style
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from star_upstream import latency
+from star_upstream.analysis import latency
 from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
+from star_upstream.encoder.size import LENGTHS, SECONDS_COUNTED, macs, profile
 from star_upstream.errors import StarError
-from star_upstream.profile import LENGTHS, SECONDS_COUNTED, macs, profile
 
 STAR_CONVS = ((128, 10, 5), (256, 1, 1), *[(256, 3, 2)] * 4, (432, 1, 1), (432, 2, 2), (432, 2, 2))
 

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import audio
-from .data import AudioDataset, Batch, BucketSampler, Clip, collate
-from .encoder import Encoder, EncoderOutput
-from .encoder.frontend import valid_mask
-from .errors import StarError
+from .. import audio
+from ..data import AudioDataset, Batch, BucketSampler, Clip, collate
+from ..encoder import Encoder, EncoderOutput
+from ..encoder.frontend import valid_mask
+from ..errors import StarError
 
 Groups = tuple[tuple[int, ...], ...]
 

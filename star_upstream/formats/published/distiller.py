@@ -11,8 +11,8 @@ from typing import Any, Mapping
 
 from torch import Tensor
 
-from ..encoder import Encoder
-from ..errors import StarError
+from ...encoder import Encoder
+from ...errors import StarError
 from . import fairseq, literals, pickles
 from .names import build, divide, expect, rename, rules, split_heads
 

@@ -12,8 +12,8 @@ from typing import Any, Mapping
 
 from torch import Tensor
 
-from ..encoder import HUBERT_CONVS, Encoder
-from ..errors import StarError
+from ...encoder import HUBERT_CONVS, Encoder
+from ...errors import StarError
 from .names import build, divide, inside, rename, rules, split_joint
 
 _HEADS = 12

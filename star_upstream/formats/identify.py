@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import StarError
+from ..errors import StarError
 
 if TYPE_CHECKING:
     from torch import Tensor

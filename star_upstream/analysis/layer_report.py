@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import audio, checkpoint, losses, outputs, similarity, teachers
-from .data import Clip, scan
-from .encoder import Encoder, EncoderConfig
-from .errors import StarError
-from .files import replacing, write_json
-from .mini import SHIPPED
+from .. import audio, losses, outputs
+from ..data import Clip, scan
+from ..encoder import Encoder, EncoderConfig
+from ..errors import StarError
+from ..files import replacing, write_json
+from ..formats import checkpoint
+from ..formats.sources import load
+from ..mini import SHIPPED
+from . import similarity
 from .similarity import Clustering, ExactCka, GroupingConfig, MinibatchCka, Similarity
 
 
@@ -51,8 +54,8 @@ def report(
         out = outputs.check_folder(
             out, "star similarity", outputs.holds("similarity.json", "teacher", "groups", "matrix")
         )
-    model = teachers.load(teacher)
-    own = None if student is None else teachers.load(student)
+    model = load(teacher)
+    own = None if student is None else load(student)
     if own is not None:
         marked = _marked(student, own.config, distilled)
         check_pair(model, own)

@@ -1,0 +1,1 @@
+"""Models looked at: how alike their layers are, and how long they take."""
