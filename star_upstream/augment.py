@@ -21,9 +21,10 @@ class AugmentConfig:
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     """Drawn with equal probability; 1.1 is a tenth faster and higher, as by sox's ``speed`` (Ko et al. 2015)."""
     overlap: float = 0.15
-    """Probability that a part of another recording, at most half as long as the crop, is added (WavLM, section III-A)."""
+    """Probability that a part of another recording, at most half as long as the crop, is added (WavLM's utterance mixing,
+    Chen et al. 2022)."""
     overlap_decibels: tuple[float, float] = (0.0, 15.0)
-    """How much louder the crop is than what is added, uniform. WavLM has -5 to 5; the lower limit keeps the main speaker louder."""
+    """How much louder the crop is than what is added, uniform. From 0 up, what is to be learnt is always the louder voice."""
     noise: float = 0.15
     """Probability of stationary noise with the spectrum of another recording."""
     noise_decibels: tuple[float, float] = (5.0, 25.0)

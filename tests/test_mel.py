@@ -64,7 +64,11 @@ def test_a_frame_is_centred_where_huberts_is():
         assert int(energy.argmax()) == frame and energy[frame] > 10 * energy[[frame - 1, frame + 1]].max()
 
 
-@pytest.mark.parametrize("changes", [{}, {"conv_norm": "layer"}, {"conv_layers": [[24, 5, 1], [24, 3, 1], [32, 3, 2]]}], ids=str)
+MERGED = {"time_reduction": 2, "upsampling": "last", "hidden_states": "last"}
+VARIANTS = [{}, {"conv_norm": "layer"}, {"conv_layers": [[24, 5, 1], [24, 3, 1], [32, 3, 2]]}, MERGED]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
 @torch.no_grad()
 def test_an_utterance_gives_the_same_states_alone_and_in_a_batch(changes):
     encoder = Encoder(config(**changes)).eval()
