@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Sequence
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from . import audio, units
 from .data import Clip
 from .errors import StarError
-from .formats import checkpoint
+from .formats import sources
 
 
 def read(manifest: str | Path, split: str, seconds: float, seed: int = 0) -> tuple[list[Clip], list[list[str]]]:
@@ -39,7 +40,10 @@ def read(manifest: str | Path, split: str, seconds: float, seed: int = 0) -> tup
         raise StarError(f"{manifest}: no utterance of split {split}")
     heard = table["samples"].astype(int).cumsum() / audio.RATE
     table = table[heard.shift(fill_value=0.0) < seconds]
-    base = next(b for b in (Path(manifest).resolve().parent, Path(manifest).resolve().parent.parent) if (b / table["path"].iloc[0]).is_file())
+    first, folder = table["path"].iloc[0], Path(manifest).resolve().parent
+    base = next((base for base in (folder, folder.parent) if (base / first).is_file()), None)
+    if base is None:
+        raise StarError(f"{manifest}: {first} is neither beside it nor one folder above")
     rows = sorted(zip(table["samples"].astype(int), table["path"], table["phones"]))
     return [Clip(str(base / path), samples) for samples, path, _ in rows], [phones.split() for _, _, phones in rows]
 
@@ -83,6 +87,8 @@ def probe(
 def by_layer(encoder, manifest: str | Path, wanted: Sequence[int] | None = None, seconds: float = 2000.0) -> dict[int, float]:
     """Phone error rate in per cent for each layer (all but the first one's input when none are named), on the split ``dev``."""
     wanted = list(wanted or range(1, encoder.config.layers + 1))
+    if not all(0 <= layer <= encoder.config.layers for layer in wanted):
+        raise StarError(f"layers: the model has {encoder.config.layers}, got {wanted}")
     clips, phones = read(manifest, "train", seconds)
     others, answers = read(manifest, "dev", seconds)
     learned, tested = units.layers(clips, encoder, wanted), units.layers(others, encoder, wanted)
@@ -91,13 +97,17 @@ def by_layer(encoder, manifest: str | Path, wanted: Sequence[int] | None = None,
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m star_upstream.phone_probe", description=__doc__.split("\n\n")[0])
-    parser.add_argument("encoders", nargs="+", help="checkpoints")
+    parser.add_argument("encoders", nargs="+", help="checkpoints, or names of models")
     parser.add_argument("--manifest", required=True, help="tsv with path, samples, split (train, dev) and phones")
     parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")], metavar="5,6,7", help="default: all")
     parser.add_argument("--seconds", type=float, default=2000.0, help="audio to learn from, and at most so much to test on (2000)")
     args = parser.parse_args(argv)
-    print(json.dumps({name: by_layer(checkpoint.load(name), args.manifest, args.layers, args.seconds) for name in args.encoders}, indent=2))
+    print(json.dumps({name: by_layer(sources.load(name), args.manifest, args.layers, args.seconds) for name in args.encoders}, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

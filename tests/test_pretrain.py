@@ -101,6 +101,19 @@ def test_a_later_round_goes_on_from_the_weights_of_the_one_before_unless_fresh(w
         assert all(torch.equal(begun[name], tensor) for name, tensor in before.state_dict().items()) != fresh
 
 
+def test_a_round_takes_units_from_any_model_with_the_same_frames(clips, tmp_path):
+    rounds = [{"features": "layer3", "units": 6, "updates": 2, "fresh": True}]
+    pretrain.main(arguments(clips, tmp_path, begin="star_mini", rounds=rounds))
+    assert checkpoint.load(tmp_path / "run" / "round1" / "encoder").config.width == 16
+    for changes, message in (
+        ({"rounds": [{**rounds[0], "fresh": False}]}, "the model before has another shape .*fresh: true"),
+        ({"rounds": [{**rounds[0], "features": "layer9"}]}, "layer9 of a model with 8 layers"),
+        ({"encoder": {**ENCODER, "conv_layers": [[16, 3, 1], [16, 3, 1]]}}, "320 samples apart, this one's 160; units need equal ones"),
+    ):
+        with pytest.raises(StarError, match=message):
+            pretrain.main(arguments(clips, tmp_path / "other", **{"begin": "star_mini", "rounds": rounds, **changes}))
+
+
 def test_after_a_kill_the_run_has_the_same_losses_and_weights(whole, clips, tmp_path):
     command = [sys.executable, "-m", "star_upstream.mini.pretrain", *arguments(clips, tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -200,6 +213,8 @@ def test_leaks_are_found_by_path_by_bytes_and_by_what_is_heard(clips, tmp_path, 
     soundfile.write(audio / "copy.wav", wave, 16000)
     soundfile.write(audio / "coded.ogg", np.roll(wave, 7), 16000, subtype="VORBIS")
     soundfile.write(audio / "other.wav", other, 16000)
+    with pytest.raises(StarError, match="none.tsv: cannot be read as a manifest"):
+        leaks.compare(tmp_path / "none.tsv", tmp_path)
     manifests = tmp_path / "manifests"
     manifests.mkdir()
     head = "path\tsamples\tsplit\n"

@@ -133,5 +133,7 @@ def test_the_probe_reads_splits_and_names_what_is_missing(clips, tmp_path):
     with pytest.raises(StarError, match="no utterance of split test"):
         phone_probe.read(tmp_path / "pr.tsv", "test", 100.0)
     (tmp_path / "bad.tsv").write_text("path\tsamples\n")
+    with pytest.raises(StarError, match=r"layers: the model has 2, got \[3\]"):
+        phone_probe.by_layer(Encoder(CONFIG).eval(), tmp_path / "pr.tsv", [3])
     with pytest.raises(StarError, match="must name phones, split too"):
         phone_probe.read(tmp_path / "bad.tsv", "dev", 100.0)

@@ -43,7 +43,10 @@ def tested(table: pd.DataFrame) -> list[str]:
 
 def compare(pretraining: Path, folder: Path) -> dict:
     """What of ``pretraining`` is also tested: lists of pairs (pretraining path, test path) by the way they were found."""
-    learned = {path: int(samples) for path, samples in _read(pretraining)[["path", "samples"]].itertuples(index=False)}
+    table = _read(pretraining)
+    if not {"path", "samples"} <= set(table.columns):
+        raise StarError(f"{pretraining}: the header line must name the columns path and samples")
+    learned = {path: int(samples) for path, samples in table[["path", "samples"]].itertuples(index=False)}
     test = {path for file in sorted(folder.glob("*.tsv")) for path in tested(_read(file))}
     if not test:
         raise StarError(f"{folder}: no manifest with test utterances")
@@ -61,7 +64,10 @@ def compare(pretraining: Path, folder: Path) -> dict:
 
 
 def _read(file: Path) -> pd.DataFrame:
-    return pd.read_csv(file, sep="\t", quoting=3, dtype=str, keep_default_na=False)
+    try:
+        return pd.read_csv(file, sep="\t", quoting=3, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise StarError(f"{file}: cannot be read as a manifest ({error})") from None
 
 
 def _heard(base: Path, learned: dict[str, int], test: list[str], slack: int = 80) -> tuple[list[tuple[str, str]], int]:
@@ -111,4 +117,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except StarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

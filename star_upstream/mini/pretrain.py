@@ -32,7 +32,7 @@ from ..data import Clip, scan
 from ..encoder import Encoder, EncoderConfig
 from ..errors import StarError
 from ..files import replacing, write_json
-from ..formats import checkpoint
+from ..formats import checkpoint, sources
 from ..losses.units import MaskConfig, MaskedUnits, draw_mask
 from ..training.precision import agree, autocast, move
 
@@ -70,7 +70,8 @@ class Pretraining:
     encoder: EncoderConfig
     rounds: tuple[Round, ...]
     begin: str | None = None
-    """A checkpoint to begin with, that an earlier run made: round 1 goes on from its weights, and may take units from its layers."""
+    """A model to begin with, any source that :func:`star_upstream.formats.sources.load` takes: round 1 goes on from its weights unless it is
+    ``fresh``, and may take units from its layers."""
     augment: AugmentConfig = AugmentConfig()
     mask: MaskConfig = MaskConfig()
     learning_rate: float = 1.0e-3
@@ -279,6 +280,9 @@ def run_round(recipe: Pretraining, number: int, clips: Sequence[Clip], before: E
         raise StarError(f"round {number}: the model before has another shape (encoder); set fresh: true to begin with new weights")
     if round_.layer is not None and round_.layer > before.config.layers:
         raise StarError(f"round {number}: {round_.features} of a model with {before.config.layers} layers")
+    if round_.layer is not None and before.config.stride != recipe.encoder.stride:
+        strides = f"{before.config.stride} samples apart, this one's {recipe.encoder.stride}"
+        raise StarError(f"round {number}: frames of the model before are {strides}; units need equal ones")
     file, clock = out / "units.npz", time.process_time()
     if not file.is_file():
         units.write(file, find_units(clips, round_, before, recipe))
@@ -331,7 +335,7 @@ def main(argv: list[str] | None = None) -> None:
     outputs.claim_folder(args.out, "star_upstream.mini.pretrain")
     corpus = scan([text for text in args.data if text not in changes], min_seconds=recipe.min_seconds)
     print(f"{len(corpus.clips)} clips, {corpus.seconds / 3600:.2f} h", file=sys.stderr)
-    encoder = checkpoint.load(recipe.begin) if recipe.begin else None
+    encoder = sources.load(recipe.begin) if recipe.begin else None
     for number in range(1, len(recipe.rounds) + 1):
         encoder = run_round(recipe, number, corpus.clips, encoder, args.out / f"round{number}")
     made = str(args.out / f"round{len(recipe.rounds)}" / "encoder")

@@ -24,7 +24,7 @@ from ..data import Clip, scan
 from ..encoder import size
 from ..errors import StarError
 from ..files import write_json
-from ..formats import checkpoint
+from ..formats import sources
 from .pretrain import Pretraining, Training, find_units, merge, split, train
 
 TIMED = 12
@@ -47,7 +47,7 @@ def run(title: str, recipe: Pretraining, budget: float, clips: Sequence[Clip], p
     round_ = recipe.rounds[0]
     file = out.parent / f"{round_.features}-{round_.units}-{recipe.encoder.receptive_field}-{recipe.encoder.stride}.npz"
     if not file.is_file():
-        before = checkpoint.load(recipe.begin) if recipe.begin else None
+        before = sources.load(recipe.begin) if recipe.begin else None
         units.write(file, find_units(clips, round_, before, recipe))
     found = dict(zip(clips, units.read(file, [recipe.encoder.frames(clip.samples) for clip in clips])))
     learned, held = (
