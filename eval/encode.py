@@ -26,7 +26,8 @@ from torch import Tensor
 
 from eval.store import Store
 from eval.upstreams import Upstream
-from star_upstream import audio, compat
+from star_upstream import audio
+from star_upstream.effects import apply_effects_tensor
 from star_upstream.errors import StarError
 
 VERSION = 2
@@ -88,7 +89,7 @@ def waveform(window: Window, effects: Effects = ()) -> np.ndarray:
     """The window's samples, through s3prl's sox effects where the task has them. Raises :class:`StarError` for bad audio."""
     wave = audio.piece(window.path, window.start, window.samples)
     if effects and not window.plain:
-        wave = compat.apply_effects_tensor(torch.from_numpy(wave)[None], audio.RATE, effects)[0][0].numpy()
+        wave = apply_effects_tensor(torch.from_numpy(wave)[None], audio.RATE, effects)[0][0].numpy()
     if not len(wave):
         raise StarError(f"{window.path}: no sound from sample {window.start} on")
     if not np.isfinite(wave).all():

@@ -17,7 +17,8 @@ from star_upstream import cli
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
-from star_upstream.pruning import GatedEncoder, PruningConfig
+from star_upstream.pruning.config import PruningConfig
+from star_upstream.pruning.gates import GatedEncoder
 from star_upstream.training import distill, loop, optimizer, prune, recipe, run_folder, student
 
 TEACHER = {

@@ -10,7 +10,11 @@ from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
 from star_upstream.encoder import size as encoder_size
 from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
-from star_upstream.pruning import GateConfig, GatedEncoder, HardConcrete, Kept, Size, SparsityConstraint, cut, target_at
+from star_upstream.pruning.config import GateConfig
+from star_upstream.pruning.constraint import SparsityConstraint, target_at
+from star_upstream.pruning.cut import cut
+from star_upstream.pruning.gates import GatedEncoder, HardConcrete
+from star_upstream.pruning.size import Kept, Size
 from star_upstream.training import recipe
 
 HUBERT = EncoderConfig(

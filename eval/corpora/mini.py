@@ -9,7 +9,6 @@ The waveforms depend only on the seed, the scale and the version of espeak-ng.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import shutil
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 from eval.corpora import espeak
 from eval.corpora.mini_parts import commands, emotions, keywords, mixtures, queries, sentences, slots, speakers
 from star_upstream import outputs
+from star_upstream.environment import versions
 from star_upstream.errors import StarError
 from star_upstream.files import leftovers, replacing, write_json
 
@@ -66,7 +66,7 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
         part.make(root, np.random.default_rng([seed, number]), lambda items: max(1, round(items * scale)))
     with replacing(root / "README.md") as part:
         part.write_text(CARD.format(version=VERSION, seed=seed, scale=scale), encoding="utf-8")
-    write_json(marker, {**recipe, "complete": True, "espeakng_loader": importlib.metadata.version("espeakng-loader")})
+    write_json(marker, {**recipe, "complete": True, "espeakng_loader": versions(("espeakng-loader",))["espeakng-loader"]})
     return root
 
 

@@ -1,8 +1,8 @@
 """Structured pruning during distillation, as DPHuBERT has it (Peng et al., Interspeech 2023, arXiv 2305.17651).
 
-:class:`GatedEncoder` puts gates on an encoder's channels, heads and FFN units, :class:`Size` gives its expected size in closed form,
-:class:`SparsityConstraint` steers that to a target, :meth:`GatedEncoder.settle` fixes the gates at exactly the target, and :func:`cut`
-makes the encoder that is really smaller.
+:mod:`.gates` puts gates on an encoder's channels, heads and FFN units, :mod:`.size` gives its expected size in closed form,
+:mod:`.constraint` steers that to a target, :meth:`.gates.GatedEncoder.settle` fixes the gates at exactly the target, and :mod:`.cut`
+makes the encoder that is really smaller. What can be chosen is in :mod:`.config`, which loads none of them.
 
 Gates start, are drawn and are steered as in the authors' code (github.com/pyf98/DPHuBERT, commit c18093f). How they are settled is our
 choice: of each group as many stay open as are expected to be, the most probable first (theirs too), after all locations moved by one
@@ -12,23 +12,3 @@ has the median of its distribution; theirs sigmoid(0.8 log a / temperature). Rou
 next most probable ones as open too, with their gates' values, before that number is found: a rounded model is as small as the target
 asks, and the gated model in eval mode still equals the cut one.
 """
-
-from .config import GateConfig, PruningConfig, SecondStage
-from .constraint import SparsityConstraint, target_at
-from .cut import cut, cut_config
-from .gates import GatedEncoder, HardConcrete
-from .size import Kept, Size
-
-__all__ = [
-    "GateConfig",
-    "GatedEncoder",
-    "HardConcrete",
-    "Kept",
-    "PruningConfig",
-    "SecondStage",
-    "Size",
-    "SparsityConstraint",
-    "cut",
-    "cut_config",
-    "target_at",
-]
