@@ -1,7 +1,9 @@
-"""What s3prl 0.4.18 needs on today's torchaudio, pandas, huggingface_hub and Python. The only place that patches another package.
+"""What s3prl 0.4.18 needs on today's torchaudio, pandas, huggingface_hub and Python. The only place that patches
+another package.
 
-``apply()`` is called by whoever is about to import s3prl; importing this module changes nothing. Each patch is made only where
-the original is absent or does not work, so that torchaudio 2.6 to 2.11 and both sides of pandas 2 run the same code.
+``apply()`` is called by whoever is about to import s3prl; importing this module changes nothing. Each patch is made
+only where the original is absent or does not work, so that torchaudio 2.6 to 2.11 and both sides of pandas 2 run the
+same code.
 
 Shapes: C channels, N samples.
 """
@@ -14,8 +16,9 @@ import importlib.util
 import logging
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -41,16 +44,27 @@ SUPERB_PROBLEMS = {
 
 
 def apply() -> list[str]:
-    """Make s3prl importable and usable; a second call does nothing. Returns the names of what was patched, for records."""
+    """Make s3prl importable and usable; a second call does nothing. Returns the names of what was patched, for
+    records."""
     if not _APPLIED:
         _APPLIED.append("star_upstream.compat")
-        for patch in (_torchaudio_backend, _torchaudio_files, _sox_effects, _pandas, _tensorboard, _chunk, _problems, _quiet):
+        for patch in (
+            _torchaudio_backend,
+            _torchaudio_files,
+            _sox_effects,
+            _pandas,
+            _tensorboard,
+            _chunk,
+            _problems,
+            _quiet,
+        ):
             patch()
     return _APPLIED[1:]
 
 
 def apply_legacy_runner() -> list[str]:
-    """What ``s3prl.run_downstream`` needs besides :func:`apply`: names gone in huggingface_hub 1.0, argparse in checkpoints."""
+    """What ``s3prl.run_downstream`` needs besides :func:`apply`: names gone in huggingface_hub 1.0, argparse in
+    checkpoints."""
     import argparse
 
     import huggingface_hub
@@ -113,14 +127,22 @@ class AudioMetaData(NamedTuple):
 
 def _info(uri: Any, *args, **kwargs) -> AudioMetaData:
     found = soundfile.info(uri if hasattr(uri, "read") else str(uri))
-    bits = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}.get(found.subtype, 0)
+    bits = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}.get(
+        found.subtype, 0
+    )
     kinds = {"PCM_U8": "PCM_U", "FLOAT": "PCM_F", "DOUBLE": "PCM_F"}
     encoding = "FLAC" if found.format == "FLAC" else kinds.get(found.subtype, "PCM_S" if bits else found.subtype)
     return AudioMetaData(found.samplerate, found.frames, found.channels, bits, encoding)
 
 
 def _load(
-    uri: Any, frame_offset: int = 0, num_frames: int = -1, normalize: bool = True, channels_first: bool = True, *args, **kwargs
+    uri: Any,
+    frame_offset: int = 0,
+    num_frames: int = -1,
+    normalize: bool = True,
+    channels_first: bool = True,
+    *args,
+    **kwargs,
 ):
     source = uri if hasattr(uri, "read") else str(uri)
     wave_NC, rate = soundfile.read(source, frames=num_frames, start=frame_offset, dtype="float32", always_2d=True)
@@ -134,7 +156,9 @@ def _save(uri: Any, src: torch.Tensor, sample_rate: int, channels_first: bool = 
         wave = wave[None] if channels_first else wave[:, None]
     wave_NC = (wave.t() if channels_first else wave).numpy()
     floats = str(uri).endswith(".wav") and wave_NC.dtype == np.float32
-    soundfile.write(uri if hasattr(uri, "write") else str(uri), wave_NC, sample_rate, subtype="FLOAT" if floats else None)
+    soundfile.write(
+        uri if hasattr(uri, "write") else str(uri), wave_NC, sample_rate, subtype="FLOAT" if floats else None
+    )
 
 
 def _torchaudio_files() -> None:
@@ -227,8 +251,8 @@ def _chunk() -> None:
 def _problems() -> None:
     """``s3prl.problem`` imports the HEAR recipes and with them sed_eval, dcase_util and more_itertools.
 
-    Where those do not work, the two packages are registered without running their ``__init__``, and the SUPERB recipes are
-    imported when they are asked for.
+    Where those do not work, the two packages are registered without running their ``__init__``, and the SUPERB recipes
+    are imported when they are asked for.
     """
     if "s3prl.problem" in sys.modules:
         return
@@ -252,7 +276,9 @@ def _problems() -> None:
     def __getattr__(name: str) -> Any:
         if name in SUPERB_PROBLEMS:
             return getattr(importlib.import_module(f"s3prl.problem.{SUPERB_PROBLEMS[name]}"), name)
-        raise AttributeError(f"module 's3prl.problem' has no attribute {name!r} (HEAR recipes need sed_eval and dcase_util)")
+        raise AttributeError(
+            f"module 's3prl.problem' has no attribute {name!r} (HEAR recipes need sed_eval and dcase_util)"
+        )
 
     sys.modules["s3prl.problem"].__getattr__ = __getattr__
     importlib.import_module("s3prl").problem = sys.modules["s3prl.problem"]
@@ -260,6 +286,7 @@ def _problems() -> None:
 
 
 def _quiet() -> None:
-    """s3prl says at import that ESPnet is not installed: news only for who asks for that upstream, and they get an error."""
+    """s3prl says at import that ESPnet is not installed: news only for who asks for that upstream, and they get an
+    error."""
     logger = logging.getLogger("s3prl.upstream.espnet_hubert.expert")
     logger.addFilter(lambda record: not record.getMessage().startswith("ESPnet is not installed"))

@@ -1,11 +1,13 @@
-"""SoX's effects that s3prl's recipes use, on waveforms, without libsox: ``channels``, ``rate``, ``gain`` and ``silence``.
+"""SoX's effects that s3prl's recipes use, on waveforms, without libsox: ``channels``, ``rate``, ``gain`` and
+``silence``.
 
 Shapes: C channels, N samples.
 """
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from .errors import StarError
 def apply_effects_tensor(
     tensor: torch.Tensor, sample_rate: int, effects: Sequence[Sequence[str]], channels_first: bool = True
 ) -> tuple[torch.Tensor, int]:
-    """C x N waveform through SoX's ``channels``, ``rate``, ``gain`` and ``silence``, the effects that s3prl's recipes use.
+    """C x N waveform through SoX's ``channels``, ``rate``, ``gain`` and ``silence``, the effects that s3prl's recipes
+    use.
 
     Raises :class:`StarError` for any other effect or form.
     """
@@ -53,11 +56,13 @@ def _threshold(text: str) -> float:
 
 
 def _silence(wave_CN: torch.Tensor, rate: int, above_for: str, above: str, below_for: str, below: str) -> torch.Tensor:
-    """``silence 1 ABOVE_FOR ABOVE -1 BELOW_FOR BELOW`` on one channel: pauses at the start, inside and at the end are cut.
+    """``silence 1 ABOVE_FOR ABOVE -1 BELOW_FOR BELOW`` on one channel: pauses at the start, inside and at the end are
+    cut.
 
-    After SoX's manual page. Two states over the root mean square of the last 1/50 s: *cutting* drops samples until ``above_for``
-    consecutive ones are above the threshold, and keeps those; *keeping* holds back what is below its threshold, lets it go when a
-    louder sample comes, and drops it when the hold reaches ``below_for``, which also empties the window and returns to cutting.
+    After SoX's manual page. Two states over the root mean square of the last 1/50 s: *cutting* drops samples until
+    ``above_for`` consecutive ones are above the threshold, and keeps those; *keeping* holds back what is below its
+    threshold, lets it go when a louder sample comes, and drops it when the hold reaches ``below_for``, which also
+    empties the window and returns to cutting.
     """
     if len(wave_CN) != 1:
         raise StarError("sox effect silence: one channel only; put channels 1 before it")
@@ -73,18 +78,24 @@ def _silence(wave_CN: torch.Tensor, rate: int, above_for: str, above: str, below
         power = (energy[ends] - energy[np.maximum(ends - window, emptied)]).clip(min=0.0) / window
         return np.sqrt(power) > floor
 
-    kept, emptied, at = [], 0, 0
+    def quiet(first: int, last: int, emptied: int, floor: float) -> np.ndarray:
+        return ~loud(first, last, emptied, floor)
+
+    kept: list[torch.Tensor] = []
+    emptied = at = 0
     while at < total:
-        start = _first_run(lambda a, b: loud(a, b, emptied, floor_above), at, total, least_above)
+        start = _first_run(partial(loud, emptied=emptied, floor=floor_above), at, total, least_above)
         if start is None:
             break
-        stop = _first_run(lambda a, b: ~loud(a, b, emptied, floor_below), start + least_above, total, least_below)
+        stop = _first_run(partial(quiet, emptied=emptied, floor=floor_below), start + least_above, total, least_below)
         kept.append(wave_CN[:, start : total if stop is None else stop])
         at = emptied = total if stop is None else stop + least_below
     return torch.cat(kept, 1) if kept else wave_CN[:, :0]
 
 
-def _first_run(test, first: int, last: int, least: int, block: int = 16_000) -> int | None:
+def _first_run(
+    test: Callable[[int, int], np.ndarray], first: int, last: int, least: int, block: int = 16_000
+) -> int | None:
     """Where the first ``least`` consecutive samples that pass ``test`` begin, looking at a block at a time."""
     run = 0
     for begin in range(first, last, block):

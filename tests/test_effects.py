@@ -34,7 +34,8 @@ def test_gain_channels_rate():
 
 
 @pytest.mark.parametrize(
-    "effect", [["reverb"], ["silence", "1", "0.1", "0.1%"], ["channels", "3"], ["silence", "1", "0.1", "5", "-1", "0.1", "5"]]
+    "effect",
+    [["reverb"], ["silence", "1", "0.1", "0.1%"], ["channels", "3"], ["silence", "1", "0.1", "5", "-1", "0.1", "5"]],
 )
 def test_other_effects_are_refused(effect):
     with pytest.raises(StarError, match="sox effect"):
