@@ -97,7 +97,7 @@ def _absent(name: str, needs: str) -> type:
     return type(name, (), {"__init__": refuse})
 
 
-# ---------------------------------------------------------------------------------------------- torchaudio: backends, files
+# torchaudio: backends, files
 
 
 def _torchaudio_backend() -> None:
@@ -176,7 +176,7 @@ def _torchaudio_files() -> None:
         _APPLIED.append("torchaudio.load, torchaudio.save")
 
 
-# ---------------------------------------------------------------------------------------------- torchaudio.sox_effects
+# torchaudio.sox_effects
 
 
 def _apply_effects_file(
@@ -208,7 +208,7 @@ def _sox_effects() -> None:
     _APPLIED.append("torchaudio.sox_effects")
 
 
-# ---------------------------------------------------------------------------------------------- other packages
+# other packages
 
 
 def _pandas() -> None:
