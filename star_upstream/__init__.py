@@ -1,6 +1,7 @@
 """Small speech encoders by distillation, as s3prl upstreams.
 
-``load(source)`` gives an upstream, ``register()`` makes its names known to s3prl, ``Encoder`` and ``EncoderConfig`` are the model.
+``load(source)`` gives an upstream, ``register()`` makes its names known to s3prl, ``Encoder`` and ``EncoderConfig`` are
+the model.
 """
 
 from importlib import import_module

@@ -1,6 +1,8 @@
-"""How many CPU cores there are for this process, and how they are divided among processes, torch's threads and data workers.
+"""How many CPU cores there are for this process, and how they are divided among processes, torch's threads and data
+workers.
 
-All of them together never ask for more than there are: more threads than cores take turns, and each waits for the others.
+All of them together never ask for more than there are: more threads than cores take turns, and each waits for the
+others.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ LIMIT = "STAR_CORES"
 
 
 def available(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: by affinity, by the container's quota (cgroup 1 and 2) and by ``STAR_CORES``; at least one."""
+    """Cores that this process may use: by affinity, by the container's quota (cgroup 1 and 2) and by ``STAR_CORES``; at
+    least one."""
     counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     if os.environ.get(LIMIT, "").isdigit():
         counts.append(int(os.environ[LIMIT]))
@@ -29,10 +32,11 @@ def available(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def divide(workers: int, processes: int = 1, gpu: bool = False) -> tuple[int, int]:
-    """Torch threads and data workers for each of ``processes`` trainings side by side, of the ``workers`` that are asked for.
+    """Torch threads and data workers for each of ``processes`` trainings side by side, of the ``workers`` that are
+    asked for.
 
-    On the CPU the model is what takes time: workers get the cores that torch is not to use (``OMP_NUM_THREADS``), or a quarter of all.
-    With a ``gpu`` one core is left for the process itself.
+    On the CPU the model is what takes time: workers get the cores that torch is not to use (``OMP_NUM_THREADS``), or a
+    quarter of all. With a ``gpu`` one core is left for the process itself.
     """
     import torch
 

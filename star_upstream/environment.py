@@ -7,9 +7,10 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 PACKAGES = ("torch", "torchaudio", "lightning", "numpy")
 
@@ -34,7 +35,8 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this package lies in, ``-dirty`` behind it where files have changed; None outside one."""
+    """The commit of the checkout that this package lies in, ``-dirty`` behind it where files have changed; None outside
+    one."""
     where = Path(__file__).resolve().parent
     if not (where.parent / ".git").exists():
         return None

@@ -2,7 +2,8 @@
 
 
 class StarError(ValueError):
-    """A mistake in the input, said in one line that names the fix. The command line prints it without a traceback and exits with 2."""
+    """A mistake in the input, said in one line that names the fix. The command line prints it without a traceback and
+    exits with 2."""
 
 
 def nearest(word: str, known) -> str:

@@ -9,8 +9,9 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line's help should not wait for torch
     from torch import Tensor
@@ -23,9 +24,10 @@ LEFT = 3600.0
 def replacing(path: str | Path, own: Collection[str] | None = None) -> Iterator[Path]:
     """A temporary path beside ``path`` (the folder is made); on success what was written there takes ``path``'s place.
 
-    Works for a file and for a folder; a link stays, what it points to is replaced. ``own``: names in a folder that the new one
-    replaces, whatever else the old one holds is moved into the new one; None replaces all. After an error nothing has changed. What a
-    killed process left here goes after an hour. Whether ``path`` may be replaced is the caller's business (:mod:`.outputs`).
+    Works for a file and for a folder; a link stays, what it points to is replaced. ``own``: names in a folder that the
+    new one replaces, whatever else the old one holds is moved into the new one; None replaces all. After an error
+    nothing has changed. What a killed process left here goes after an hour. Whether ``path`` may be replaced is the
+    caller's business (:mod:`.outputs`).
     """
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path

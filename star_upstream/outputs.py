@@ -1,15 +1,16 @@
 """What a command may write: nothing that it did not make is replaced, emptied or added to.
 
-A folder to write is new, empty, or an earlier result of the same command: it holds the command's own files, or where they come late its
-mark (``.made_by``, one line). A file to write is new, or an earlier result, told by its content. All is checked before anything is computed. Only the standard library is used.
+A folder to write is new, empty, or an earlier result of the same command: it holds the command's own files, or where
+they come late its mark (``.made_by``, one line). A file to write is new, or an earlier result, told by its content. All
+is checked before anything is computed. Only the standard library is used.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from .errors import StarError
 
@@ -21,8 +22,9 @@ FILES = ".files"
 def check_folder(path: str | Path, maker: str, made: Callable[[Path], bool] = lambda folder: False) -> Path:
     """``path``, where ``maker`` (a command) may write a folder; nothing is changed.
 
-    ``made``: whether a folder without the mark is the command's own all the same. Raises :class:`StarError` for a file, for a folder
-    that holds anything else, for the folder that one works in and those above it, and where no folder can be made.
+    ``made``: whether a folder without the mark is the command's own all the same. Raises :class:`StarError` for a file,
+    for a folder that holds anything else, for the folder that one works in and those above it, and where no folder can
+    be made.
     """
     path = Path(path).expanduser()
     whole = path.resolve()
@@ -41,7 +43,9 @@ def check_folder(path: str | Path, maker: str, made: Callable[[Path], bool] = la
         raise StarError(f"{path}: was made by {mark}, not by {maker}; choose another folder")
     inside = sorted(entry.name for entry in path.iterdir())
     if inside and not made(path):
-        raise StarError(f"{path}: is not empty and was not made by {maker} (it holds {_some(inside)}); choose another folder")
+        raise StarError(
+            f"{path}: is not empty and was not made by {maker} (it holds {_some(inside)}); choose another folder"
+        )
     return path
 
 
@@ -58,7 +62,8 @@ def claim_folder(path: str | Path, maker: str, made: Callable[[Path], bool] = la
 
 
 def check_file(path: str | Path, maker: str, made: Callable[[Path], bool]) -> Path:
-    """``path``, where ``maker`` may write a file: a new one, or one that ``made`` knows for an earlier result. Raises :class:`StarError`."""
+    """``path``, where ``maker`` may write a file: a new one, or one that ``made`` knows for an earlier result. Raises
+    :class:`StarError`."""
     path = Path(path).expanduser()
     if path.is_dir():
         raise StarError(f"{path}: is a folder, where {maker} writes a file; name a file in it")
@@ -73,7 +78,9 @@ def begins_with(*texts: str) -> Callable[[Path], bool]:
 
     def made(path: Path) -> bool:
         with open(path, "rb") as file:
-            return file.read(max(len(text.encode()) for text in texts)).startswith(tuple(text.encode() for text in texts))
+            return file.read(max(len(text.encode()) for text in texts)).startswith(
+                tuple(text.encode() for text in texts)
+            )
 
     return made
 
@@ -100,7 +107,9 @@ def read_mark(folder: Path) -> str | None:
 
 def list_files(folder: Path) -> None:
     """Write :data:`FILES` into a folder that is whole."""
-    (folder / FILES).write_text("".join(f"{name}\n" for name in walk(folder)), encoding="utf-8", errors="surrogateescape")
+    (folder / FILES).write_text(
+        "".join(f"{name}\n" for name in walk(folder)), encoding="utf-8", errors="surrogateescape"
+    )
 
 
 def strangers(folder: Path) -> list[str]:
@@ -114,7 +123,9 @@ def strangers(folder: Path) -> list[str]:
 
 def walk(folder: Path) -> list[str]:
     """Names of all files below ``folder``."""
-    return sorted(os.path.relpath(os.path.join(base, name), folder) for base, _, names in os.walk(folder) for name in names)
+    return sorted(
+        os.path.relpath(os.path.join(base, name), folder) for base, _, names in os.walk(folder) for name in names
+    )
 
 
 def _writable(path: Path, whole: Path) -> None:

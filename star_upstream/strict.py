@@ -1,6 +1,8 @@
-"""Dataclasses from untrusted mappings: an unknown key, a wrong type or an impossible value is an error that names the key.
+"""Dataclasses from untrusted mappings: an unknown key, a wrong type or an impossible value is an error that names the
+key.
 
-Every configuration of the package (encoder, recipe, task) is read through :func:`build`, and written through :func:`plain`.
+Every configuration of the package (encoder, recipe, task) is read through :func:`build`, and written through
+:func:`plain`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ import dataclasses
 import re
 import types
 import typing
-from typing import Any, Callable, Literal, Sequence, TypeVar, Union
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, Union
 
 from .errors import StarError, nearest
 
@@ -19,8 +22,9 @@ T = TypeVar("T")
 def build(cls: type[T], values: Any, where: str = "") -> T:
     """A ``cls`` (a dataclass) from a mapping of plain values.
 
-    ``where`` is the dotted place of the mapping in its file, for messages. Lists become tuples where the field is a tuple, whole
-    numbers become floats where it is a float, nested mappings become nested dataclasses; nothing else is converted.
+    ``where`` is the dotted place of the mapping in its file, for messages. Lists become tuples where the field is a
+    tuple, whole numbers become floats where it is a float, nested mappings become nested dataclasses; nothing else is
+    converted.
 
     Raises :class:`StarError` for a mapping that is none, an unknown or missing key, or a value of another type.
     """
@@ -30,7 +34,9 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in values:
         if key not in fields:
-            raise StarError(f"{_at(where, key)}: unknown key{nearest(key, fields)} (allowed: {', '.join(sorted(fields))})")
+            raise StarError(
+                f"{_at(where, key)}: unknown key{nearest(key, fields)} (allowed: {', '.join(sorted(fields))})"
+            )
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
@@ -43,7 +49,8 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
 
 
 def hint_of(cls: type, key: str) -> Any:
-    """The declared type of the field with the dotted name ``key`` below ``cls``; :data:`~typing.Any` where there is none."""
+    """The declared type of the field with the dotted name ``key`` below ``cls``; :data:`~typing.Any` where there is
+    none."""
     hint: Any = cls
     for name in key.split("."):
         options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -60,12 +67,15 @@ def hint_of(cls: type, key: str) -> Any:
 def from_text(hint: Any, text: str, read: Callable[[str], Any]) -> Any:
     """What ``text``, as a command line has it, means for a field of type ``hint``.
 
-    Where the field is text it is taken as it stands, whatever it looks like; where it is a list of texts, too, unless it is written in
-    brackets: ``[a, b]``, with quotes around what holds a comma. ``read`` (yaml) says what anything else means.
+    Where the field is text it is taken as it stands, whatever it looks like; where it is a list of texts, too, unless
+    it is written in brackets: ``[a, b]``, with quotes around what holds a comma. ``read`` (yaml) says what anything
+    else means.
     """
     origin = typing.get_origin(hint)
     options = typing.get_args(hint) if origin in (Union, types.UnionType) else (hint,)
-    literals = [value for option in options if typing.get_origin(option) is Literal for value in typing.get_args(option)]
+    literals = [
+        value for option in options if typing.get_origin(option) is Literal for value in typing.get_args(option)
+    ]
     if str in options or text in literals:
         return text
     if any(typing.get_origin(option) is tuple and typing.get_args(option)[0] is str for option in options):
@@ -137,9 +147,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {_convert(args[0], k, where): _convert(args[1], v, _at(where, k)) for k, v in value.items()}
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif hint in (bool, str) and isinstance(value, hint):
+    elif (hint is int and isinstance(value, int) and not isinstance(value, bool)) or (
+        hint in (bool, str) and isinstance(value, hint)
+    ):
         return value
     elif hint is type(None) and value is None:
         return None
@@ -147,7 +157,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def difference(there: Any, here: Any, free: Sequence[str] = ()) -> str:
-    """The first value in which two configurations differ, as a phrase; empty when they are equal but for the keys in ``free``."""
+    """The first value in which two configurations differ, as a phrase; empty when they are equal but for the keys in
+    ``free``."""
     before, now = _flat(plain(there)), _flat(plain(here))
     for key in {**before, **now}:
         if key not in free and before.get(key) != now.get(key):

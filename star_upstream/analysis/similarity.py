@@ -2,23 +2,24 @@
 
 | measure | between layers X and Y, over the valid frames of all clips | widths |
 | --- | --- | --- |
-| ``cka`` | linear centred kernel alignment (Kornblith et al. 2019): ``|X'Y|^2 / (|X'X| |Y'Y|)``, X and Y centred | any |
+| ``cka`` | centred kernel alignment (Kornblith et al. 2019): ``|X'Y|^2 / (|X'X| |Y'Y|)``, X and Y centred | any |
 | ``cosine`` | mean over frames of the cosine between the two vectors of a frame | equal |
 | ``l2`` | root of the mean over frames and channels of the squared difference: a distance | equal |
 
-``cka`` has two estimators. ``exact`` is the formula over all frames at once: the D x D cross-covariance of each pair is summed in
-fp64, so the result does not depend on batches (13 layers of 768 channels take 0.4 GB, 25 of 1024 take 2.7 GB); with few frames
-for the width it is too high. ``minibatch`` averages the unbiased HSIC_1 over random sets of 256 frames (Nguyen, Raghu, Kornblith,
-ICLR 2021; Song et al. 2012), of 4096 frames drawn over all clips: no bias from few frames, and memory that grows with the width,
-not its square (0.2 and 0.4 GB for the two above); a value may lie slightly outside 0 to 1.
-Shapes: B utterances, T frames, D width, V valid frames of a batch, L layers.
+``cka`` has two estimators. ``exact`` is the formula over all frames at once: the D x D cross-covariance of each pair is
+summed in fp64, so the result does not depend on batches (13 layers of 768 channels take 0.4 GB, 25 of 1024 take 2.7
+GB); with few frames for the width it is too high. ``minibatch`` averages the unbiased HSIC_1 over random sets of 256
+frames (Nguyen, Raghu, Kornblith, ICLR 2021; Song et al. 2012), of 4096 frames drawn over all clips: no bias from few
+frames, and memory that grows with the width, not its square (0.2 and 0.4 GB for the two above); a value may lie
+slightly outside 0 to 1. Shapes: B utterances, T frames, D width, V valid frames of a batch, L layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Iterator, Literal, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,8 +36,9 @@ Groups = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class GroupingConfig:
-    """How layers are compared and grouped. SKILL does it by CKA on a small calibration set and agglomerative clustering, from single layers
-    up; its linkage, number of groups and size of the set are not known: those defaults are our choices."""
+    """How layers are compared and grouped. SKILL does it by CKA on a small calibration set and agglomerative
+    clustering, from single layers up; its linkage, number of groups and size of the set are not known: those defaults
+    are our choices."""
 
     number: int = 4
     """Groups; DPHuBERT distils four layers."""
@@ -44,8 +46,8 @@ class GroupingConfig:
     estimator: Literal["exact", "minibatch"] = "exact"
     """Of ``cka``."""
     linkage: Literal["average", "complete", "single", "ward"] = "average"
-    """``ward`` takes layers as points of the Euclidean space that the measure makes: of normalised centred Gram matrices for
-    ``cka``, of unit vectors for ``cosine``, of activations for ``l2``. ``minibatch`` makes none."""
+    """``ward`` takes layers as points of the Euclidean space that the measure makes: of normalised centred Gram
+    matrices for ``cka``, of unit vectors for ``cosine``, of activations for ``l2``. ``minibatch`` makes none."""
     contiguous: bool = False
     """Only neighbouring groups are merged, so that each is a run of layers."""
     zeroth: Literal["features", "layer_input", "none"] = "features"
@@ -86,14 +88,17 @@ class Clustering:
 
     groups: Groups
     merges: tuple[tuple[int, int, float, int], ...]
-    """As scipy's linkage matrix: the two joined (layers by place, then earlier merges), their distance, and the layers joined."""
+    """As scipy's linkage matrix: the two joined (layers by place, then earlier merges), their distance, and the layers
+    joined."""
 
 
 class ExactCka:
     """Linear CKA of pairs of matrices whose rows (frames) come in parts; the parts do not change the result."""
 
     def __init__(self, pairs: Sequence[tuple[int, int]]):
-        self.pairs = list(dict.fromkeys(tuple(sorted(pair)) for pair in [*pairs, *((i, i) for pair in pairs for i in pair)]))
+        self.pairs = list(
+            dict.fromkeys(tuple(sorted(pair)) for pair in [*pairs, *((i, i) for pair in pairs for i in pair)])
+        )
         self.frames, self.cross = 0, {}
 
     def add(self, states: Sequence[Tensor]) -> None:
@@ -127,10 +132,11 @@ class ExactCka:
 
 
 class MinibatchCka:
-    """Linear CKA of all pairs of matrices whose rows (frames) come in parts: the mean HSIC_1 of random sets of ``size`` rows.
+    """Linear CKA of all pairs of matrices whose rows (frames) come in parts: the mean HSIC_1 of random sets of ``size``
+    rows.
 
-    At most ``kept`` rows are held, each row equally likely. They are drawn over all parts: sets from one part, a few clips, would
-    miss how clips differ (on the mini teacher, layers 0 and 8 then have 0.49 instead of 0.42).
+    At most ``kept`` rows are held, each row equally likely. They are drawn over all parts: sets from one part, a few
+    clips, would miss how clips differ (on the mini teacher, layers 0 and 8 then have 0.49 instead of 0.42).
     """
 
     def __init__(self, size: int = 256, kept: int = 4096, seed: int = 0):
@@ -149,13 +155,16 @@ class MinibatchCka:
         self._rows = [torch.cat(pair)[place] for pair in zip(rows, states)]
 
     def value(self, i: int, j: int) -> float:
-        """CKA of matrices ``i`` and ``j``. Raises :class:`StarError` for fewer than 4 rows, and where rows are all the same."""
+        """CKA of matrices ``i`` and ``j``. Raises :class:`StarError` for fewer than 4 rows, and where rows are all the
+        same."""
         if self._total_LL is None:
             if len(self._keys) < 4:
                 raise StarError(f"similarity: {len(self._keys)} frames are too few for the minibatch estimator")
             sets = [[x_SD[at : at + self.size] for x_SD in self._rows] for at in range(0, len(self._keys), self.size)]
             # a set's estimate is unbiased whatever its size; larger ones vary less and weigh more
-            self._total_LL = sum(len(rows[0]) * hsic(torch.stack([*map(gram, rows)])) for rows in sets if len(rows[0]) >= 4)
+            self._total_LL = sum(
+                len(rows[0]) * hsic(torch.stack([*map(gram, rows)])) for rows in sets if len(rows[0]) >= 4
+            )
         own = (self._total_LL[i, i] * self._total_LL[j, j]).item()
         if not own > 0:
             raise StarError(f"similarity: layer {i} or {j} is the same in every frame, or there are too few frames")
@@ -163,14 +172,16 @@ class MinibatchCka:
 
 
 def gram(x_VD: Tensor) -> Tensor:
-    """V x V products of rows, in fp64. HSIC_1 does not change when all rows are shifted; without their mean, digits are kept."""
+    """V x V products of rows, in fp64. HSIC_1 does not change when all rows are shifted; without their mean, digits are
+    kept."""
     x_VD = x_VD.double()
     x_VD = x_VD - x_VD.mean(0)
     return x_VD @ x_VD.T
 
 
 def hsic(k_LVV: Tensor) -> Tensor:
-    """L x L unbiased estimates HSIC_1 between kernel matrices of the same V samples, V at least 4 (Nguyen et al. 2021)."""
+    """L x L unbiased estimates HSIC_1 between kernel matrices of the same V samples, V at least 4 (Nguyen et al.
+    2021)."""
     n = k_LVV.shape[-1]
     k_LVV = k_LVV - torch.diag_embed(k_LVV.diagonal(dim1=-2, dim2=-1))
     flat, rows_LV = k_LVV.flatten(1), k_LVV.sum(-1)
@@ -202,7 +213,8 @@ class Framewise:
 
 
 def measure(encoder: Encoder, clips: Sequence[Clip], config: GroupingConfig, seed: int = 0) -> Similarity:
-    """The layer-to-layer matrix on ``config.seconds`` of ``clips``, drawn by ``seed``. ``encoder`` runs where its parameters are.
+    """The layer-to-layer matrix on ``config.seconds`` of ``clips``, drawn by ``seed``. ``encoder`` runs where its
+    parameters are.
 
     Raises :class:`StarError` when there is no clip long enough for a frame, and for more groups than layers.
     """
@@ -252,8 +264,8 @@ def run(
 
 
 def valid_state(output: EncoderOutput, layer: int, zeroth: str, frames_B: Tensor | None = None) -> Tensor:
-    """V x D frames of ``layer``, the valid ones or the first ``frames_B`` of each utterance; 0 is the first layer's input or, by
-    ``zeroth``, the projected CNN output."""
+    """V x D frames of ``layer``, the valid ones or the first ``frames_B`` of each utterance; 0 is the first layer's
+    input or, by ``zeroth``, the projected CNN output."""
     x_BTD = output.features_BTD if layer == 0 and zeroth == "features" else output.states[layer]
     return x_BTD[valid_mask(output.lengths_B if frames_B is None else frames_B, x_BTD.shape[1])]
 
@@ -300,8 +312,8 @@ def _agglomerate(measured: Similarity, config: GroupingConfig) -> list[tuple[int
 
 
 def _chain(distance_LL: np.ndarray, linkage: str) -> list[tuple[int, int, float]]:
-    """Merges of neighbouring groups alone. scikit-learn's ``connectivity`` would not do: it forgets the distances of layers that
-    are no neighbours, so that along a chain average, complete and single linkage are the same."""
+    """Merges of neighbouring groups alone. scikit-learn's ``connectivity`` would not do: it forgets the distances of
+    layers that are no neighbours, so that along a chain average, complete and single linkage are the same."""
     join = {"average": np.mean, "complete": np.max, "single": np.min}[linkage]
     runs, merges, count = [(i, [i]) for i in range(len(distance_LL))], [], len(distance_LL)
     while len(runs) > 1:

@@ -37,7 +37,8 @@ class RelativePositionTable(nn.Module):
 
 
 class PositionGate(nn.Module):
-    """WavLM's gate on the position bias: a function of the query frame's content, one a head (WavLM, equations 3 to 6)."""
+    """WavLM's gate on the position bias: a function of the query frame's content, one a head (WavLM, equations 3 to
+    6)."""
 
     def __init__(self, config: EncoderConfig, layer: int):
         super().__init__()
@@ -88,14 +89,17 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """B x T x D, and the attention map (B x H x T x T, before dropout) if ``need_map`` or if it was reused.
 
-        ``mask_BT`` is True on valid frames; only these are attended to. Scores are scaled by the head width's square root.
+        ``mask_BT`` is True on valid frames; only these are attended to. Scores are scaled by the head width's square
+        root.
         """
         value_BHTK = self._split(self.value(x_BTD))
         dropout = self.dropout if self.training else 0.0
         if self.reuse:
             map_BHTT = reused_BHTT
             if self.reuse_softmax:
-                masked_BHTT = map_BHTT if mask_BT is None else map_BHTT.masked_fill(~mask_BT[:, None, None], float("-inf"))
+                masked_BHTT = (
+                    map_BHTT if mask_BT is None else map_BHTT.masked_fill(~mask_BT[:, None, None], float("-inf"))
+                )
                 map_BHTT = masked_BHTT.softmax(-1)
         else:
             query_BHTK, key_BHTK = self._split(self.query(x_BTD)), self._split(self.key(x_BTD))
@@ -109,7 +113,9 @@ class Attention(nn.Module):
             # scaled before the product, which in fp16 could overflow
             scores_BHTT = (query_BHTK / math.sqrt(query_BHTK.shape[-1])) @ key_BHTK.transpose(-1, -2)
             if bias is not None:
-                scores_BHTT = scores_BHTT.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores_BHTT + bias
+                scores_BHTT = (
+                    scores_BHTT.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores_BHTT + bias
+                )
             map_BHTT = wide(scores_BHTT).softmax(-1)
         weights_BHTT = F.dropout(map_BHTT, dropout).to(value_BHTK.dtype)
         return self._merge(weights_BHTT @ value_BHTK), map_BHTT

@@ -34,11 +34,13 @@ class EncoderConfig:
     """
 
     frontend: Literal["waveform", "mel"] = "waveform"
-    """What the convolutions of the front end read: the waveform, or its log-mel frames (25 ms windows, one every 160 samples)."""
+    """What the convolutions of the front end read: the waveform, or its log-mel frames (25 ms windows, one every 160
+    samples)."""
     mel_bins: int = 80
     conv_layers: tuple[tuple[int, int, int], ...] = HUBERT_CONVS
-    """(channels, kernel, stride) of each convolution of the front end. Over log-mel frames kernels are odd, and zeros at both
-    ends keep frame t centred on log-mel frame t x stride: with strides that multiply to 2, on HuBERT's frame t, at any length."""
+    """(channels, kernel, stride) of each convolution of the front end. Over log-mel frames kernels are odd, and zeros
+    at both ends keep frame t centred on log-mel frame t x stride: with strides that multiply to 2, on HuBERT's frame t,
+    at any length."""
     conv_bias: bool = False
     conv_norm: Literal["group", "layer"] = "group"
     """``group``: one group a channel, on the first convolution only; ``layer``: LayerNorm over channels on each."""
@@ -47,8 +49,8 @@ class EncoderConfig:
     normalize_waveform: bool = False
     """Zero mean and unit variance of each utterance, over its valid samples."""
     reference_frames: Literal["convolutions", "share"] = "convolutions"
-    """How the authors' code counts the valid frames of a padded utterance, of effect with ``reference_padding`` alone: by the
-    convolutions, or as its share of the batch's frames, rounded up (LightHuBERT, as fairseq's HuBERT)."""
+    """How the authors' code counts the valid frames of a padded utterance, of effect with ``reference_padding`` alone:
+    by the convolutions, or as its share of the batch's frames, rounded up (LightHuBERT, as fairseq's HuBERT)."""
     normalize_epsilon: float = 1e-5
     """Added to the variance: 1e-5 in fairseq, 1e-7 in transformers."""
     projection: bool = True
@@ -58,14 +60,14 @@ class EncoderConfig:
     position_kernel: int = 128
     position_groups: int = 16
     position_norm: Literal["weight", "batch", "layer"] = "weight"
-    """What the positional convolution is normalised by: its weights (wav2vec 2.0), a batch norm before it (mHuBERT-147), or a
-    LayerNorm after each of ``position_layers`` convolutions (data2vec)."""
+    """What the positional convolution is normalised by: its weights (wav2vec 2.0), a batch norm before it
+    (mHuBERT-147), or a LayerNorm after each of ``position_layers`` convolutions (data2vec)."""
     position_layers: int = 1
     time_reduction: int = 1
     """Frames that a convolution merges into one before the first layer (FitHuBERT, Lee et al. 2022, section 2.3)."""
     upsampling: Literal["none", "heads", "last"] = "none"
-    """Where a transposed convolution undoes ``time_reduction``: in a head on every layer's output (FitHuBERT), or once, after the
-    last layer."""
+    """Where a transposed convolution undoes ``time_reduction``: in a head on every layer's output (FitHuBERT), or once,
+    after the last layer."""
     layers: int = 12
     heads: int | tuple[int, ...] = 12
     head_width: int = 64
@@ -82,23 +84,24 @@ class EncoderConfig:
     output_projection: int = 0
     """Width of a linear head on every layer's output (ARMHuBERT, MaskHuBERT); 0 has none."""
     prediction_layers: tuple[int, ...] = ()
-    """Teacher layers (from 1) that heads on the last state predict: linear to one ``width`` each, GELU, one linear map each
-    (DistilHuBERT, Chang et al. 2022, section 3; Kerpicci et al. 2022 keep the heads after distillation)."""
+    """Teacher layers (from 1) that heads on the last state predict: linear to one ``width`` each, GELU, one linear map
+    each (DistilHuBERT, Chang et al. 2022, section 3; Kerpicci et al. 2022 keep the heads after distillation)."""
     prediction_inner: int = 0
     """Channels of a prediction head between its two linear maps; 0: ``width``."""
     prediction_width: int = 0
     """Channels of a prediction, the teacher's width; 0: ``width``."""
     hidden_states: Literal["all", "features", "layers", "projections", "last"] = "all"
-    """What the model gives SUPERB: first-layer input and every layer's output; the projected CNN output and every layer's
-    output (DPHuBERT); layer outputs alone; the heads' outputs; or one state, the last layer's output (DistilHuBERT as its
-    authors evaluate it), through its head where there are heads (FitHuBERT)."""
+    """What the model gives SUPERB: first-layer input and every layer's output; the projected CNN output and every
+    layer's output (DPHuBERT); layer outputs alone; the heads' outputs; or one state, the last layer's output
+    (DistilHuBERT as its authors evaluate it), through its head where there are heads (FitHuBERT)."""
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0
     feature_dropout: float = 0.0
     """On the projected CNN output."""
     feature_gradient: float = 1.0
-    """Times so much, the gradient reaches the convolutions in training (fairseq's ``feature_grad_mult``); 0 leaves them as they are."""
+    """Times so much, the gradient reaches the convolutions in training (fairseq's ``feature_grad_mult``); 0 leaves them
+    as they are."""
 
     def __post_init__(self):
         if not self.conv_layers:
@@ -107,7 +110,9 @@ class EncoderConfig:
             if min(layer) < 1:
                 raise StarError(f"conv_layers[{i}]: channels, kernel and stride must be 1 or more, got {list(layer)}")
             if self.frontend == "mel" and layer[1] % 2 == 0:
-                raise StarError(f"conv_layers[{i}]: kernels over log-mel frames must be odd (frontend: mel), got {list(layer)}")
+                raise StarError(
+                    f"conv_layers[{i}]: kernels over log-mel frames must be odd (frontend: mel), got {list(layer)}"
+                )
         for name in ("mel_bins", "width", "position_kernel", "position_groups", "position_layers", "head_width"):
             if getattr(self, name) < 1:
                 raise StarError(f"{name}: must be 1 or more, got {getattr(self, name)}")
@@ -117,7 +122,10 @@ class EncoderConfig:
         if self.adapter and self.norm == "post":
             raise StarError("adapter: only models with norm 'pre' have one")
         if self.position_layers > 1 and self.position_norm != "layer":
-            raise StarError(f"position_layers: {self.position_layers} convolutions need position_norm 'layer', got {self.position_norm!r}")
+            raise StarError(
+                f"position_layers: {self.position_layers} convolutions need position_norm 'layer', got "
+                f"{self.position_norm!r}"
+            )
         for name in ("dropout", "attention_dropout", "activation_dropout", "feature_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise StarError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
@@ -127,16 +135,24 @@ class EncoderConfig:
             raise StarError(f"position_groups: {self.position_groups} does not divide width {self.width}")
         if not self.projection and self.conv_layers[-1][0] != self.width:
             raise StarError(
-                f"projection: needed, since the last convolution has {self.conv_layers[-1][0]} channels and width is {self.width}"
+                f"projection: needed, since the last convolution has {self.conv_layers[-1][0]} channels and width is "
+                f"{self.width}"
             )
         for name in ("heads", "ffn"):
             value = getattr(self, name)
             per_layer = (value,) * self.layers if isinstance(value, int) else tuple(value)
             if len(per_layer) != self.layers or any(v < 0 for v in per_layer):
-                raise StarError(f"{name}: expected {self.layers} numbers of 0 or more (one a layer), got {list(per_layer)}")
+                raise StarError(
+                    f"{name}: expected {self.layers} numbers of 0 or more (one a layer), got {list(per_layer)}"
+                )
             object.__setattr__(self, name, per_layer)
-        if any(n < 1 for n in self.prediction_layers) or len(set(self.prediction_layers)) != len(self.prediction_layers):
-            raise StarError(f"prediction_layers: expected different layers of the teacher, counted from 1, got {list(self.prediction_layers)}")
+        if any(n < 1 for n in self.prediction_layers) or len(set(self.prediction_layers)) != len(
+            self.prediction_layers
+        ):
+            raise StarError(
+                "prediction_layers: expected different layers of the teacher, counted from 1, got "
+                f"{list(self.prediction_layers)}"
+            )
         self._check_reuse()
         self._check_relative_position()
         self._check_time_reduction()
@@ -154,7 +170,8 @@ class EncoderConfig:
             raise StarError("upsampling: 'last' goes without output_projection; heads on every layer take 'heads'")
         if self.time_reduction > 1 and self.hidden_states not in self.reduced_states:
             raise StarError(
-                f"hidden_states: {self.hidden_states!r} would mix frame rates under time_reduction {self.time_reduction} and "
+                f"hidden_states: {self.hidden_states!r} would mix frame rates under time_reduction "
+                f"{self.time_reduction} and "
                 f"upsampling {self.upsampling!r}; take {' or '.join(map(repr, self.reduced_states))}"
             )
 
@@ -162,10 +179,14 @@ class EncoderConfig:
         if self.reuse_attention is None:
             return
         if len(self.reuse_attention) != self.layers:
-            raise StarError(f"reuse_attention: expected {self.layers} values (one a layer), got {len(self.reuse_attention)}")
+            raise StarError(
+                f"reuse_attention: expected {self.layers} values (one a layer), got {len(self.reuse_attention)}"
+            )
         for i, reuse in enumerate(self.reuse_attention):
             if reuse and (i == 0 or self.heads[i] != self.heads[i - 1] or not self.heads[i]):
-                raise StarError(f"reuse_attention[{i}]: needs a layer before it with the same number of heads (1 or more)")
+                raise StarError(
+                    f"reuse_attention[{i}]: needs a layer before it with the same number of heads (1 or more)"
+                )
 
     def _check_relative_position(self):
         position = self.relative_position
@@ -178,18 +199,26 @@ class EncoderConfig:
             )
         if position.total_heads * self.head_width != self.width:
             raise StarError(
-                f"relative_position.total_heads: {position.total_heads} heads of {self.head_width} channels do not make width {self.width}"
+                f"relative_position.total_heads: {position.total_heads} heads of {self.head_width} channels do not "
+                f"make width {self.width}"
             )
         if position.kept_heads is None:
             if any(h not in (0, position.total_heads) for h in self.heads):
-                raise StarError("relative_position.kept_heads: needed, since some layers have fewer heads than total_heads")
+                raise StarError(
+                    "relative_position.kept_heads: needed, since some layers have fewer heads than total_heads"
+                )
             return
         if len(position.kept_heads) != self.layers:
             raise StarError(f"relative_position.kept_heads: expected {self.layers} lists (one a layer)")
         for i, kept in enumerate(position.kept_heads):
-            if len(kept) != self.heads[i] or len(set(kept)) != len(kept) or any(not 0 <= h < position.total_heads for h in kept):
+            if (
+                len(kept) != self.heads[i]
+                or len(set(kept)) != len(kept)
+                or any(not 0 <= h < position.total_heads for h in kept)
+            ):
                 raise StarError(
-                    f"relative_position.kept_heads[{i}]: expected {self.heads[i]} different heads below {position.total_heads}, got {list(kept)}"
+                    f"relative_position.kept_heads[{i}]: expected {self.heads[i]} different heads below "
+                    f"{position.total_heads}, got {list(kept)}"
                 )
 
     @property
@@ -215,13 +244,14 @@ class EncoderConfig:
 
     @property
     def stride(self) -> int:
-        """Samples from one frame that the model gives to the next; its layers have ``time_reduction`` times that where it upsamples."""
+        """Samples from one frame that the model gives to the next; its layers have ``time_reduction`` times that where
+        it upsamples."""
         return self._front_end[1] * (self.time_reduction if self.upsampling == "none" else 1)
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees; a shorter waveform is padded with zeros to it. Over log-mel frames: those of the window that a
-        frame is centred on, since at both ends zeros stand for its neighbours."""
+        """Samples that one frame sees; a shorter waveform is padded with zeros to it. Over log-mel frames: those of the
+        window that a frame is centred on, since at both ends zeros stand for its neighbours."""
         field, jump = self._front_end
         return field + (self.time_reduction - 1) * jump
 
@@ -240,13 +270,15 @@ class EncoderConfig:
         return field, jump
 
     def conv_inputs(self, samples):
-        """Steps in time of what the first convolution reads, from ``samples`` samples (a number or an integer tensor)."""
+        """Steps in time of what the first convolution reads, from ``samples`` samples (a number or an integer
+        tensor)."""
         shortest = self.receptive_field
         samples = samples.clamp(min=shortest) if isinstance(samples, torch.Tensor) else max(samples, shortest)
         return (samples - WINDOW) // HOP + 1 if self.frontend == "mel" else samples
 
     def conv_outputs(self, index: int, steps):
-        """Steps that convolution ``index`` gives for ``steps``: ``(n - kernel) // stride + 1`` where nothing is padded."""
+        """Steps that convolution ``index`` gives for ``steps``: ``(n - kernel) // stride + 1`` where nothing is
+        padded."""
         _, kernel, stride = self.conv_layers[index]
         return (steps - (1 if self.frontend == "mel" else kernel)) // stride + 1
 
@@ -255,26 +287,30 @@ class EncoderConfig:
         return self.mel_bins if self.frontend == "mel" else 1
 
     def feature_frames(self, samples):
-        """Frames of the front end for ``samples`` samples (a number or an integer tensor). A waveform below ``receptive_field`` counts
-        as padded to it, an empty one has none."""
+        """Frames of the front end for ``samples`` samples (a number or an integer tensor). A waveform below
+        ``receptive_field`` counts as padded to it, an empty one has none."""
         steps = self.conv_inputs(samples)
         for index in range(len(self.conv_layers)):
             steps = self.conv_outputs(index, steps)
         return steps * (samples > 0)
 
     def output_frames(self, features):
-        """Frames that the model gives for ``features`` frames of the front end; ``time_reduction`` drops those left over."""
+        """Frames that the model gives for ``features`` frames of the front end; ``time_reduction`` drops those left
+        over."""
         merged = features // self.time_reduction
         return merged if self.upsampling == "none" else merged * self.time_reduction
 
     def frames(self, samples):
-        """Frames that the model gives for ``samples`` samples (a number or an integer tensor): one or more for every waveform."""
+        """Frames that the model gives for ``samples`` samples (a number or an integer tensor): one or more for every
+        waveform."""
         return self.output_frames(self.feature_frames(samples))
 
     def check_one_rate(self, where: str) -> None:
-        """Raises :class:`StarError` for a model whose layers have not the front end's frame rate, which ``where`` needs."""
+        """Raises :class:`StarError` for a model whose layers have not the front end's frame rate, which ``where``
+        needs."""
         if self.time_reduction > 1:
             raise StarError(
-                f"{where}: compares layers at the front end's frame rate; this model merges {self.time_reduction} frames before "
+                f"{where}: compares layers at the front end's frame rate; this model merges {self.time_reduction} "
+                "frames before "
                 "its first layer (time_reduction)"
             )

@@ -21,10 +21,11 @@ class EncoderOutput(NamedTuple):
     """What :class:`Encoder` returns. Frames at and past ``lengths_B`` hold no meaning: mask them."""
 
     states: list[Tensor]
-    """The first layer's input, then every layer's output (B x T x D each); pre-norm models: the last one after the final norm.
-    Under ``time_reduction`` these have fewer frames than the front end."""
+    """The first layer's input, then every layer's output (B x T x D each); pre-norm models: the last one after the
+    final norm. Under ``time_reduction`` these have fewer frames than the front end."""
     lengths_B: Tensor
-    """Valid frames of each utterance in what the model gives: predictions, projections and :meth:`Encoder.exposed` states."""
+    """Valid frames of each utterance in what the model gives: predictions, projections and :meth:`Encoder.exposed`
+    states."""
     features_BTD: Tensor
     """The projected output of the front end, before the positional convolution and any ``time_reduction``."""
     attentions: list[Tensor | None] | None
@@ -71,7 +72,8 @@ class Upsampling(nn.ConvTranspose1d):
 
 
 class Layer(nn.Module):
-    """One transformer layer. A part that is left out keeps its norm in post-norm models, as pruned checkpoints have it."""
+    """One transformer layer. A part that is left out keeps its norm in post-norm models, as pruned checkpoints have
+    it."""
 
     def __init__(self, config: EncoderConfig, index: int):
         super().__init__()
@@ -114,15 +116,18 @@ class PredictionHeads(nn.Module):
         self.each = nn.ModuleList(nn.Linear(inner, config.prediction_width or width) for _ in range(count))
 
     def forward(self, x_BTD: Tensor) -> list[Tensor]:
-        return [linear(part_BTD) for linear, part_BTD in zip(self.each, F.gelu(self.shared(x_BTD)).chunk(len(self.each), -1))]
+        return [
+            linear(part_BTD)
+            for linear, part_BTD in zip(self.each, F.gelu(self.shared(x_BTD)).chunk(len(self.each), -1))
+        ]
 
 
 class Encoder(nn.Module):
     """A speech encoder: waveforms at 16 kHz to the hidden states of every layer.
 
     By default an utterance gives the same states alone and in a zero-padded batch: group-norm statistics, positional
-    convolution and attention see its valid frames only. ``reference_padding`` brings back what fairseq and transformers do,
-    whose first group norm averages over the padding too.
+    convolution and attention see its valid frames only. ``reference_padding`` brings back what fairseq and transformers
+    do, whose first group norm averages over the padding too.
     """
 
     def __init__(self, config: EncoderConfig, reference_padding: bool = False):
@@ -137,7 +142,9 @@ class Encoder(nn.Module):
         self.time_reduction = TimeReduction(config) if config.time_reduction > 1 else None
         count = {"none": 0, "heads": config.layers, "last": 1}[config.upsampling]
         self.upsampling = nn.ModuleList(Upsampling(config) for _ in range(count)) if count else None
-        self.output_projections = nn.ModuleList(nn.Linear(config.width, head) for _ in range(config.layers)) if head else None
+        self.output_projections = (
+            nn.ModuleList(nn.Linear(config.width, head) for _ in range(config.layers)) if head else None
+        )
         self.predictions = PredictionHeads(config) if config.prediction_layers else None
         self.dropout, self.feature_dropout = nn.Dropout(config.dropout), nn.Dropout(config.feature_dropout)
         reuse = (*(config.reuse_attention or (False,) * config.layers), False)
@@ -147,13 +154,15 @@ class Encoder(nn.Module):
             for linear in (self.predictions.shared, *self.predictions.each):
                 linear.reset_parameters()
 
-    def forward(self, waveforms_BN: Tensor, lengths_B: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
+    def forward(
+        self, waveforms_BN: Tensor, lengths_B: Tensor | None = None, attention_maps: bool = False
+    ) -> EncoderOutput:
         """Encode zero-padded waveforms.
 
-        waveforms_BN: B x N floats at 16 kHz, not normalised (the model does it where it was trained so); of any floating type, which
-            need not be the model's: a half model gets more out of fp32 waveforms.
-        lengths_B: valid samples of each, 1 or more; None takes every sample as valid. One shorter than ``config.receptive_field``
-            counts as padded to it, so that every waveform has a frame.
+        waveforms_BN: B x N floats at 16 kHz, not normalised (the model does it where it was trained so); of any
+            floating type, which need not be the model's: a half model gets more out of fp32 waveforms.
+        lengths_B: valid samples of each, 1 or more; None takes every sample as valid. One shorter than
+            ``config.receptive_field`` counts as padded to it, so that every waveform has a frame.
         attention_maps: also return the maps, which costs B x H x T x T a layer.
         """
         features_BTD, frames_B = self.features(waveforms_BN, lengths_B)
@@ -174,7 +183,10 @@ class Encoder(nn.Module):
         if lengths_B is not None:
             samples_B = lengths_B.to(samples_B)
         masked = lengths_B is not None and not self.reference_padding
-        features_BTD, frames_B = self.frontend(waveforms_BN, samples_B if masked else None), self.config.feature_frames(samples_B)
+        features_BTD, frames_B = (
+            self.frontend(waveforms_BN, samples_B if masked else None),
+            self.config.feature_frames(samples_B),
+        )
         if lengths_B is not None and self.reference_padding and self.config.reference_frames == "share":
             each = waveforms_BN.shape[1] // features_BTD.shape[1]
             frames_B = ((samples_B + each - 1) // each).clamp(max=features_BTD.shape[1])
@@ -183,7 +195,8 @@ class Encoder(nn.Module):
     def contextualize(
         self, features_BTD: Tensor, frames_B: Tensor, attention_maps: bool = False, padded: bool = True
     ) -> EncoderOutput:
-        """Positional convolution and transformer over projected features; ``padded=False`` says that every frame is valid."""
+        """Positional convolution and transformer over projected features; ``padded=False`` says that every frame is
+        valid."""
         x_BTD, mask_BT = self.feature_dropout(features_BTD), None
         if padded:
             mask_BT = valid_mask(frames_B, x_BTD.shape[1])
@@ -223,8 +236,9 @@ class Encoder(nn.Module):
         return states
 
     def _as_reused(self, map_BHTT: Tensor) -> Tensor:
-        """The map as later layers take it. ARMHuBERT's code reads heads x utterances as utterances x heads, so that the utterances
-        of a batch exchange their maps; that is only done where its outputs are to be reproduced, and changes nothing for one utterance.
+        """The map as later layers take it. ARMHuBERT's code reads heads x utterances as utterances x heads, so that the
+        utterances of a batch exchange their maps; that is only done where its outputs are to be reproduced, and changes
+        nothing for one utterance.
         """
         if self.reference_padding and self.config.reuse_softmax:
             return map_BHTT.transpose(0, 1).reshape(map_BHTT.shape)

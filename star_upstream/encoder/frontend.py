@@ -28,7 +28,8 @@ def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) ->
 
 
 class ChannelNorm(nn.GroupNorm):
-    """Group norm with one group a channel, whose statistics cover valid frames only, in fp32 whatever the model's type."""
+    """Group norm with one group a channel, whose statistics cover valid frames only, in fp32 whatever the model's
+    type."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels)
@@ -82,7 +83,8 @@ class FrontEnd(nn.Module):
         self.projection = nn.Linear(previous, config.width) if config.projection else None
 
     def forward(self, waveforms_BN: Tensor, lengths_B: Tensor | None) -> Tensor:
-        """B x N waveforms to B x T x D. ``lengths_B`` (samples) limits the norms' statistics; None takes all samples as valid."""
+        """B x N waveforms to B x T x D. ``lengths_B`` (samples) limits the norms' statistics; None takes all samples as
+        valid."""
         config = self.config
         lengths_B = None if lengths_B is None else config.conv_inputs(lengths_B)
         x_BCT = waveforms_BN[:, None] if self.mel is None else self.mel(waveforms_BN, lengths_B)
@@ -97,7 +99,9 @@ class FrontEnd(nn.Module):
                 x_BCT = self.norms[i](x_BCT, lengths_B)
             x_BCT = F.gelu(x_BCT)
         if self.training and config.feature_gradient != 1.0 and x_BCT.requires_grad:
-            x_BCT = x_BCT.detach() if config.feature_gradient == 0.0 else _scale_gradient(x_BCT, config.feature_gradient)
+            x_BCT = (
+                x_BCT.detach() if config.feature_gradient == 0.0 else _scale_gradient(x_BCT, config.feature_gradient)
+            )
         x_BTC = x_BCT.transpose(1, 2)
         if self.scale is not None:
             x_BTC = x_BTC * self.scale

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from .numerics import full_precision, wide
 
 RATE, WINDOW, HOP, POINTS = 16_000, 400, 160, 512
-"""25 ms windows every 10 ms: frame 2t is centred on the 400 samples that HuBERT's convolutions see for their frame t."""
+"""25 ms windows every 10 ms: frame 2t is centred on the 400 samples that HuBERT's convolutions see for their frame
+t."""
 FLOOR = 1e-6
 """Added to the energies before the logarithm: about the energy of the rounding of 16 bit samples."""
 
@@ -23,7 +24,8 @@ def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
 
 
 def mel_filters(bins: int) -> Tensor:
-    """F x C triangular filters from 0 to 8 kHz, equally spaced on the mel scale (O'Shaughnessy's: 2595 log10(1 + f / 700))."""
+    """F x C triangular filters from 0 to 8 kHz, equally spaced on the mel scale (O'Shaughnessy's: 2595 log10(1 + f /
+    700))."""
     top = 2595.0 * torch.log10(torch.tensor(1.0 + RATE / 2 / 700.0, dtype=torch.float64))
     edges = 700.0 * (10.0 ** (torch.linspace(0.0, 1.0, bins + 2, dtype=torch.float64) * top / 2595.0) - 1.0)
     frequencies_F1 = torch.linspace(0.0, RATE / 2, POINTS // 2 + 1, dtype=torch.float64)[:, None]
@@ -33,10 +35,11 @@ def mel_filters(bins: int) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """B x N waveforms to B x C x M log-mel energies, with zero mean and unit variance over each utterance's valid frames.
+    """B x N waveforms to B x C x M log-mel energies, with zero mean and unit variance over each utterance's valid
+    frames.
 
-    The statistics are one mean and one variance an utterance, over all bins: the level of the recording goes, the spectrum of
-    voice and channel stays. One learnt scale and offset a bin follows. Always computed in fp32.
+    The statistics are one mean and one variance an utterance, over all bins: the level of the recording goes, the
+    spectrum of voice and channel stays. One learnt scale and offset a bin follows. Always computed in fp32.
     """
 
     def __init__(self, bins: int):
@@ -72,6 +75,8 @@ def _standardise(x_BCM: Tensor, frames_B: Tensor | None, epsilon: float = 1e-5) 
         return F.layer_norm(x_BCM, x_BCM.shape[1:], eps=epsilon)
     mask_B1M = valid_mask(frames_B, x_BCM.shape[-1])[:, None]
     count_B11 = (frames_B * x_BCM.shape[1])[:, None, None].to(x_BCM.dtype)
-    centred_BCM = (x_BCM - x_BCM.masked_fill(~mask_B1M, 0.0).sum((1, 2), keepdim=True) / count_B11).masked_fill(~mask_B1M, 0.0)
+    centred_BCM = (x_BCM - x_BCM.masked_fill(~mask_B1M, 0.0).sum((1, 2), keepdim=True) / count_B11).masked_fill(
+        ~mask_B1M, 0.0
+    )
     variance_B11 = centred_BCM.square().sum((1, 2), keepdim=True) / count_B11
     return centred_BCM * torch.rsqrt(variance_B11 + epsilon)

@@ -1,4 +1,5 @@
-"""What keeps numbers right in reduced precision: fp32 for counts, sums and statistics, and for kernels that are wrong below it."""
+"""What keeps numbers right in reduced precision: fp32 for counts, sums and statistics, and for kernels that are wrong
+below it."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from torch import Tensor
 REDUCED = (torch.bfloat16, torch.float16)
 
 NARROW = 16
-"""Channels a group below which a grouped convolution is computed in fp32 on a CPU. torch 2.11's bf16 ``conv1d`` (oneDNN's kernel for
-AMX) answers with a relative error of 1.1 for 8 channels a group and kernels of 64 and 128; 16, 27 and 48 channels are right (3e-3)."""
+"""Channels a group below which a grouped convolution is computed in fp32 on a CPU. torch 2.11's bf16 ``conv1d``
+(oneDNN's kernel for AMX) answers with a relative error of 1.1 for 8 channels a group and kernels of 64 and 128; 16, 27
+and 48 channels are right (3e-3)."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -36,8 +38,9 @@ def working_type(x: Tensor) -> torch.dtype:
 
 
 def grouped_conv1d(x_BCT: Tensor, weight: Tensor, bias: Tensor, padding: int, groups: int) -> Tensor:
-    """``F.conv1d``. On a CPU, in fp32 where the kernel of the reduced type is wrong (:data:`NARROW`), or is not there at all: what torch
-    falls back to is 5 to 17 times slower than fp32 (width 128 and 768, AVX2). The result has the type that the convolution would give.
+    """``F.conv1d``. On a CPU, in fp32 where the kernel of the reduced type is wrong (:data:`NARROW`), or is not there
+    at all: what torch falls back to is 5 to 17 times slower than fp32 (width 128 and 768, AVX2). The result has the
+    type that the convolution would give.
     """
     kind = working_type(x_BCT)
     sound = kind not in REDUCED or x_BCT.device.type != "cpu" or (weight.shape[1] >= NARROW and _has_kernels(kind))

@@ -1,7 +1,7 @@
 """Convolutions over time as relative position embeddings, in the three forms of published encoders (``position_norm``).
 
-Every form takes B x T x D and a mask of valid frames (B x T, None where all are), and gives what is added to its input. The mask
-keeps padding as it is beyond the end of a single utterance: zero before every convolution.
+Every form takes B x T x D and a mask of valid frames (B x T, None where all are), and gives what is added to its input.
+The mask keeps padding as it is beyond the end of a single utterance: zero before every convolution.
 
 Shapes: B utterances, T frames, D width.
 """
@@ -20,7 +20,11 @@ from .numerics import full_precision, grouped_conv1d, wide
 
 def positional(config: EncoderConfig) -> nn.Module:
     """The form that ``config.position_norm`` names."""
-    forms = {"weight": PositionalConvolution, "batch": NormedPositionalConvolution, "layer": StackedPositionalConvolution}
+    forms = {
+        "weight": PositionalConvolution,
+        "batch": NormedPositionalConvolution,
+        "layer": StackedPositionalConvolution,
+    }
     return forms[config.position_norm](config)
 
 
@@ -49,7 +53,8 @@ class PositionalConvolution(nn.Module):
 class NormedPositionalConvolution(nn.Module):
     """A batch norm, then one convolution (fairseq's and transformers' ``conv_pos_batch_norm``: mHuBERT-147).
 
-    The norm has its training's statistics, folded into one ``scale`` and ``shift`` a channel: what it is outside of training.
+    The norm has its training's statistics, folded into one ``scale`` and ``shift`` a channel: what it is outside of
+    training.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -63,7 +68,8 @@ class NormedPositionalConvolution(nn.Module):
 
 
 class StackedPositionalConvolution(nn.Module):
-    """``position_layers`` convolutions, each with a LayerNorm without parameters and a GELU after it (data2vec, section 3.3)."""
+    """``position_layers`` convolutions, each with a LayerNorm without parameters and a GELU after it (data2vec, section
+    3.3)."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()

@@ -1,12 +1,14 @@
 """Size and cost of an encoder: parameters, and multiply-accumulates as the papers count them.
 
-MACs are summed over 32 fixed utterances of LibriSpeech test-clean, one at a time (FACTS of the STaR and DPHuBERT papers): convolutions,
-linear layers, and the query-key and attention-value products. Norms, activations, softmax and log-mel energies are not counted.
+MACs are summed over 32 fixed utterances of LibriSpeech test-clean, one at a time (FACTS of the STaR and DPHuBERT
+papers): convolutions, linear layers, and the query-key and attention-value products. Norms, activations, softmax and
+log-mel energies are not counted.
 """
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from . import Encoder, EncoderConfig
 
@@ -14,7 +16,8 @@ SECONDS_COUNTED = 224.86
 # fmt: off
 LENGTHS = (
     20560, 34560, 38480, 42560, 45600, 48720, 52000, 55120, 59120, 62720, 66400, 71200, 75200, 78640, 82800, 87520,
-    92720, 98560, 104400, 111120, 118480, 125040, 132720, 142640, 154000, 166720, 180880, 197920, 217920, 239280, 268160, 326000,
+    92720, 98560, 104400, 111120, 118480, 125040, 132720, 142640,
+    154000, 166720, 180880, 197920, 217920, 239280, 268160, 326000,
 )
 # fmt: on
 
@@ -25,7 +28,8 @@ def macs(config: EncoderConfig, samples: int) -> int:
 
 
 def count_macs(config: EncoderConfig, samples: int, convs: Sequence, heads: Sequence, units: Sequence) -> Any:
-    """The same with other numbers of channels a convolution and of heads and FFN units a layer; pruning gives expected ones (tensors)."""
+    """The same with other numbers of channels a convolution and of heads and FFN units a layer; pruning gives expected
+    ones (tensors)."""
     total, frames, previous = 0, config.conv_inputs(samples), config.conv_input_channels
     for i, (channels, (_, kernel, _)) in enumerate(zip(convs, config.conv_layers)):
         frames = config.conv_outputs(i, frames)

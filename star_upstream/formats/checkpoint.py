@@ -1,8 +1,9 @@
-"""Our checkpoint: a folder with ``config.json`` (encoder configuration, provenance) and ``model.safetensors``. Nothing in it runs.
+"""Our checkpoint: a folder with ``config.json`` (encoder configuration, provenance) and ``model.safetensors``. Nothing
+in it runs.
 
-``config.json``: ``format`` ("star_upstream"), ``version`` (1), ``encoder`` (:class:`EncoderConfig`), ``provenance`` (free),
-``tensors_sha256`` (:func:`tensors_digest` of the weights; loading compares it, where it is there).
-A fine-tuned model with its heads is a single ``.safetensors`` file whose metadata holds the same json under ``star_upstream``
+``config.json``: ``format`` ("star_upstream"), ``version`` (1), ``encoder`` (:class:`EncoderConfig`), ``provenance``
+(free), ``tensors_sha256`` (:func:`tensors_digest` of the weights; loading compares it, where it is there). A fine-tuned
+model with its heads is a single ``.safetensors`` file whose metadata holds the same json under ``star_upstream``
 (:mod:`star_upstream.multitask.export`); :func:`load` gives its encoder.
 """
 
@@ -45,8 +46,8 @@ LATER = {
 def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype: torch.dtype | None = None) -> None:
     """Write ``folder`` whole or not at all. ``dtype`` (e.g. ``torch.float16``) shrinks the weights.
 
-    A checkpoint of ours that is there is replaced, other files beside it stay. Raises :class:`StarError` for a folder that holds anything
-    else, and for a file.
+    A checkpoint of ours that is there is replaced, other files beside it stay. Raises :class:`StarError` for a folder
+    that holds anything else, and for a file.
     """
     outputs.check_folder(folder, "star_upstream", is_checkpoint)
     weights = {k: v.detach().cpu().to(dtype or v.dtype).contiguous() for k, v in encoder.state_dict().items()}
@@ -70,7 +71,9 @@ def amend(path: str | Path, extra: dict[str, Any]) -> None:
     content = describe(path)
     content["provenance"] = {**content.get("provenance", {}), **extra}
     if is_single(path):
-        save_single(path, load_single(path), {key: value for key, value in content.items() if key not in ("format", "version")})
+        save_single(
+            path, load_single(path), {key: value for key, value in content.items() if key not in ("format", "version")}
+        )
     else:
         write_json(_folder(path) / CONFIG, content)
 
@@ -78,10 +81,15 @@ def amend(path: str | Path, extra: dict[str, Any]) -> None:
 def save_single(path: str | Path, weights: dict[str, torch.Tensor], content: dict[str, Any]) -> None:
     """Write one file whole or not at all; ``content`` goes, as json, into its metadata.
 
-    A file of the same maker (``provenance.made_by``) is replaced. Raises :class:`StarError` for any other, and for a folder.
+    A file of the same maker (``provenance.made_by``) is replaced. Raises :class:`StarError` for any other, and for a
+    folder.
     """
     maker = content.get("provenance", {}).get("made_by", "this program")
-    outputs.check_file(path, maker, lambda file: is_single(file) and describe(file).get("provenance", {}).get("made_by", "this program") == maker)
+    outputs.check_file(
+        path,
+        maker,
+        lambda file: is_single(file) and describe(file).get("provenance", {}).get("made_by", "this program") == maker,
+    )
     content = {"format": FORMAT, "version": VERSION, **content, "tensors_sha256": tensors_digest(weights)}
     text = json.dumps(content, allow_nan=False)
     with replacing(path) as part:
@@ -118,7 +126,8 @@ def tensors_digest(weights: dict[str, torch.Tensor]) -> str:
 
 
 def _check_digest(weights: dict[str, torch.Tensor], content: dict[str, Any], where: str | Path) -> None:
-    """Raise :class:`StarError` for weights other than those that were saved; files from before digests were kept pass."""
+    """Raise :class:`StarError` for weights other than those that were saved; files from before digests were kept
+    pass."""
     if content.get("tensors_sha256") not in (None, tensors_digest(weights)):
         raise StarError(
             f"{where}: not the weights that its configuration was saved with (tensors_sha256): damaged, or exchanged; "
@@ -158,13 +167,17 @@ def describe(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8") if single is None else single)
     except OSError:
-        raise StarError(f"{folder}: no {CONFIG}; a checkpoint of star_upstream is a folder with {CONFIG} and {WEIGHTS}") from None
+        raise StarError(
+            f"{folder}: no {CONFIG}; a checkpoint of star_upstream is a folder with {CONFIG} and {WEIGHTS}"
+        ) from None
     except ValueError as error:
         raise StarError(f"{folder / CONFIG}: not json ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise StarError(f"{folder / CONFIG}: not a star_upstream checkpoint (no \"format\": \"{FORMAT}\")")
+        raise StarError(f'{folder / CONFIG}: not a star_upstream checkpoint (no "format": "{FORMAT}")')
     if content.get("version") != VERSION:
-        raise StarError(f"{folder / CONFIG}: version {content.get('version')!r}; this release reads {VERSION}: update star_upstream")
+        raise StarError(
+            f"{folder / CONFIG}: version {content.get('version')!r}; this release reads {VERSION}: update star_upstream"
+        )
     return content
 
 
@@ -188,19 +201,24 @@ def load(path: str | Path, reference_padding: bool = False) -> Encoder:
 
 
 def load_weights(encoder: torch.nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:
-    """Copy ``weights`` into ``encoder``; every tensor must be there, with its shape, and no other. Half precision is widened."""
+    """Copy ``weights`` into ``encoder``; every tensor must be there, with its shape, and no other. Half precision is
+    widened."""
     expected = encoder.state_dict()
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or extra:
         raise StarError(f"{where}: does not fit its configuration (missing: {missing[:3]}, not known: {extra[:3]})")
     for name, tensor in expected.items():
         if tensor.shape != weights[name].shape:
-            raise StarError(f"{where}: {name} has shape {list(weights[name].shape)}, the configuration asks for {list(tensor.shape)}")
+            raise StarError(
+                f"{where}: {name} has shape {list(weights[name].shape)}, the configuration asks for "
+                f"{list(tensor.shape)}"
+            )
     encoder.load_state_dict({k: v.to(expected[k].dtype) for k, v in weights.items()})
 
 
 def digest(encoder: Encoder) -> str:
-    """sha256 over configuration and weights (names, shapes, values): the same for the same model wherever it came from."""
+    """sha256 over configuration and weights (names, shapes, values): the same for the same model wherever it came
+    from."""
     # options that came later leave the digests of models without them as they were
     config = {k: v for k, v in strict.plain(encoder.config).items() if k not in LATER or v != LATER[k]}
     sha = hashlib.sha256(json.dumps(config, sort_keys=True).encode())

@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 
 _START = 512
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a git-lfs pointer, not the weights: run 'git lfs pull' in its repository, or download the file itself"),
-    (b"/annex/objects/", "a git-annex pointer, not the weights: run 'git annex get' on it, or download the file itself"),
+    (
+        b"version https://git-lfs",
+        "a git-lfs pointer, not the weights: run 'git lfs pull' in its repository, or download the file itself",
+    ),
+    (
+        b"/annex/objects/",
+        "a git-annex pointer, not the weights: run 'git annex get' on it, or download the file itself",
+    ),
     (b"GGUF", "a GGUF file (llama.cpp); convert from the PyTorch or safetensors file that it was made of"),
     (b"\x89HDF\r\n", "an HDF5 file (Keras, TensorFlow); only PyTorch and safetensors weights are read"),
     (b"RIFF", "a sound file (RIFF), not weights"),
@@ -29,7 +35,8 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises :class:`StarError` for one that is missing, something else or damaged."""
+    """The tensors of a safetensors file. Raises :class:`StarError` for one that is missing, something else or
+    damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -63,7 +70,10 @@ def what(path: str | Path) -> str | None:
             return sentence
     text = start.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "a web page saved in place of the file (a login, a warning or an error); open the address in a browser and download the file"
+        return (
+            "a web page saved in place of the file (a login, a warning or an error); "
+            "open the address in a browser and download the file"
+        )
     if text.startswith(b"{"):
         return "a json text, not weights"
     if zipfile.is_zipfile(path):
@@ -100,5 +110,6 @@ def _is_tar(path: Path) -> bool:
 
 
 def _is_onnx(start: bytes) -> bool:
-    # a protobuf whose first field is the ir_version; the producer's name or an operator set follows within the first bytes
+    # a protobuf whose first field is the ir_version; the producer's name or an operator set follows within the first
+    # bytes
     return start[:1] == b"\x08" and start[1:2] < b"\x20" and start[2:3] in (b"\x12", b"\x3a", b"\x42")

@@ -5,8 +5,9 @@ Shapes: B utterances, N samples (16 kHz), T frames, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,12 @@ from . import checkpoint, sources
 class UpstreamExpert(nn.Module):
     """An :class:`Encoder` behind s3prl's contract: a list of waveforms in, a dictionary of states out.
 
-    ``hidden_states`` follows the model's own convention (``encoder.config.hidden_states``): HuBERT-like models give the first layer's
-    input and every layer's output, STaRHuBERT the layers' outputs alone, ARMHuBERT and MaskHuBERT their projections.
+    ``hidden_states`` follows the model's own convention (``encoder.config.hidden_states``): HuBERT-like models give the
+    first layer's input and every layer's output, STaRHuBERT the layers' outputs alone, ARMHuBERT and MaskHuBERT their
+    projections.
 
-    The file of a fine-tuned model (``star finetune``) also answers its tasks: :meth:`keyword`, :meth:`speaker_embedding`.
+    The file of a fine-tuned model (``star finetune``) also answers its tasks: :meth:`keyword`,
+    :meth:`speaker_embedding`.
     """
 
     def __init__(self, encoder: Encoder, source: str = "", heads: MultitaskModel | None = None, **_):
@@ -48,10 +51,11 @@ class UpstreamExpert(nn.Module):
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
         """Encode waveforms of any lengths: 1-D, floats at 16 kHz, not normalised, on any device.
 
-        Returns ``hidden_states`` (list of B x T x D), ``last_hidden_state`` (the last of them, B x T x D) and ``lengths`` (valid
-        frames, B). Frames past an utterance's length repeat its last valid one, as s3prl fills up the frame that it counts beyond
-        them, so that an utterance gives the same alone and in a batch (not with ``reference_padding``: there they are as the
-        reference leaves them). A waveform shorter than one frame (``config.receptive_field``, 400 samples) is padded with zeros to it.
+        Returns ``hidden_states`` (list of B x T x D), ``last_hidden_state`` (the last of them, B x T x D) and
+        ``lengths`` (valid frames, B). Frames past an utterance's length repeat its last valid one, as s3prl fills up
+        the frame that it counts beyond them, so that an utterance gives the same alone and in a batch (not with
+        ``reference_padding``: there they are as the reference leaves them). A waveform shorter than one frame
+        (``config.receptive_field``, 400 samples) is padded with zeros to it.
 
         Raises :class:`StarError` for an empty list, an empty waveform, or one that is not 1-D floating point.
         """
@@ -78,26 +82,33 @@ class UpstreamExpert(nn.Module):
         return {model.labels[task][i]: float(shares[i]) for i in order}
 
     def keyword(self, wav: Tensor) -> str:
-        """What is said in a waveform (1-D, 16 kHz), one of the keyword head's labels; :meth:`classify` gives every label's share."""
+        """What is said in a waveform (1-D, 16 kHz), one of the keyword head's labels; :meth:`classify` gives every
+        label's share."""
         return next(iter(self.classify("keyword", wav)))
 
     def speaker_embedding(self, wav: Tensor, task: str = "speaker") -> Tensor:
-        """The speaker of a waveform (1-D, 16 kHz) as a vector of length 1: the cosine of two vectors is high for one speaker."""
+        """The speaker of a waveform (1-D, 16 kHz) as a vector of length 1: the cosine of two vectors is high for one
+        speaker."""
         return nn.functional.normalize(self._vector(task, wav)[1], dim=0)
 
     def _vector(self, task: str, wav: Tensor) -> tuple[MultitaskModel, Tensor]:
         (model,) = self._answers
         if model is None or task not in model.heads:
             there = "no heads" if model is None else f"the heads {', '.join(model.heads)}"
-            raise StarError(f"{self.source or 'this model'}: has {there}, not {task!r}; star finetune makes a model with them")
-        waveforms_BN, lengths_B = self._batch([wav])
+            raise StarError(
+                f"{self.source or 'this model'}: has {there}, not {task!r}; star finetune makes a model with them"
+            )
+        waveforms_BN, _ = self._batch([wav])
         with torch.no_grad():
             model.heads.to(waveforms_BN.device)
             return model, model(task, waveforms_BN, None)[0]
 
     def _batch(self, wavs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         if isinstance(wavs, Tensor) or not len(wavs):
-            raise StarError(f"expected a list with at least one 1-D waveform, got {type(wavs).__name__}" + (" of none" if not len(wavs) else ""))
+            raise StarError(
+                f"expected a list with at least one 1-D waveform, got {type(wavs).__name__}"
+                + (" of none" if not len(wavs) else "")
+            )
         for i, wav in enumerate(wavs):
             if not isinstance(wav, Tensor) or wav.dim() != 1 or not wav.is_floating_point():
                 shown = f"{wav.dtype} of shape {list(wav.shape)}" if isinstance(wav, Tensor) else type(wav).__name__
@@ -112,10 +123,11 @@ class UpstreamExpert(nn.Module):
 
 
 def load(source: str | Path, config: str | Path | None = None, reference_padding: bool = False) -> UpstreamExpert:
-    """The upstream of any name or file: a torch.hub name of ours, a known published checkpoint, a file or folder in any known format.
+    """The upstream of any name or file: a torch.hub name of ours, a known published checkpoint, a file or folder in any
+    known format.
 
-    ``config`` is the yaml of the formats that have one. ``reference_padding`` brings back the padded statistics of fairseq and
-    transformers (see :class:`Encoder`). In eval mode; its parameters may be trained.
+    ``config`` is the yaml of the formats that have one. ``reference_padding`` brings back the padded statistics of
+    fairseq and transformers (see :class:`Encoder`). In eval mode; its parameters may be trained.
     """
     if checkpoint.is_single(source) and config is None:
         model = multitask.load(source, reference_padding)
@@ -125,7 +137,13 @@ def load(source: str | Path, config: str | Path | None = None, reference_padding
 
 
 def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., UpstreamExpert]:
-    def entry(ckpt: str | None = None, model_config: str | None = None, pretrained: bool = True, reference_padding: bool = False, **_):
+    def entry(
+        ckpt: str | None = None,
+        model_config: str | None = None,
+        pretrained: bool = True,
+        reference_padding: bool = False,
+        **_,
+    ):
         if ckpt is not None:
             return load(ckpt, model_config, reference_padding)
         if pretrained:
@@ -134,12 +152,15 @@ def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., Up
             raise StarError(f"{name}: ships with its weights; leave out pretrained=False")
         from ..training import recipe as recipes
 
-        return UpstreamExpert(Encoder(recipes.load(recipe).student_config(), reference_padding), f"{name} (random weights)").eval()
+        return UpstreamExpert(
+            Encoder(recipes.load(recipe).student_config(), reference_padding), f"{name} (random weights)"
+        ).eval()
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = (
         f"{about}\n\n"
-        "ckpt: a file or folder that takes the place of the known weights (model_config: its yaml, where the format has one).\n"
+        "ckpt: a file or folder that takes the place of the known weights (model_config: its yaml, where the format "
+        "has one).\n"
         + ("pretrained: False builds the architecture with random weights.\n" if recipe else "")
         + "reference_padding: group-norm statistics over the padding too, as fairseq and transformers compute them."
     )
@@ -151,26 +172,45 @@ star_mini_teacher = _entry("star_mini_teacher", "The small HuBERT-like teacher t
 star_hubert = _entry("star_hubert", "STaRHuBERT, 22.31 M parameters (Jang et al., ICASSP 2024).", "star_hubert")
 star_hubert_l = _entry("star_hubert_l", "STaRHuBERT-L, 26.63 M parameters (Jang et al., ICASSP 2024).", "star_hubert_l")
 star_hubert_s = _entry("star_hubert_s", "STaRHuBERT-S, 14.1 M parameters; layer sizes are our choice.", "star_hubert_s")
-star_hubert_xs = _entry("star_hubert_xs", "STaRHuBERT-XS, 9.39 M parameters; layer sizes are our choice.", "star_hubert_xs")
-star_wavlm = _entry("star_wavlm", "STaRWavLM, STaRHuBERT's architecture with WavLM Base as its teacher, 22.3 M parameters (its authors' page).", "star_wavlm")
+star_hubert_xs = _entry(
+    "star_hubert_xs", "STaRHuBERT-XS, 9.39 M parameters; layer sizes are our choice.", "star_hubert_xs"
+)
+star_wavlm = _entry(
+    "star_wavlm",
+    "STaRWavLM, STaRHuBERT's architecture with WavLM Base as its teacher, 22.3 M parameters (its authors' page).",
+    "star_wavlm",
+)
 
 
-def star_local(ckpt: str, model_config: str | None = None, config: str | None = None, reference_padding: bool = False, **_):
-    """An upstream from a file or folder in any known format; ``config`` (or s3prl's ``model_config``) is its yaml, where it has one."""
+def star_local(
+    ckpt: str, model_config: str | None = None, config: str | None = None, reference_padding: bool = False, **_
+):
+    """An upstream from a file or folder in any known format; ``config`` (or s3prl's ``model_config``) is its yaml,
+    where it has one."""
     return load(ckpt, config or model_config, reference_padding)
 
 
 ENTRIES: dict[str, Callable[..., UpstreamExpert]] = {
     entry.__name__: entry
-    for entry in (star_mini, star_mini_teacher, star_hubert, star_hubert_l, star_hubert_s, star_hubert_xs, star_wavlm, star_local)
+    for entry in (
+        star_mini,
+        star_mini_teacher,
+        star_hubert,
+        star_hubert_l,
+        star_hubert_s,
+        star_hubert_xs,
+        star_wavlm,
+        star_local,
+    )
 }
 
 
 def register() -> list[str]:
     """Make the names of :data:`ENTRIES` known to s3prl in this process, and return them.
 
-    Then ``s3prl.nn.S3PRLUpstream("star_mini")`` and ``S3PRLUpstream("star_local", path_or_url=FILE)`` work, and so do the names in
-    s3prl's problems and in its ``run_downstream``. Call it again in every process that builds or reloads an upstream by name.
+    Then ``s3prl.nn.S3PRLUpstream("star_mini")`` and ``S3PRLUpstream("star_local", path_or_url=FILE)`` work, and so do
+    the names in s3prl's problems and in its ``run_downstream``. Call it again in every process that builds or reloads
+    an upstream by name.
     """
     from .. import compat
 

@@ -1,4 +1,5 @@
-"""What can be chosen about pruning: which gates, how they are drawn, how small the model must become, and the second stage."""
+"""What can be chosen about pruning: which gates, how they are drawn, how small the model must become, and the second
+stage."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ from ..errors import StarError
 
 @dataclass(frozen=True)
 class InitialKeep:
-    """How open each kind of gate starts: ``log a`` = log(k / (1 - k)), before the stretch. As DPHuBERT's code has it (commit c18093f,
-    components.py: an ``init_mean`` of the gate being closed of 0.01, but 0.5 for FFN units): with the stretch, a gate is not 0 with a
-    probability of 0.998, an FFN unit's with 0.832, so that HuBERT Base starts at an expected sparsity of 0.1018."""
+    """How open each kind of gate starts: ``log a`` = log(k / (1 - k)), before the stretch. As DPHuBERT's code has it
+    (commit c18093f, components.py: an ``init_mean`` of the gate being closed of 0.01, but 0.5 for FFN units): with the
+    stretch, a gate is not 0 with a probability of 0.998, an FFN unit's with 0.832, so that HuBERT Base starts at an
+    expected sparsity of 0.1018."""
 
     conv_channels: float = 0.99
     heads: float = 0.99
@@ -28,7 +30,8 @@ class InitialKeep:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Which parts have gates, and their distribution (Louizos, Welling, Kingma 2018, section 2.2; its stretch and temperature)."""
+    """Which parts have gates, and their distribution (Louizos, Welling, Kingma 2018, section 2.2; its stretch and
+    temperature)."""
 
     conv_channels: bool = True
     """Channels of each convolution; the last one's only where a projection follows."""
@@ -42,7 +45,8 @@ class GateConfig:
     initial_keep: float | InitialKeep = field(default_factory=InitialKeep)
     """:class:`InitialKeep`, or one number for all kinds."""
     initial_noise: float = 0.01
-    """Standard deviation of what is drawn and added to each ``log a`` at the start (DPHuBERT's code: hardconcrete.py, ``init_std``)."""
+    """Standard deviation of what is drawn and added to each ``log a`` at the start (DPHuBERT's code: hardconcrete.py,
+    ``init_std``)."""
     round_channels: int = 1
     """Convolutions keep a multiple of so many channels (or all of them): 8 suits most hardware."""
     round_units: int = 1
@@ -70,7 +74,8 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class SecondStage:
-    """The training after the cut. Exactly one of ``epochs``, ``updates`` and ``minutes``; all else is as in the first stage."""
+    """The training after the cut. Exactly one of ``epochs``, ``updates`` and ``minutes``; all else is as in the first
+    stage."""
 
     epochs: float | None = None
     updates: int | None = None
@@ -81,7 +86,9 @@ class SecondStage:
     def __post_init__(self):
         lengths = {n: getattr(self, n) for n in ("epochs", "updates", "minutes") if getattr(self, n) is not None}
         if len(lengths) != 1:
-            raise StarError(f"epochs, updates, minutes: set exactly one and the others to null, got {lengths or 'none'}")
+            raise StarError(
+                f"epochs, updates, minutes: set exactly one and the others to null, got {lengths or 'none'}"
+            )
         for name in (*lengths, "learning_rate"):
             if not getattr(self, name) > 0:
                 raise StarError(f"{name}: must be above 0, got {getattr(self, name)}")
@@ -91,7 +98,8 @@ class SecondStage:
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Stage 1 distils with gates until the target is met; the model is cut; stage 2 distils what is left (DPHuBERT, section 2.3)."""
+    """Stage 1 distils with gates until the target is met; the model is cut; stage 2 distils what is left (DPHuBERT,
+    section 2.3)."""
 
     second: SecondStage
     target: float = 0.75
@@ -102,11 +110,12 @@ class PruningConfig:
     target_warmup: float = 0.1
     """Share of stage 1 in which the target rises from 0 (DPHuBERT: 5 k of 50 k updates)."""
     gate_learning_rate: float = 0.02
-    """Like the next one at its highest: both follow the run's warm-up and decay (as in DPHuBERT's code, where one scheduler moves all)."""
+    """Like the next one at its highest: both follow the run's warm-up and decay (as in DPHuBERT's code, where one
+    scheduler moves all)."""
     multiplier_learning_rate: float = 0.02
     quadratic_start: float = 0.0
-    """Where the multiplier of the squared gap starts. In a short run the linear multiplier has no time to come back once the gates
-    overshoot; a quadratic one of 10 to 100 pulls them back at once."""
+    """Where the multiplier of the squared gap starts. In a short run the linear multiplier has no time to come back
+    once the gates overshoot; a quadratic one of 10 to 100 pulls them back at once."""
     gates: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self):

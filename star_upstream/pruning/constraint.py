@@ -1,4 +1,5 @@
-"""The augmented Lagrangian that steers the expected sparsity to its target (Wang, Wohlwend, Lei 2020; DPHuBERT, section 2.2)."""
+"""The augmented Lagrangian that steers the expected sparsity to its target (Wang, Wohlwend, Lei 2020; DPHuBERT, section
+2.2)."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 class SparsityConstraint(nn.Module):
     """``linear * (s - t) + quadratic * (s - t)^2``: minimised over the gates, maximised over the two multipliers.
 
-    The optimizer must ascend in this module's parameters (a group with ``maximize=True``). The linear one starts at 0, the quadratic one
-    where it is told to (DPHuBERT: 0 too).
+    The optimizer must ascend in this module's parameters (a group with ``maximize=True``). The linear one starts at 0,
+    the quadratic one where it is told to (DPHuBERT: 0 too).
     """
 
     def __init__(self, quadratic: float = 0.0):
@@ -25,5 +26,6 @@ class SparsityConstraint(nn.Module):
 
 
 def target_at(share: float, target: float, warmup: float) -> float:
-    """The target when ``share`` of the stage has passed: it rises linearly from 0 during ``warmup``, a share of the stage."""
+    """The target when ``share`` of the stage has passed: it rises linearly from 0 during ``warmup``, a share of the
+    stage."""
     return target if share >= warmup else target * share / warmup

@@ -16,23 +16,30 @@ from .gates import GatedEncoder
 
 @torch.no_grad()
 def cut(model: GatedEncoder) -> Encoder:
-    """A new encoder, in eval mode, on the model's device, without what the settled gates close. Its states are the gated model's in
-    eval mode.
+    """A new encoder, in eval mode, on the model's device, without what the settled gates close. Its states are the
+    gated model's in eval mode.
 
-    Open gates go into the weights that follow them; those of the last convolution stay as factors (``feature_scale``), since a
-    norm follows.
+    Open gates go into the weights that follow them; those of the last convolution stay as factors (``feature_scale``),
+    since a norm follows.
     """
     gates, config = model.settled(), cut_config(model)
     weights = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
     _cut_frontend(weights, gates, model)
     for place, i in enumerate(model.attentions):
-        _cut_part(weights, gates, i, "heads", gates["attentions"][place] if "attentions" in gates else None, model.config)
+        _cut_part(
+            weights, gates, i, "heads", gates["attentions"][place] if "attentions" in gates else None, model.config
+        )
         if not config.heads[i]:
             _drop(weights, f"layers.{i}.attention.", f"layers.{i}.attention_norm." if config.norm == "pre" else None)
     for place, i in enumerate(model.ffns):
         _cut_part(weights, gates, i, "units", gates["ffns"][place] if "ffns" in gates else None, model.config)
         if not config.ffn[i]:
-            _drop(weights, f"layers.{i}.ffn_in.", f"layers.{i}.ffn_out.", f"layers.{i}.ffn_norm." if config.norm == "pre" else None)
+            _drop(
+                weights,
+                f"layers.{i}.ffn_in.",
+                f"layers.{i}.ffn_out.",
+                f"layers.{i}.ffn_norm." if config.norm == "pre" else None,
+            )
     smaller = Encoder(config, model.encoder.reference_padding).to(next(model.parameters()).device)
     smaller.load_state_dict(weights)
     return smaller.eval()
@@ -82,7 +89,12 @@ def _cut_frontend(weights: dict[str, Tensor], gates: dict[str, Tensor], model: G
 
 
 def _cut_part(
-    weights: dict[str, Tensor], gates: dict[str, Tensor], layer: int, group: str, whole: Tensor | None, config: EncoderConfig
+    weights: dict[str, Tensor],
+    gates: dict[str, Tensor],
+    layer: int,
+    group: str,
+    whole: Tensor | None,
+    config: EncoderConfig,
 ) -> None:
     """The heads or FFN units of one layer."""
     if group == "heads":

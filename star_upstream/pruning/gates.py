@@ -1,7 +1,7 @@
 """Hard-concrete gates on an encoder (Louizos, Welling, Kingma 2018, equations 10 to 12).
 
-A gate is ``clamp(stretched sigmoid((log u - log(1 - u) + log a) / temperature), 0, 1)`` with u uniform and ``log a`` learned: 0 and 1
-have a probability of their own, and the probability that it is not 0 has a closed form.
+A gate is ``clamp(stretched sigmoid((log u - log(1 - u) + log a) / temperature), 0, 1)`` with u uniform and ``log a``
+learned: 0 and 1 have a probability of their own, and the probability that it is not 0 has a closed form.
 
 Shapes: B utterances, T frames, C channels, D width, n gates of a group.
 """
@@ -22,10 +22,11 @@ from .size import Kept, Size
 
 
 class HardConcrete(nn.Module):
-    """A group of n independent gates: the channels of one convolution, the heads or FFN units of one layer, or whole parts.
+    """A group of n independent gates: the channels of one convolution, the heads or FFN units of one layer, or whole
+    parts.
 
-    kind: a field of :class:`~.config.InitialKeep`, by which they start. least: so many stay open whatever happens; multiple: the
-    number of open ones is a multiple of it (or all are open).
+    kind: a field of :class:`~.config.InitialKeep`, by which they start. least: so many stay open whatever happens;
+    multiple: the number of open ones is a multiple of it (or all are open).
     """
 
     def __init__(self, count: int, config: GateConfig, kind: str, least: int = 0, multiple: int = 1):
@@ -57,7 +58,8 @@ class HardConcrete(nn.Module):
     def settled_n(self, shift: float = 0.0) -> Tensor:
         """The gates without chance: the :meth:`kept` most probable ones are open, the others 0.
 
-        An open gate's value is the median of its distribution given that it is not 0: above 0, and 1 for a gate that mostly is 1.
+        An open gate's value is the median of its distribution given that it is not 0: above 0, and 1 for a gate that
+        mostly is 1.
         """
         order = torch.argsort(self.location_n, descending=True, stable=True)[: self.kept(shift)]
         location_k = self.location_n[order].double()
@@ -71,15 +73,17 @@ class HardConcrete(nn.Module):
 
 
 class GatedEncoder(nn.Module):
-    """An encoder with gates on its channels, heads, FFN units and whole parts. The encoder is used as it is, not copied.
+    """An encoder with gates on its channels, heads, FFN units and whole parts. The encoder is used as it is, not
+    copied.
 
-    In training mode every forward pass draws the gates once. In eval mode they are settled (:meth:`HardConcrete.settled_n`), and the
-    states are those of :func:`~star_upstream.pruning.cut`'s encoder:
+    In training mode every forward pass draws the gates once. In eval mode they are settled
+    (:meth:`HardConcrete.settled_n`), and the states are those of :func:`~star_upstream.pruning.cut`'s encoder:
 
-    - a channel's gate follows its activation; the norm after the last convolution takes its statistics over the open channels
-      (DPHuBERT's code takes them over all channels, closed ones too, until the cut, which then changes what the norm gives, by 0.16 %
-      of it where measured; here the cut changes nothing);
-    - a head's gate scales its output, a unit's gate its activation, a part's gate what the part adds to the layer's input;
+    - a channel's gate follows its activation; the norm after the last convolution takes its statistics over the open
+      channels (DPHuBERT's code takes them over all channels, closed ones too, until the cut, which then changes what
+      the norm gives, by 0.16 % of it where measured; here the cut changes nothing);
+    - a head's gate scales its output, a unit's gate its activation, a part's gate what the part adds to the layer's
+      input;
     - attention without an open head, and an FFN without an open unit, adds nothing, its bias included.
 
     Raises :class:`StarError` for an encoder in which a part with gates cannot be cut exactly.
@@ -107,7 +111,8 @@ class GatedEncoder(nn.Module):
         if options.ffn_layers and self.ffns:
             add("ffns", len(self.ffns), "ffn_layers")
         self.register_buffer("shift", torch.zeros(3, dtype=torch.float64))
-        """Added to the locations of parts, of heads, and of channels and units where gates are settled: :meth:`settle`."""
+        """Added to the locations of parts, of heads, and of channels and units where gates are settled:
+        :meth:`settle`."""
         self._values: dict[str, Tensor] = {}
         self._attach()
 
@@ -121,13 +126,16 @@ class GatedEncoder(nn.Module):
 
     @property
     def scaled(self) -> bool:
-        """Whether the cut encoder has a factor a channel before the front end's norm: no weight there can take the gates in."""
+        """Whether the cut encoder has a factor a channel before the front end's norm: no weight there can take the
+        gates in."""
         return f"conv_{len(self.config.conv_layers) - 1}" in self.gates and self.config.projection_norm
 
     def size(self, measure: str = "parameters", seconds: float = 10.0) -> Size:
         return Size(self.config, measure, seconds, self.scaled)
 
-    def forward(self, waveforms_BN: Tensor, lengths_B: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
+    def forward(
+        self, waveforms_BN: Tensor, lengths_B: Tensor | None = None, attention_maps: bool = False
+    ) -> EncoderOutput:
         """As :meth:`Encoder.forward`."""
         self._values = {name: gate.sample_n() for name, gate in self.gates.items()} if self.training else self.settled()
         return self.encoder(waveforms_BN, lengths_B, attention_maps)
@@ -166,11 +174,12 @@ class GatedEncoder(nn.Module):
 
     @torch.no_grad()
     def settle(self, target: float, measure: str = "parameters", seconds: float = 10.0) -> float:
-        """Choose ``shift`` so that the settled gates come as near to the target sparsity as they can; the sparsity reached.
+        """Choose ``shift`` so that the settled gates come as near to the target sparsity as they can; the sparsity
+        reached.
 
-        One number moves all gates alike, so that their order and the balance between groups stay as learned. A whole part or a head is a
-        large step, so the lesser gates then move by a number of their own that makes up for it. Raises :class:`StarError` for a target
-        that cannot be reached.
+        One number moves all gates alike, so that their order and the balance between groups stay as learned. A whole
+        part or a head is a large step, so the lesser gates then move by a number of their own that makes up for it.
+        Raises :class:`StarError` for a target that cannot be reached.
         """
         size = self.size(measure, seconds)
 
@@ -182,7 +191,8 @@ class GatedEncoder(nn.Module):
             gone = at(0, -1e3)
             self.shift.zero_()
             raise StarError(
-                f"pruning.target: {target} cannot be reached: without everything that has a gate, {gone:.3f} of the {measure} is gone"
+                f"pruning.target: {target} cannot be reached: without everything that has a gate, {gone:.3f} of the "
+                f"{measure} is gone"
             )
         for level in range(len(self.shift)):
             low, high = -1e3, 1e3
@@ -250,10 +260,12 @@ def _level(name: str) -> int:
 def _check(config: EncoderConfig, options: GateConfig) -> None:
     if options.conv_channels and config.conv_norm == "layer":
         raise StarError(
-            "pruning.gates.conv_channels: the convolutions of this model are normalised over their channels (conv_norm: layer), so that "
+            "pruning.gates.conv_channels: the convolutions of this model are normalised over their channels "
+            "(conv_norm: layer), so that "
             "none can be cut without changing the others; set it to false"
         )
     if (options.heads or options.attention_layers) and config.reuse_attention and any(config.reuse_attention):
         raise StarError(
-            "pruning.gates: layers of this model reuse attention maps of others (reuse_attention); set heads and attention_layers to false"
+            "pruning.gates: layers of this model reuse attention maps of others (reuse_attention); set heads and "
+            "attention_layers to false"
         )

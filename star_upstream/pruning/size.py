@@ -1,13 +1,14 @@
 """The size of a pruned encoder in closed form, for whole counts and for expected ones.
 
-Parameters and multiply-accumulates are sums of products of counts of different gate groups, each group at most once in a product. Gates
-are independent, so with each count replaced by its expectation the same formula gives the expected size exactly.
+Parameters and multiply-accumulates are sums of products of counts of different gate groups, each group at most once in
+a product. Gates are independent, so with each count replaced by its expectation the same formula gives the expected
+size exactly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from torch import Tensor
 
@@ -35,7 +36,9 @@ class Kept:
     def whole(cls, config: EncoderConfig) -> Kept:
         """Everything that ``config`` has."""
         convs = [channels for channels, _, _ in config.conv_layers]
-        return cls(convs, config.heads, [int(h > 0) for h in config.heads], config.ffn, [int(u > 0) for u in config.ffn])
+        return cls(
+            convs, config.heads, [int(h > 0) for h in config.heads], config.ffn, [int(u > 0) for u in config.ffn]
+        )
 
 
 class Size:
@@ -79,12 +82,14 @@ class Size:
         for i, (heads, attends, units, feeds) in enumerate(zip(kept.heads, kept.attends, kept.units, kept.feeds)):
             inner = heads * config.head_width
             reuse = bool(config.reuse_attention and config.reuse_attention[i])
-            # value and output, and unless the map is reused query and key; biases of all but the output go with the heads
+            # value and output, and unless the map is reused query and key; biases of all but the output go with the
+            # heads
             total = total + inner * ((2 * width + 1) if reuse else (4 * width + 3))
             # pre-norm models lose the norm of a part that is gone
             total = total + attends * (width + (0 if post else 2 * width))
             if config.relative_position is not None and not reuse:
-                # WavLM's gate is shared by the heads; its one factor a head is kept for all, as published checkpoints have it
+                # WavLM's gate is shared by the heads; its one factor a head is kept for all, as published checkpoints
+                # have it
                 total = total + attends * (8 * config.head_width + 8 + config.relative_position.total_heads)
             total = total + units * (2 * width + 1) + feeds * (width + (0 if post else 2 * width))
         return total

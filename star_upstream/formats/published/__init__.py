@@ -2,22 +2,24 @@
 
 | format | what the file is |
 | --- | --- |
-| starhubert, armhubert, maskhubert, fithubert | a Lightning ``.ckpt`` (names ``student_model.*``) and a yaml with a section ``distiller`` |
+| starhubert, armhubert, maskhubert, fithubert | a Lightning ``.ckpt`` and a yaml with a section ``distiller`` |
 | dphubert, dpwavlm | ``{"state_dict", "config"}`` |
 | distilhubert | ``{"Distiller", "Config"}``, as s3prl saves it |
-| lighthubert | fairseq's layout, with the weights of a supernet; a yaml with a section ``subnet`` may choose another subnet |
-| fairseq | ``{"cfg" or "args", "model"}``: HuBERT, wav2vec 2.0 and data2vec as fairseq saves them, also fine-tuned; WavLM as its authors do |
+| lighthubert | fairseq's layout, a supernet's weights; a yaml's ``subnet`` may choose another subnet |
+| fairseq | ``{"cfg" or "args", "model"}``: HuBERT, wav2vec 2.0, data2vec, also fine-tuned, and WavLM |
 | s3prl | ``{"task_cfg", "model_cfg", "model_weight"}``: the same, converted by s3prl |
 | bshall | ``{"hubert"}``: HuBERT-Soft and HuBERT-Discrete |
-| weights | tensors by name alone (fairseq's, torchaudio's or transformers' names), and a yaml or json that configures them |
+| weights | tensors with fairseq's, torchaudio's or transformers' names, and a yaml or json |
 
-The format is told by the content, and for the first four by their yaml. Folders of the transformers library are :mod:`.huggingface`'s.
+The format is told by the content, and for the first four by their yaml. Folders of the transformers library are
+:mod:`.huggingface`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 import yaml
@@ -54,9 +56,9 @@ def detect(path: str | Path, config: str | Path | None = None) -> str | None:
 def load(path: str | Path, config: str | Path | None = None, reference_padding: bool = False) -> Encoder:
     """The encoder in the file, in eval mode, fp32, on the CPU.
 
-    ``config`` is the yaml of the first four formats; by default the one beside the file with the same stem, or the only one there.
-    For LightHuBERT it may name a subnet. Raises :class:`StarError` for a file in no known format, one that pickles a foreign class,
-    or one that does not fit its configuration.
+    ``config`` is the yaml of the first four formats; by default the one beside the file with the same stem, or the only
+    one there. For LightHuBERT it may name a subnet. Raises :class:`StarError` for a file in no known format, one that
+    pickles a foreign class, or one that does not fit its configuration.
     """
     content = _content(path)
     kind = _format(content)
@@ -64,11 +66,15 @@ def load(path: str | Path, config: str | Path | None = None, reference_padding: 
         return bare.load_bare(bare.weights_of(content), Path(path), config, str(path), reference_padding)
     if kind is None:
         if isinstance(content, Mapping) and "frontend.convs.0.weight" in content:
-            raise StarError(f"{path}: the weights of a checkpoint of star_upstream without its config.json; give the whole folder")
+            raise StarError(
+                f"{path}: the weights of a checkpoint of star_upstream without its config.json; give the whole folder"
+            )
         raise StarError(f"{path}: in none of the formats {', '.join(FORMATS)} (it holds {_shown(content)})")
     where = str(path)
     if kind == "student":
-        return students.load_student(content, _section(config or _beside(Path(path)), "distiller"), where, reference_padding)
+        return students.load_student(
+            content, _section(config or _beside(Path(path)), "distiller"), where, reference_padding
+        )
     if kind == "lighthubert":
         subnet = None if config is None else _section(config, "subnet")
         return lighthubert.load_lighthubert(_model_options(content), content["model"], subnet, where, reference_padding)
@@ -120,12 +126,17 @@ def _is_weights(value: Any) -> bool:
         isinstance(value, Mapping)
         and bool(value)
         # data2vec keeps its averaged teacher among the weights, as a mapping of its own
-        and all(isinstance(name, str) and (isinstance(tensor, torch.Tensor) or name == "_ema") for name, tensor in value.items())
+        and all(
+            isinstance(name, str) and (isinstance(tensor, torch.Tensor) or name == "_ema")
+            for name, tensor in value.items()
+        )
     )
 
 
 def _bshall(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return next((found for found in (content.get("hubert"), content) if _is_weights(found) and bshall.is_bshall(found)), None)
+    return next(
+        (found for found in (content.get("hubert"), content) if _is_weights(found) and bshall.is_bshall(found)), None
+    )
 
 
 def _is_safetensors(path: str | Path) -> bool:
@@ -149,7 +160,10 @@ def _beside(path: Path) -> Path:
     same = [other for other in beside if other.stem == path.stem]
     if not same and len(beside) != 1:
         found = f"the folder holds {', '.join(other.name for other in beside)}" if beside else "the folder holds none"
-        raise StarError(f"{path}: its architecture is in a yaml file; give it as config, or put it beside as {path.stem}.yaml ({found})")
+        raise StarError(
+            f"{path}: its architecture is in a yaml file; give it as config, or put it beside as {path.stem}.yaml "
+            f"({found})"
+        )
     return (same or beside)[0]
 
 

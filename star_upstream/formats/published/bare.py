@@ -1,15 +1,18 @@
-"""Tensors by name and nothing else, as ``torch.save(model.state_dict())`` leaves them: the user gives the configuration.
+"""Tensors by name and nothing else, as ``torch.save(model.state_dict())`` leaves them: the user gives the
+configuration.
 
-The names tell the library, and so what the configuration holds: fairseq's options (flat, or its sections ``model`` and ``task``), the
-arguments of torchaudio's ``wav2vec2_model`` or ``wavlm_model`` (and ``normalize_waveform``), or transformers' ``config.json``. It is a
-yaml or json file given as ``config``, or one beside the weights: of the same stem, ``config.json`` or ``config.yaml``.
+The names tell the library, and so what the configuration holds: fairseq's options (flat, or its sections ``model`` and
+``task``), the arguments of torchaudio's ``wav2vec2_model`` or ``wavlm_model`` (and ``normalize_waveform``), or
+transformers' ``config.json``. It is a yaml or json file given as ``config``, or one beside the weights: of the same
+stem, ``config.json`` or ``config.yaml``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import yaml
 
@@ -37,20 +40,25 @@ def load_bare(
     config = config or _beside(path)
     if torchaudio_style.is_dphubert_training(weights):
         gated = any(".hard_concrete" in name for name in weights)
-        stage, script = ("before pruning", "prune.py") if gated else ("after its final distillation", "save_final_ckpt.py")
+        stage, script = (
+            ("before pruning", "prune.py") if gated else ("after its final distillation", "save_final_ckpt.py")
+        )
         if gated or config is None:
             raise StarError(
-                f"{path}: a Lightning file of DPHuBERT's training, {stage}; the authors' {script} makes of it the file that is read here "
+                f"{path}: a Lightning file of DPHuBERT's training, {stage}; the authors' {script} makes of it the "
+                "file that is read here "
                 "(pruned_hubert_base.pth, with 'state_dict' and 'config')"
             )
     if config is None:
         wanted = {
             "fairseq": "fairseq's options (encoder_layers, conv_feature_layers, ..., normalize)",
-            "torchaudio": "the arguments of torchaudio's wav2vec2_model (extractor_mode, encoder_num_layers, ..., normalize_waveform)",
+            "torchaudio": "the arguments of torchaudio's wav2vec2_model (extractor_mode, encoder_num_layers, ..., "
+            "normalize_waveform)",
             "transformers": "transformers' config.json",
         }[library]
         raise StarError(
-            f"{path}: holds tensors with the names of {library} and no configuration; give {wanted} in a yaml or json file as config, "
+            f"{path}: holds tensors with the names of {library} and no configuration; give {wanted} in a yaml or json "
+            "file as config, "
             f"or put it beside as {path.stem}.yaml"
         )
     options = read(config)

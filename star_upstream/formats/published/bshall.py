@@ -1,14 +1,16 @@
-"""HuBERT-Soft and HuBERT-Discrete of van Niekerk et al. (github.com/bshall/hubert, hubert/model.py at c01819f; releases v0.1 and v0.2).
+"""HuBERT-Soft and HuBERT-Discrete of van Niekerk et al. (github.com/bshall/hubert, hubert/model.py at c01819f; releases
+v0.1 and v0.2).
 
-The file is ``{"hubert": weights, ...}``, with names that begin ``module.``; the architecture, HuBERT Base, is in the authors' code
-alone. Layers are torch's ``nn.TransformerEncoderLayer`` with query, key and value in one tensor. The heads (``proj``,
-``label_embedding``: soft and discrete units) are left out. The authors pad a waveform by 40 samples on either side before encoding
-it; the encoder takes waveforms as they are.
+The file is ``{"hubert": weights, ...}``, with names that begin ``module.``; the architecture, HuBERT Base, is in the
+authors' code alone. Layers are torch's ``nn.TransformerEncoderLayer`` with query, key and value in one tensor. The
+heads (``proj``, ``label_embedding``: soft and discrete units) are left out. The authors pad a waveform by 40 samples on
+either side before encoding it; the encoder takes waveforms as they are.
 """
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -48,7 +50,9 @@ def load_bshall(weights: Mapping[str, Tensor], where: str, reference_padding: bo
     """The encoder. Widths and layers are those of the tensors, heads and strides those of the authors' code."""
     weights = inside(weights, _FIRST, where)
     norm, first = weights.get("norm.weight"), weights.get("encoder.layers.0.linear1.weight")
-    position = next((weights[n] for n in weights if n.endswith(("conv.weight_v", "parametrizations.weight.original1"))), None)
+    position = next(
+        (weights[n] for n in weights if n.endswith(("conv.weight_v", "parametrizations.weight.original1"))), None
+    )
     convs = [weights.get(f"feature_extractor.conv{i}.weight") for i in range(len(HUBERT_CONVS))]
     if norm is None or first is None or position is None or any(c is None or c.dim() != 3 for c in convs):
         raise StarError(f"{where}: a file of bshall/hubert without some of the encoder's tensors")
@@ -63,4 +67,6 @@ def load_bshall(weights: Mapping[str, Tensor], where: str, reference_padding: bo
         "head_width": divide(width, _HEADS, where),
         "ffn": len(first),
     }
-    return build(values, rename(split_joint(weights, "self_attn.in_proj_"), _TABLE, _IGNORED, where), where, reference_padding)
+    return build(
+        values, rename(split_joint(weights, "self_attn.in_proj_"), _TABLE, _IGNORED, where), where, reference_padding
+    )

@@ -1,13 +1,15 @@
 """DistilHuBERT as s3prl saves it (``.ckpt``): ``{"Distiller": weights, "Config": {"distiller": options, ...}, ...}``.
 
-Read in s3prl at ec8064b (2025-06-13), upstream/distiller. No LayerNorm stands before the projection. The prediction heads are one
-linear map and GELU, then one map each, kept in a single tensor. What SUPERB is given is the last layer's output alone, as in the
-paper (``-s paper``); s3prl's ``hidden_states`` also hold the projected features and the predictions.
+Read in s3prl at ec8064b (2025-06-13), upstream/distiller. No LayerNorm stands before the projection. The prediction
+heads are one linear map and GELU, then one map each, kept in a single tensor. What SUPERB is given is the last layer's
+output alone, as in the paper (``-s paper``); s3prl's ``hidden_states`` also hold the projected features and the
+predictions.
 """
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -47,7 +49,8 @@ def is_distiller(content: Mapping[str, Any]) -> bool:
 
 
 def load_distiller(content: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
-    """The encoder, its prediction heads among it. Raises :class:`StarError` for the variants that embed the layer to predict."""
+    """The encoder, its prediction heads among it. Raises :class:`StarError` for the variants that embed the layer to
+    predict."""
     given = pickles.plain(content["Config"])
     given = given.get("distiller") if isinstance(given, dict) else None
     if not isinstance(given, dict):
@@ -56,11 +59,17 @@ def load_distiller(content: Mapping[str, Any], where: str, reference_padding: bo
         value = given.get(key, allowed)
         expect(value == allowed, f"{where}: {key}", repr(value))
     option = {**_DEFAULTS, **{key: given[key] for key in _DEFAULTS if given.get(key) is not None}}
-    expect(option["extractor_mode"] in ("default", "layer_norm"), f"{where}: extractor_mode", repr(option["extractor_mode"]))
+    expect(
+        option["extractor_mode"] in ("default", "layer_norm"),
+        f"{where}: extractor_mode",
+        repr(option["extractor_mode"]),
+    )
     weights: Mapping[str, Tensor] = content["Distiller"]
     width, heads = option["encoder_embed_dim"], option["encoder_attention_heads"]
     values = {
-        "conv_layers": literals.parse(option["extractor_conv_feature_layers"], f"{where}: extractor_conv_feature_layers"),
+        "conv_layers": literals.parse(
+            option["extractor_conv_feature_layers"], f"{where}: extractor_conv_feature_layers"
+        ),
         "conv_norm": "layer" if option["extractor_mode"] == "layer_norm" else "group",
         "projection": "post_extract_proj.weight" in weights,
         "projection_norm": False,

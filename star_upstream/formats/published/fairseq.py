@@ -1,14 +1,15 @@
-"""Models with fairseq's names: HuBERT and wav2vec 2.0 (``.pt``) and WavLM's own ``.pt``. The names and options also serve
-:mod:`.students`, :mod:`.distiller` and :mod:`.lighthubert`.
+"""Models with fairseq's names: HuBERT and wav2vec 2.0 (``.pt``) and WavLM's own ``.pt``. The names and options also
+serve :mod:`.students`, :mod:`.distiller` and :mod:`.lighthubert`.
 
-A configuration is a mapping with fairseq's option names; an absent one has fairseq's default. Padding as fairseq does it
-(``reference_padding``): the first group norm sees it, padded frames are set to zero before the positional convolution, and
-attention leaves them out.
+A configuration is a mapping with fairseq's option names; an absent one has fairseq's default. Padding as fairseq does
+it (``reference_padding``): the first group norm sees it, padded frames are set to zero before the positional
+convolution, and attention leaves them out.
 """
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -74,12 +75,17 @@ IGNORED = ("mask_emb", "final_proj.", "label_embs_concat", "quantizer.", "projec
 
 
 def values(options: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """:class:`EncoderConfig` values from fairseq's ``options``; ``weights`` (its names) tell whether there is a projection."""
+    """:class:`EncoderConfig` values from fairseq's ``options``; ``weights`` (its names) tell whether there is a
+    projection."""
     for key, allowed in _REQUIRED.items():
         given = options.get(key, allowed)
         expect(given == allowed, f"{where}: {key}", repr(given))
     option = {**_DEFAULTS, **{key: options[key] for key in _DEFAULTS if options.get(key) is not None}}
-    expect(option["extractor_mode"] in ("default", "layer_norm"), f"{where}: extractor_mode", repr(option["extractor_mode"]))
+    expect(
+        option["extractor_mode"] in ("default", "layer_norm"),
+        f"{where}: extractor_mode",
+        repr(option["extractor_mode"]),
+    )
     layers, heads = option["encoder_layers"], option["encoder_attention_heads"]
     head_width = divide(option["encoder_embed_dim"], heads, f"{where}: encoder_attention_heads")
     result = {
@@ -117,10 +123,12 @@ def values(options: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
 
 
 def load_fairseq(content: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
-    """HuBERT, wav2vec 2.0 or data2vec audio as fairseq saves them, or WavLM as its authors do: ``{"cfg" or "args": ..., "model": weights}``.
+    """HuBERT, wav2vec 2.0 or data2vec audio as fairseq saves them, or WavLM as its authors do: ``{"cfg" or "args": ...,
+    "model": weights}``.
 
-    The waveform is normalised where the task's configuration says ``normalize`` (WavLM: its only configuration). A model fine-tuned
-    for recognition (CTC, sequence to sequence) holds the encoder's own configuration under ``w2v_args``; its head is left out.
+    The waveform is normalised where the task's configuration says ``normalize`` (WavLM: its only configuration). A
+    model fine-tuned for recognition (CTC, sequence to sequence) holds the encoder's own configuration under
+    ``w2v_args``; its head is left out.
     """
     cfg = plain(content.get("cfg")) or plain(content.get("args"))
     if not isinstance(cfg, dict):
@@ -137,17 +145,25 @@ def _sections(cfg: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, A
 
 
 def load_weights(weights: Mapping[str, Any], cfg: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
-    """The encoder of tensors with fairseq's names; ``cfg`` holds options, or sections ``model`` and ``task`` of them."""
+    """The encoder of tensors with fairseq's names; ``cfg`` holds options, or sections ``model`` and ``task`` of
+    them."""
     expect(not any("modality_encoders." in name for name in weights), where, "data2vec 2.0 (data2vec_multi)")
-    expect(not any(name.startswith("feature_aggregator.") for name in weights), where, "wav2vec 1 or vq-wav2vec, which has no transformer")
-    expect(not any(name.startswith(("encoders.", "middle_encoder.")) for name in weights), where, "multi-resolution HuBERT")
+    expect(
+        not any(name.startswith("feature_aggregator.") for name in weights),
+        where,
+        "wav2vec 1 or vq-wav2vec, which has no transformer",
+    )
+    expect(
+        not any(name.startswith(("encoders.", "middle_encoder.")) for name in weights), where, "multi-resolution HuBERT"
+    )
     options, task = _sections(cfg)
     if "w2v_args" in options or any(name.startswith("w2v_encoder.") or "w2v_model." in name for name in weights):
         inner = options.get("w2v_args")
         if not isinstance(inner, dict):
             raise StarError(
                 f"{where}: a model fine-tuned for recognition without the configuration of its encoder (w2v_args); "
-                f"load the pre-trained model that it started from ({options.get('w2v_path') or 'its w2v_path is not said'})"
+                "load the pre-trained model that it started from "
+                f"({options.get('w2v_path') or 'its w2v_path is not said'})"
             )
         options, inner_task = _sections(inner)
         task = inner_task if "normalize" in inner_task else task

@@ -1,10 +1,10 @@
 """Checkpoints that their authors publish: where they are, and their way into torch.hub's cache.
 
 Parameters are those of the encoder that the authors' configuration describes, its heads among them (FitHuBERT's and
-DistilHuBERT's authors print the size without all heads: 22.49 M and 23.49 M); for STaRHuBERT-S, -XS and STaRWavLM, whose
-configuration is only in the files, the number that the authors print. A digest is only given where the authors' file listing
-shows one. Google Drive gives no stable address to programs: a page that comes back in place of the file is recognised, and the
-message then says what to fetch by hand.
+DistilHuBERT's authors print the size without all heads: 22.49 M and 23.49 M); for STaRHuBERT-S, -XS and STaRWavLM,
+whose configuration is only in the files, the number that the authors print. A digest is only given where the authors'
+file listing shows one. Google Drive gives no stable address to programs: a page that comes back in place of the file is
+recognised, and the message then says what to fetch by hand.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class File:
 
 @dataclass(frozen=True)
 class Known:
-    """A published checkpoint; the first file holds the weights. Without files it is on the Hugging Face hub under its name."""
+    """A published checkpoint; the first file holds the weights. Without files it is on the Hugging Face hub under its
+    name."""
 
     name: str
     format: str
@@ -61,7 +62,9 @@ def _drive(suffix: str, identifier: str) -> File:
 
 def _arm(name: str, kind: str, parameters: int, file: str, config: str, sha256: str | None = None) -> Known:
     weights = File(".ckpt", _ARM_PAGE, f"https://huggingface.co/sungnyun/ARMHuBERT/resolve/main/{file}", sha256)
-    return Known(name, kind, parameters, (weights, File(".yaml", f"{_ARM_CONFIGS}/{config}", f"{_ARM_CONFIGS}/{config}")))
+    return Known(
+        name, kind, parameters, (weights, File(".yaml", f"{_ARM_CONFIGS}/{config}", f"{_ARM_CONFIGS}/{config}"))
+    )
 
 
 def _fit(name: str, parameters: int | None, weights: str, config: str, note: str = "") -> Known:
@@ -87,35 +90,52 @@ KNOWN = {
             "star_hubert_l",
             "starhubert",
             26_626_672,
-            (_drive(".ckpt", "1La5jh0jPv-JCk2ECT2raRHtXMYYJNtsF"), _drive(".yaml", "1NpHhMVj7EE1Sx5eG3tX5fMCa4UUlrnwI")),
+            (
+                _drive(".ckpt", "1La5jh0jPv-JCk2ECT2raRHtXMYYJNtsF"),
+                _drive(".yaml", "1NpHhMVj7EE1Sx5eG3tX5fMCa4UUlrnwI"),
+            ),
         ),
         Known(
             "star_hubert",
             "starhubert",
             22_308_592,
-            (_drive(".ckpt", "1Zu1idRx-sVaqMvRsUKtttzkSn4df6TUr"), _drive(".yaml", "1C6ZcYM4Fcxj0vurid5N02BAANj4smr8U")),
+            (
+                _drive(".ckpt", "1Zu1idRx-sVaqMvRsUKtttzkSn4df6TUr"),
+                _drive(".yaml", "1C6ZcYM4Fcxj0vurid5N02BAANj4smr8U"),
+            ),
         ),
         Known(
             "star_hubert_s",
             "starhubert",
             14_100_000,
-            (_drive(".ckpt", "1sUpbDupbDtlCvN-49TblUn8GDmhV8MT8"), _drive(".yaml", "1OFjIo1UjxNrxEboKaT8Z-vtuL6xmyNsu")),
+            (
+                _drive(".ckpt", "1sUpbDupbDtlCvN-49TblUn8GDmhV8MT8"),
+                _drive(".yaml", "1OFjIo1UjxNrxEboKaT8Z-vtuL6xmyNsu"),
+            ),
             _ONE_LINK,
         ),
         Known(
             "star_wavlm",
             "starhubert",
             22_300_000,
-            (_drive(".ckpt", "1gWq55o0HfarwgfRpY_2ncmr7jfhtIKR-"), _drive(".yaml", "1p79PqwbEarBDm2X7k2DEbsN_lE3pgqki")),
+            (
+                _drive(".ckpt", "1gWq55o0HfarwgfRpY_2ncmr7jfhtIKR-"),
+                _drive(".yaml", "1p79PqwbEarBDm2X7k2DEbsN_lE3pgqki"),
+            ),
         ),
         Known(
             "star_hubert_course",
             "starhubert",
             22_308_592,
-            (_drive(".ckpt", "1vCPosrb11LjNJVVV9IvO4o5vyze6MsMQ"), _drive(".yaml", "1xilGjTNNouzqgRzqBSBF6LNo60vclXwW")),
+            (
+                _drive(".ckpt", "1vCPosrb11LjNJVVV9IvO4o5vyze6MsMQ"),
+                _drive(".yaml", "1xilGjTNNouzqgRzqBSBF6LNo60vclXwW"),
+            ),
             "the re-implementation of STaRHuBERT for a course at CMU, https://github.com/Qingzheng-Wang/STaRHuBERT",
         ),
-        Known("star_hubert_xs", "starhubert", 9_390_000, (File(".ckpt", _STAR_PAGE), File(".yaml", _STAR_PAGE)), _ONE_LINK),
+        Known(
+            "star_hubert_xs", "starhubert", 9_390_000, (File(".ckpt", _STAR_PAGE), File(".yaml", _STAR_PAGE)), _ONE_LINK
+        ),
         _arm(
             "armhubert_960h",
             "armhubert",
@@ -175,8 +195,18 @@ KNOWN = {
         _light("small", 26_872_960),
         _light("base", 66_890_880),
         _light("stage1", 94_370_944),
-        _dp("dphubert", 23_585_946, "DPHuBERT-sp0.75.pth", "384d72429163b79cd9f4deaf41aa2cbc990e7526b4430f2a22d40c5e70c14be7"),
-        _dp("dpwavlm", 23_586_325, "DPWavLM-sp0.75.pth", "932dff02604b20dc3392ea8962f5940b9ac52b01948db68afae036dd6eaa94c1"),
+        _dp(
+            "dphubert",
+            23_585_946,
+            "DPHuBERT-sp0.75.pth",
+            "384d72429163b79cd9f4deaf41aa2cbc990e7526b4430f2a22d40c5e70c14be7",
+        ),
+        _dp(
+            "dpwavlm",
+            23_586_325,
+            "DPWavLM-sp0.75.pth",
+            "932dff02604b20dc3392ea8962f5940b9ac52b01948db68afae036dd6eaa94c1",
+        ),
     )
 }
 
@@ -209,22 +239,27 @@ def elsewhere(name: str) -> str | None:
     if plain in _FILES:
         return f"no name here; fetch its file from {_FILES[plain]} and give that"
     if name.isidentifier() and (Path(__file__).parents[2] / "recipes" / f"{name.lower()}.yaml").exists():
-        return f"a recipe, not a model: distil it (star distill {name.lower()} data.train=...), and give its best/ folder"
+        return (
+            f"a recipe, not a model: distil it (star distill {name.lower()} data.train=...), and give its best/ folder"
+        )
     return None
 
 
 def get(name: str) -> Known:
     """The entry. Raises :class:`StarError` with the near names for an unknown one."""
     if name not in KNOWN:
-        raise StarError(f"{name!r}: no published checkpoint of that name{nearest(name, KNOWN)} (known: {', '.join(KNOWN)})")
+        raise StarError(
+            f"{name!r}: no published checkpoint of that name{nearest(name, KNOWN)} (known: {', '.join(KNOWN)})"
+        )
     return KNOWN[name]
 
 
 def fetch(entry: str | Known, progress: bool = True) -> Path:
-    """The weights file of a known checkpoint in torch.hub's cache, downloaded unless it is there; its yaml, if any, beside it.
+    """The weights file of a known checkpoint in torch.hub's cache, downloaded unless it is there; its yaml, if any,
+    beside it.
 
-    A digest, where known, is checked; what was fetched in part never has the final name. Raises :class:`StarError` that says which
-    file to fetch from where, and under which name to save it, when a download is not possible.
+    A digest, where known, is checked; what was fetched in part never has the final name. Raises :class:`StarError` that
+    says which file to fetch from where, and under which name to save it, when a download is not possible.
     """
     entry = get(entry) if isinstance(entry, str) else entry
     if not entry.files:
@@ -239,16 +274,20 @@ def fetch(entry: str | Known, progress: bool = True) -> Path:
         except (OSError, RuntimeError, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             note = f" ({entry.note})" if entry.note else ""
-            raise StarError(f"{entry.name}: {paths[file].name} could not be downloaded: {reason}{note}; {by_hand}") from None
+            raise StarError(
+                f"{entry.name}: {paths[file].name} could not be downloaded: {reason}{note}; {by_hand}"
+            ) from None
     return paths[entry.files[0]]
 
 
 def check(entry: Known, parameters: int, where: str | Path) -> None:
-    """Raise :class:`StarError` unless a model of ``parameters`` can be this checkpoint (to half a percent: some are rounded)."""
+    """Raise :class:`StarError` unless a model of ``parameters`` can be this checkpoint (to half a percent: some are
+    rounded)."""
     if entry.parameters is not None and abs(parameters - entry.parameters) > 0.005 * entry.parameters:
         note = f"; {entry.note}" if entry.note else ""
         raise StarError(
-            f"{where}: {parameters:,} parameters, but {entry.name} has {entry.parameters:,}: this is another model{note}"
+            f"{where}: {parameters:,} parameters, but {entry.name} has {entry.parameters:,}: this is another "
+            f"model{note}"
         )
 
 

@@ -1,16 +1,18 @@
 """LightHuBERT Small, Base and Stage 1 (``.pt``, laid out as fairseq saves HuBERT): a subnet, cut out of its supernet.
 
-Read in mechanicalsea/lighthubert at d53e545 (2022-09-26) and s3prl at ec8064b (2025-06-13), upstream/lighthubert. A file holds the
-weights of the whole supernet (12 layers, width 768). The subnet is that of s3prl: for Small width 384, for Base 640, and for Stage 1
-everything; or the one that a yaml names in its section ``subnet``, as the authors' ``config/supernet/*.yaml`` do. What is cut is
-contiguous (:func:`_cut`), but an FFN of r times the width takes as much from each width-sized block of the supernet's FFN.
-The waveform is normalised, as s3prl does it. Shapes: D width, E the supernet's.
+Read in mechanicalsea/lighthubert at d53e545 (2022-09-26) and s3prl at ec8064b (2025-06-13), upstream/lighthubert. A
+file holds the weights of the whole supernet (12 layers, width 768). The subnet is that of s3prl: for Small width 384,
+for Base 640, and for Stage 1 everything; or the one that a yaml names in its section ``subnet``, as the authors'
+``config/supernet/*.yaml`` do. What is cut is contiguous (:func:`_cut`), but an FFN of r times the width takes as much
+from each width-sized block of the supernet's FFN. The waveform is normalised, as s3prl does it. Shapes: D width, E the
+supernet's.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +32,15 @@ _SUPERNET_WIDTH = 768
 SUBNETS = {"small": (384, 6, 1536, 12), "base": (640, 10, 2560, 12)}
 """The subnet that each supernet is published with: width, heads, FFN units, layers."""
 # which of the supernet's 12 layers a subnet of so many has
-_DROPPED = {6: (3, 4, 7, 8, 11, 12), 7: (4, 7, 8, 11, 12), 8: (4, 8, 11, 12), 9: (4, 8, 12), 10: (8, 12), 11: (12,), 12: ()}
+_DROPPED = {
+    6: (3, 4, 7, 8, 11, 12),
+    7: (4, 7, 8, 11, 12),
+    8: (4, 8, 11, 12),
+    9: (4, 8, 12),
+    10: (8, 12),
+    11: (12,),
+    12: (),
+}
 _IGNORED = (*fairseq.IGNORED, "layer_pred_heads.")
 
 
@@ -56,12 +66,16 @@ def load_lighthubert(
     else:
         heads, units, width = _subnet(options, subnet, full, where)
         if layers != 12 or len(heads) not in _DROPPED:
-            raise StarError(f"{where}: a subnet has {', '.join(map(str, _DROPPED))} layers of 12, got {len(heads)} of {layers}")
+            raise StarError(
+                f"{where}: a subnet has {', '.join(map(str, _DROPPED))} layers of 12, got {len(heads)} of {layers}"
+            )
         kept = [i for i in range(12) if i + 1 not in _DROPPED[len(heads)]]
         config = {"width": width, "layers": len(kept), "heads": heads, "head_width": HEAD_WIDTH, "ffn": units}
         most = supernet.ffn[0] // full * width
         if max(heads) * HEAD_WIDTH > full or max(units) > most:
-            raise StarError(f"{where}: subnet: up to {full // HEAD_WIDTH} heads and {most} FFN units fit, got {heads} and {units}")
+            raise StarError(
+                f"{where}: subnet: up to {full // HEAD_WIDTH} heads and {most} FFN units fit, got {heads} and {units}"
+            )
         try:
             position = _cut_position(weights, supernet.position_groups, width, where)
             weights = {**_cut(weights, kept, heads, units, width, full), **position}
@@ -78,7 +92,8 @@ def _subnet(options: Mapping[str, Any], given: Any, full: int, where: str) -> tu
         kind = next((kind for kind in SUBNETS if name.endswith(f"{kind}.yaml")), None)
         if kind is None or full != _SUPERNET_WIDTH:
             raise StarError(
-                f"{where}: a supernet of width {full} ({name or 'without pruner_supernet'}): which subnet is meant is not in the "
+                f"{where}: a supernet of width {full} ({name or 'without pruner_supernet'}): which subnet is meant is "
+                "not in the "
                 "file; give as config a yaml with a section 'subnet' (embed_dim, heads_num, ffn_embed, layer_num)"
             )
         width, heads, units, layers = SUBNETS[kind]
@@ -93,7 +108,9 @@ def _subnet(options: Mapping[str, Any], given: Any, full: int, where: str) -> tu
         raise StarError(f"{where}: subnet.embed_dim: expected a number up to {full}, got {width!r}")
     for key, numbers in (("heads_num", heads), ("ffn_embed", units)):
         if not isinstance(numbers, list) or len(numbers) != count or not all(type(n) is int and n > 0 for n in numbers):
-            raise StarError(f"{where}: subnet.{key}: expected {count!r} numbers (layer_num), one a layer, got {numbers!r}")
+            raise StarError(
+                f"{where}: subnet.{key}: expected {count!r} numbers (layer_num), one a layer, got {numbers!r}"
+            )
     expect(all(window == "global" for window in windows), f"{where}: subnet.slide_wsz", f"{windows} (known: 'global')")
     return heads, units, width
 
@@ -131,21 +148,26 @@ def _cut_layer(tensor: Tensor, part: str, inner: int, units: int, width: int, fu
 
 
 def _blocks(available: int, units: int, width: int, full: int) -> list[int]:
-    """Which FFN units a layer keeps: the first ``width`` of every block of ``full`` (the supernet's width), as far as they are needed."""
+    """Which FFN units a layer keeps: the first ``width`` of every block of ``full`` (the supernet's width), as far as
+    they are needed."""
     if units == available or available // full == 1:
         return list(range(units))
     size = int(units / (units / width))  # as the authors write it: a quotient just below the width drops a unit
-    return [full * block + i for block in range(math.ceil(units / width)) for i in range(min(size, units - block * size))]
+    return [
+        full * block + i for block in range(math.ceil(units / width)) for i in range(min(size, units - block * size))
+    ]
 
 
 def _cut_position(weights: Mapping[str, Tensor], groups: int, width: int, where: str) -> dict[str, Tensor]:
-    """The positional convolution. Its weights are normalised over the supernet's channels and then cut, so that the subnet's
-    magnitude is another."""
+    """The positional convolution. Its weights are normalised over the supernet's channels and then cut, so that the
+    subnet's magnitude is another."""
     stem, (magnitude, direction) = "encoder.pos_conv.0.", ("weight_g", "weight_v")
     if stem + direction not in weights:
         magnitude, direction = "parametrizations.weight.original0", "parametrizations.weight.original1"
     if not {stem + magnitude, stem + direction} <= weights.keys() or width % groups:
-        raise StarError(f"{where}: subnet.embed_dim: the positional convolution cannot be cut to width {width} in {groups} groups")
+        raise StarError(
+            f"{where}: subnet.embed_dim: the positional convolution cannot be cut to width {width} in {groups} groups"
+        )
     whole = torch._weight_norm(weights[stem + direction].float(), weights[stem + magnitude].float(), 2)
     part = whole[:width, : width // groups].clone()
     return {stem + direction: part, stem + magnitude: part.norm(dim=(0, 1), keepdim=True)}

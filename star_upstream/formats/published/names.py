@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -21,21 +22,26 @@ def rules(*pairs: tuple[str, str]) -> Rules:
 
 
 def inside(weights: Mapping[str, Tensor], first: str, where: str) -> dict[str, Tensor]:
-    """The encoder's tensors without the prefix that wrappers and heads gave their names (``module.``, ``hubert.``, ``w2v_encoder.w2v_model.``).
+    """The encoder's tensors without the prefix that wrappers and heads gave their names (``module.``, ``hubert.``,
+    ``w2v_encoder.w2v_model.``).
 
-    ``first`` is the name, without it, of a tensor that every encoder of the kind has. Where there is a prefix, only names with it
-    count: a head may have parts of the same name. Raises :class:`StarError` where several encoders are inside.
+    ``first`` is the name, without it, of a tensor that every encoder of the kind has. Where there is a prefix, only
+    names with it count: a head may have parts of the same name. Raises :class:`StarError` where several encoders are
+    inside.
     """
     found = sorted(name[: -len(first)] for name in weights if name == first or name.endswith(f".{first}"))
     if len(found) > 1:
         shown = ", ".join(repr(prefix) for prefix in found)
-        raise StarError(f"{where}: holds {len(found)} encoders, with names that begin {shown}; save the one you mean alone")
+        raise StarError(
+            f"{where}: holds {len(found)} encoders, with names that begin {shown}; save the one you mean alone"
+        )
     prefix = found[0] if found else ""
     return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def fold_batch_norm(weights: Mapping[str, Tensor], norm: str, scale: str, shift: str, where: str) -> dict[str, Tensor]:
-    """``weights`` with the batch norm called ``norm`` as what it is outside of training: a ``scale`` and a ``shift`` a channel."""
+    """``weights`` with the batch norm called ``norm`` as what it is outside of training: a ``scale`` and a ``shift`` a
+    channel."""
     folded = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{norm}.")}
     parts = ("weight", "bias", "running_mean", "running_var")
     if any(f"{norm}.{part}" not in weights for part in parts):
@@ -47,7 +53,8 @@ def fold_batch_norm(weights: Mapping[str, Tensor], norm: str, scale: str, shift:
 
 
 def split_joint(weights: Mapping[str, Tensor], joint: str) -> dict[str, Tensor]:
-    """``weights`` with query, key and value apart, where one tensor (``...{joint}weight``, ``...{joint}bias``) holds all three."""
+    """``weights`` with query, key and value apart, where one tensor (``...{joint}weight``, ``...{joint}bias``) holds
+    all three."""
     split = {}
     for name, tensor in weights.items():
         stem, found, kind = name.partition(joint)
@@ -62,7 +69,8 @@ def split_joint(weights: Mapping[str, Tensor], joint: str) -> dict[str, Tensor]:
 def rename(weights: Mapping[str, Tensor], table: Rules, ignored: Iterable[str], where: str) -> dict[str, Tensor]:
     """``weights`` under the encoder's names; what starts with one of ``ignored`` (heads of the training) is left out.
 
-    Raises :class:`StarError` for a tensor that neither names: the model then holds a part that the encoder does not have.
+    Raises :class:`StarError` for a tensor that neither names: the model then holds a part that the encoder does not
+    have.
     """
     renamed, ignored = {}, tuple(ignored)
     for name, tensor in weights.items():
@@ -78,8 +86,9 @@ def rename(weights: Mapping[str, Tensor], table: Rules, ignored: Iterable[str], 
 
 
 def split_heads(weights: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:
-    """``weights`` with DistilHuBERT's joint last maps (``stem.weight``, heads x in x out, and ``stem.bias``; ``stem.layer.*`` where
-    there is one head) as one linear map a head: ``stem.0.weight`` (out x in), ``stem.0.bias``, ..."""
+    """``weights`` with DistilHuBERT's joint last maps (``stem.weight``, heads x in x out, and ``stem.bias``;
+    ``stem.layer.*`` where there is one head) as one linear map a head: ``stem.0.weight`` (out x in), ``stem.0.bias``,
+    ..."""
     split = {}
     for name, tensor in weights.items():
         if name == f"{stem}.weight" and tensor.dim() == 3:

@@ -1,8 +1,8 @@
 """Reading other authors' pickled checkpoints without running anything in them.
 
-PyTorch's ``weights_only`` reader builds tensors and plain containers alone. Training frameworks also leave a few classes of their
-own in a file (a Namespace of options, a dictionary of labels); these become inert stand-ins that only hold what was stored. A file
-that names any other class is refused by that name, before it is read.
+PyTorch's ``weights_only`` reader builds tensors and plain containers alone. Training frameworks also leave a few
+classes of their own in a file (a Namespace of options, a dictionary of labels); these become inert stand-ins that only
+hold what was stored. A file that names any other class is refused by that name, before it is read.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Mapping
+from typing import Any, BinaryIO
 
 import torch
 
@@ -58,8 +59,12 @@ _STAND_INS = {
     **{f"builtins.{name}": Inert for name in ("bool", "dict", "float", "int", "list", "str", "tuple")},
 }
 _STAND_IN_FAMILIES = ("fairseq.", "omegaconf.", "s3prl.optimizers.", "optimizers.")
-_READ_BY_TORCH = ("torch.", "collections.OrderedDict", "collections.Counter", "_codecs.encode") + tuple(
-    f"builtins.{name}" for name in ("bytearray", "complex", "set")
+_READ_BY_TORCH = (
+    "torch.",
+    "collections.OrderedDict",
+    "collections.Counter",
+    "_codecs.encode",
+    *(f"builtins.{name}" for name in ("bytearray", "complex", "set")),
 )
 
 
@@ -73,7 +78,8 @@ def is_pickled(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> Any:
-    """The file's content, tensors on the CPU. Raises :class:`StarError` for one that is unreadable or pickles a foreign class."""
+    """The file's content, tensors on the CPU. Raises :class:`StarError` for one that is unreadable or pickles a foreign
+    class."""
     if said := what(path):
         raise StarError(f"{path}: {said}")
     try:
@@ -95,12 +101,24 @@ def read(path: str | Path) -> Any:
             raise _refusal(path, found[1]) from None
         reason = next((line for line in reversed(str(error).splitlines()) if line and "http" not in line), "")
         raise StarError(f"{path}: cannot be read as weights ({reason.strip()[:200]})") from None
-    except (RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
-        raise StarError(f"{path}: damaged ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})") from None
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        raise StarError(
+            f"{path}: damaged ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})"
+        ) from None
 
 
 def plain(value: Any) -> Any:
-    """Stand-ins as plain mappings, lists and scalars: a Namespace by its attributes, omegaconf's nodes by their content."""
+    """Stand-ins as plain mappings, lists and scalars: a Namespace by its attributes, omegaconf's nodes by their
+    content."""
     try:
         return _plain(value)
     except RecursionError:
@@ -125,7 +143,8 @@ def _plain(value: Any) -> Any:
 
 def _refusal(path: str | Path, name: str) -> StarError:
     return StarError(
-        f"{path}: holds a pickled {name!r}; refused, since reading it could run its code (only weights and plain values are read)"
+        f"{path}: holds a pickled {name!r}; refused, since reading it could run its code (only weights and plain "
+        "values are read)"
     )
 
 
@@ -145,8 +164,8 @@ def _named_globals(path: str | Path) -> set[str]:
     names: set[str] = set()
     with open(path, "rb") as stream:
         names |= _scan(stream)
-        # torch.save before 1.6 wrote five pickles in a row (magic number, version, system, object, storage keys), then raw data;
-        # where fewer come, torch's own reader decides.
+        # torch.save before 1.6 wrote five pickles in a row (magic number, version, system, object, storage keys), then
+        # raw data; where fewer come, torch's own reader decides.
         with contextlib.suppress(ValueError):
             for _ in range(4):
                 names |= _scan(stream)

@@ -1,12 +1,14 @@
-"""Models with torchaudio's names: its own wav2vec 2.0, HuBERT and WavLM, and DPHuBERT and DPWavLM (``{"state_dict", "config"}``),
-whose layers each have their own number of heads and FFN units and whose convolutions each have their own channels.
+"""Models with torchaudio's names: its own wav2vec 2.0, HuBERT and WavLM, and DPHuBERT and DPWavLM (``{"state_dict",
+"config"}``), whose layers each have their own number of heads and FFN units and whose convolutions each have their own
+channels.
 
 Shapes: H heads.
 """
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,15 +23,36 @@ _TABLE = rules(
     (r"encoder\.feature_projection\.layer_norm\.(weight|bias)", r"frontend.norm.\1"),
     (r"encoder\.feature_projection\.projection\.(weight|bias)", r"frontend.projection.\1"),
     (r"encoder\.transformer\.pos_conv_embed\.conv\.bias", r"position.bias"),
-    (r"encoder\.transformer\.pos_conv_embed\.conv\.(?:weight_g|parametrizations\.weight\.original0)", r"position.magnitude"),
-    (r"encoder\.transformer\.pos_conv_embed\.conv\.(?:weight_v|parametrizations\.weight\.original1)", r"position.direction"),
+    (
+        r"encoder\.transformer\.pos_conv_embed\.conv\.(?:weight_g|parametrizations\.weight\.original0)",
+        r"position.magnitude",
+    ),
+    (
+        r"encoder\.transformer\.pos_conv_embed\.conv\.(?:weight_v|parametrizations\.weight\.original1)",
+        r"position.direction",
+    ),
     (r"encoder\.transformer\.layer_norm\.(weight|bias)", r"norm.\1"),
-    (r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
-    (r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
-    (r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?v_proj\.(weight|bias)", r"layers.\1.attention.value.\2"),
-    (r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?out_proj\.(weight|bias)", r"layers.\1.attention.output.\2"),
+    (
+        r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?q_proj\.(weight|bias)",
+        r"layers.\1.attention.query.\2",
+    ),
+    (
+        r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?k_proj\.(weight|bias)",
+        r"layers.\1.attention.key.\2",
+    ),
+    (
+        r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?v_proj\.(weight|bias)",
+        r"layers.\1.attention.value.\2",
+    ),
+    (
+        r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?out_proj\.(weight|bias)",
+        r"layers.\1.attention.output.\2",
+    ),
     (r"encoder\.transformer\.layers\.0\.attention\.rel_attn_embed\.weight", r"relative_position.embedding.weight"),
-    (r"encoder\.transformer\.layers\.(\d+)\.attention\.gru_rel_pos_linear\.(weight|bias)", r"layers.\1.attention.gate.linear.\2"),
+    (
+        r"encoder\.transformer\.layers\.(\d+)\.attention\.gru_rel_pos_linear\.(weight|bias)",
+        r"layers.\1.attention.gate.linear.\2",
+    ),
     (r"encoder\.transformer\.layers\.(\d+)\.attention\.gru_rel_pos_const", r"layers.\1.attention.gate.scale"),
     (r"encoder\.transformer\.layers\.(\d+)\.layer_norm\.(weight|bias)", r"layers.\1.attention_norm.\2"),
     (r"encoder\.transformer\.layers\.(\d+)\.feed_forward\.intermediate_dense\.(weight|bias)", r"layers.\1.ffn_in.\2"),
@@ -41,8 +64,11 @@ FIRST = "feature_extractor.conv_layers.0.conv.weight"
 _IGNORED = ("aux.", "mask_generator.", "logit_generator.")
 
 
-def load_pruned(content: Mapping[str, Any], where: str, reference_padding: bool, hidden_states: str = "features") -> Encoder:
-    """DPHuBERT or DPWavLM. ``encoder_remaining_heads`` names the heads of WavLM's position bias that survived in each layer."""
+def load_pruned(
+    content: Mapping[str, Any], where: str, reference_padding: bool, hidden_states: str = "features"
+) -> Encoder:
+    """DPHuBERT or DPWavLM. ``encoder_remaining_heads`` names the heads of WavLM's position bias that survived in each
+    layer."""
     config, weights = content["config"], content["state_dict"]
 
     def option(key: str) -> Any:
@@ -102,7 +128,9 @@ def load_pruned(content: Mapping[str, Any], where: str, reference_padding: bool,
         for i in range(layers):
             for name, size in (("attention_norm", values["heads"][i]), ("ffn_norm", values["ffn"][i])):
                 if not size:
-                    renamed = {key: tensor for key, tensor in renamed.items() if not key.startswith(f"layers.{i}.{name}.")}
+                    renamed = {
+                        key: tensor for key, tensor in renamed.items() if not key.startswith(f"layers.{i}.{name}.")
+                    }
     return build(values, renamed, where, reference_padding)
 
 
@@ -116,7 +144,10 @@ def from_model(model: nn.Module, normalize_waveform: bool, where: str, reference
     relative = None
     if hasattr(attention, "rel_attn_embed"):
         relative = {"buckets": attention.num_buckets, "max_distance": attention.max_distance, "total_heads": heads}
-    convs, norms = model.feature_extractor.conv_layers, [block.layer_norm for block in model.feature_extractor.conv_layers]
+    convs, norms = (
+        model.feature_extractor.conv_layers,
+        [block.layer_norm for block in model.feature_extractor.conv_layers],
+    )
     dropout = attention.dropout
     values = {
         "conv_layers": [(block.conv.out_channels, block.conv.kernel_size[0], block.conv.stride[0]) for block in convs],
@@ -145,15 +176,23 @@ def is_dphubert_training(weights: Mapping[str, Any]) -> bool:
     return any(name.startswith("student_model.encoder.transformer.") for name in weights)
 
 
-def load_bare(weights: Mapping[str, Tensor], options: Mapping[str, Any], where: str, reference_padding: bool) -> Encoder:
-    """A ``state_dict`` of ``torchaudio.models.wav2vec2_model``, ``wavlm_model`` or ``hubert_pretrain_model``, or of DPHuBERT.
+def load_bare(
+    weights: Mapping[str, Tensor], options: Mapping[str, Any], where: str, reference_padding: bool
+) -> Encoder:
+    """A ``state_dict`` of ``torchaudio.models.wav2vec2_model``, ``wavlm_model`` or ``hubert_pretrain_model``, or of
+    DPHuBERT.
 
     ``options`` has the names of those functions' arguments (``extractor_mode``, ``encoder_num_layers``, ...), and
     ``normalize_waveform`` (false where it is absent; torchaudio's bundles of large models normalise).
     """
     if any(".hard_concrete" in name for name in weights):
-        raise StarError(f"{where}: a DPHuBERT model before pruning (it holds gates); cut it with the authors' prune.py, and give the file it writes")
-    weights = inside({name: tensor for name, tensor in weights.items() if not name.startswith("teacher_model.")}, FIRST, where)
+        raise StarError(
+            f"{where}: a DPHuBERT model before pruning (it holds gates); cut it with the authors' prune.py, and give "
+            "the file it writes"
+        )
+    weights = inside(
+        {name: tensor for name, tensor in weights.items() if not name.startswith("teacher_model.")}, FIRST, where
+    )
     layers = options.get("encoder_num_layers")
     if not isinstance(layers, int) or layers < 1:
         raise StarError(f"{where}: encoder_num_layers: expected a number of layers, got {layers!r}")
