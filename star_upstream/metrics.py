@@ -1,12 +1,12 @@
-"""The metrics that s3prl leaves to outside programs (diarization error rate, equal error rate, maximum term-weighted value), and
-bootstrap intervals of any metric.
+"""The metrics that s3prl leaves to outside programs (diarization error rate, equal error rate, maximum term-weighted
+value), and bootstrap intervals of any metric.
 
 Shapes: K trials, Q queries, N documents.
 """
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -21,8 +21,9 @@ TERM_WEIGHT = (1.0 / 100.0) * (1.0 / 0.0008 - 1.0)
 def diarization_errors(reference: Sequence[Segment], hypothesis: Sequence[Segment]) -> tuple[float, float]:
     """Seconds of speaker time in error (missed, false alarm, confused) and seconds to be scored, in one recording.
 
-    NIST's diarization error rate (md-eval) is the sum of the first over that of the second over all recordings: no collar, overlaps
-    are scored, speakers are mapped one to one so that most time agrees. Where segments of one speaker overlap, they count once.
+    NIST's diarization error rate (md-eval) is the sum of the first over that of the second over all recordings: no
+    collar, overlaps are scored, speakers are mapped one to one so that most time agrees. Where segments of one speaker
+    overlap, they count once.
     """
     cuts = np.unique([t for start, end, _ in [*reference, *hypothesis] for t in (start, end)])
     if len(cuts) < 2:
@@ -48,8 +49,8 @@ def _active(segments: Sequence[Segment], middle: np.ndarray) -> np.ndarray:
 class Trials:
     """Scored pairs for :meth:`eer` and :meth:`min_dcf`, sorted once.
 
-    targets: K, 1 for one speaker and 0 for two. scores: K, higher for one speaker. Each may have a weight, such as how often it was
-    drawn in a resample. Trials of equal score are accepted together.
+    targets: K, 1 for one speaker and 0 for two. scores: K, higher for one speaker. Each may have a weight, such as how
+    often it was drawn in a resample. Trials of equal score are accepted together.
     """
 
     def __init__(self, targets: Sequence[int], scores: Sequence[float]):
@@ -71,7 +72,8 @@ class Trials:
         return 1.0 - hits / hits[-1], alarms / alarms[-1]
 
     def eer(self, weights: np.ndarray | None = None) -> float:
-        """Equal error rate, a share: where the line between neighbouring thresholds has as many misses as false alarms."""
+        """Equal error rate, a share: where the line between neighbouring thresholds has as many misses as false
+        alarms."""
         misses, alarms = self.rates(weights)
         after = int(np.argmax(alarms >= misses))
         ahead, behind = misses[after - 1] - alarms[after - 1], alarms[after] - misses[after]
@@ -94,11 +96,12 @@ class Trials:
 def maximum_term_weighted_value(
     relevant_QN: np.ndarray, scores_QN: np.ndarray, weights_Q: np.ndarray | None = None, beta: float = TERM_WEIGHT
 ) -> tuple[float, float]:
-    """The largest mean over queries of ``1 - P(miss) - beta P(false alarm)`` at one threshold for all, and that threshold.
+    """The largest mean over queries of ``1 - P(miss) - beta P(false alarm)`` at one threshold for all, and that
+    threshold.
 
-    relevant_QN: 1 where the query is in the document, 0 where not, -1 where the pair is not scored. A query that is in no document
-    has no miss rate and is left out, as NIST's scorer does. A document is detected where its score reaches the threshold; above all
-    scores (threshold inf) the value is 0. weights_Q: how often each query counts.
+    relevant_QN: 1 where the query is in the document, 0 where not, -1 where the pair is not scored. A query that is in
+    no document has no miss rate and is left out, as NIST's scorer does. A document is detected where its score reaches
+    the threshold; above all scores (threshold inf) the value is 0. weights_Q: how often each query counts.
 
     Raises ValueError where no query is in a document.
     """
@@ -124,10 +127,14 @@ Counts = np.ndarray | Callable[[np.random.Generator], float]
 def bootstrap(counts: Counts | Sequence[Counts], seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
     """95 % interval of ``100 x sum(counts[:, 0]) / sum(counts[:, 1])`` over items drawn with replacement (percentiles).
 
-    counts: n x 2, each item's numerator and denominator, or for other metrics a function that draws items by a generator and gives
-    their value; or one of these a fold, where items are drawn within each and the interval is that of the mean over folds.
+    counts: n x 2, each item's numerator and denominator, or for other metrics a function that draws items by a
+    generator and gives their value; or one of these a fold, where items are drawn within each and the interval is that
+    of the mean over folds.
     """
-    generator, folds = np.random.default_rng(seed), [counts] if isinstance(counts, np.ndarray) or callable(counts) else counts
+    generator, folds = (
+        np.random.default_rng(seed),
+        [counts] if isinstance(counts, np.ndarray) or callable(counts) else counts,
+    )
     values = np.zeros(resamples)
     for i in range(resamples):
         for fold in folds:
@@ -138,4 +145,4 @@ def bootstrap(counts: Counts | Sequence[Counts], seed: int = 0, resamples: int =
 
 def _ratio(counts: np.ndarray, generator: np.random.Generator) -> float:
     top, bottom = counts[generator.integers(0, len(counts), len(counts))].sum(0)
-    return 100.0 * top / max(bottom, 1e-12)
+    return float(100.0 * top / max(bottom, 1e-12))

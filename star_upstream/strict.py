@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union, cast
 
 from .errors import StarError, nearest
 
@@ -31,7 +31,7 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
     if not isinstance(values, typing.Mapping):
         raise StarError(f"{where or cls.__name__}: expected keys with values, got {values!r}")
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls)) if f.init}
     for key in values:
         if key not in fields:
             raise StarError(
@@ -124,7 +124,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        nested = [a for a in args if dataclasses.is_dataclass(a)]
+        nested = [a for a in args if isinstance(a, type) and dataclasses.is_dataclass(a)]
         if isinstance(value, typing.Mapping) and len(nested) == 1:
             return build(nested[0], value, where)
         for option in args:
@@ -132,7 +132,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 return _convert(option, value, where)
             except StarError:
                 continue
-    elif dataclasses.is_dataclass(hint):
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)
     elif origin is Literal:
         for option in args:

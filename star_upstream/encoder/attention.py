@@ -33,16 +33,16 @@ class RelativePositionTable(nn.Module):
         ratio_TT = torch.log(distance_TT.clamp(min=1).float() / exact) / math.log(self.config.max_distance / exact)
         far_TT = (exact + (ratio_TT * (half - exact)).long()).clamp(max=half - 1)
         bucket_TT = torch.where(distance_TT < exact, distance_TT, far_TT) + (offset_TT > 0).long() * half
-        return self.embedding(bucket_TT).permute(2, 0, 1)
+        embedded_TTH: Tensor = self.embedding(bucket_TT)
+        return embedded_TTH.permute(2, 0, 1)
 
 
 class PositionGate(nn.Module):
     """WavLM's gate on the position bias: a function of the query frame's content, one a head (WavLM, equations 3 to
     6)."""
 
-    def __init__(self, config: EncoderConfig, layer: int):
+    def __init__(self, config: EncoderConfig, position: RelativePosition, layer: int):
         super().__init__()
-        position = config.relative_position
         self.heads = position.total_heads
         self.kept = None if position.kept_heads is None else list(position.kept_heads[layer])
         self.linear = nn.Linear(config.head_width, 8)
@@ -51,12 +51,13 @@ class PositionGate(nn.Module):
     def forward(self, x_BTD: Tensor, bias_HTT: Tensor) -> Tensor:
         """B x H x T x T: the gated bias of the heads that this layer keeps."""
         x_BHTK = x_BTD.unflatten(2, (self.heads, -1)).transpose(1, 2)
-        scale_H = self.scale
+        scale_H: Tensor = self.scale
         if self.kept is not None:
             x_BHTK, bias_HTT, scale_H = x_BHTK[:, self.kept], bias_HTT[self.kept], scale_H[self.kept]
         update_BHT, reset_BHT = torch.sigmoid(wide(self.linear(x_BHTK)).unflatten(-1, (2, 4)).sum(-1)).unbind(-1)
         gate_BHT = update_BHT * (reset_BHT * scale_H[:, None] - 1.0) + 2.0
-        return gate_BHT[..., None].to(bias_HTT.dtype) * bias_HTT
+        gated_BHTT: Tensor = gate_BHT[..., None].to(bias_HTT.dtype) * bias_HTT
+        return gated_BHTT
 
 
 class Attention(nn.Module):
@@ -73,11 +74,12 @@ class Attention(nn.Module):
             self.key = nn.Linear(config.width, inner)
         self.value = nn.Linear(config.width, inner)
         self.output = nn.Linear(inner, config.width)
-        gated = config.relative_position is not None and not self.reuse
-        self.gate = PositionGate(config, layer) if gated else None
+        position = None if self.reuse else config.relative_position
+        self.gate = None if position is None else PositionGate(config, position, layer)
 
     def _split(self, x_BTE: Tensor) -> Tensor:
-        return x_BTE.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        x_BHTK: Tensor = x_BTE.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x_BHTK
 
     def forward(
         self,
@@ -95,6 +97,7 @@ class Attention(nn.Module):
         value_BHTK = self._split(self.value(x_BTD))
         dropout = self.dropout if self.training else 0.0
         if self.reuse:
+            assert reused_BHTT is not None
             map_BHTT = reused_BHTT
             if self.reuse_softmax:
                 masked_BHTT = (
@@ -121,4 +124,5 @@ class Attention(nn.Module):
         return self._merge(weights_BHTT @ value_BHTK), map_BHTT
 
     def _merge(self, context_BHTK: Tensor) -> Tensor:
-        return self.output(context_BHTK.transpose(1, 2).flatten(2))
+        output_BTD: Tensor = self.output(context_BHTK.transpose(1, 2).flatten(2))
+        return output_BTD

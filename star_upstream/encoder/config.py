@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import torch
 
 from ..errors import StarError
 from .mel import HOP, WINDOW
+
+if TYPE_CHECKING:
+    PerLayer = tuple[int, ...]
+else:
+    PerLayer = int | tuple[int, ...]  # a number may be given for all layers; stored is always a tuple
+
+Count = TypeVar("Count", int, torch.Tensor)
+"""Samples or frames: of one utterance, or an integer tensor of many."""
 
 HUBERT_CONVS = ((512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 2, 2), (512, 2, 2))
 
@@ -69,9 +77,9 @@ class EncoderConfig:
     """Where a transposed convolution undoes ``time_reduction``: in a head on every layer's output (FitHuBERT), or once,
     after the last layer."""
     layers: int = 12
-    heads: int | tuple[int, ...] = 12
+    heads: PerLayer = cast("PerLayer", 12)
     head_width: int = 64
-    ffn: int | tuple[int, ...] = 3072
+    ffn: PerLayer = cast("PerLayer", 3072)
     norm: Literal["post", "pre"] = "post"
     norm_epsilon: float = 1e-5
     relative_position: RelativePosition | None = None
@@ -103,7 +111,7 @@ class EncoderConfig:
     """Times so much, the gradient reaches the convolutions in training (fairseq's ``feature_grad_mult``); 0 leaves them
     as they are."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.conv_layers:
             raise StarError("conv_layers: at least one convolution is needed")
         for i, layer in enumerate(self.conv_layers):
@@ -161,7 +169,7 @@ class EncoderConfig:
         if self.hidden_states in ("layers", "projections", "last") and not self.layers:
             raise StarError(f"hidden_states: {self.hidden_states!r} needs one layer or more; take 'all'")
 
-    def _check_time_reduction(self):
+    def _check_time_reduction(self) -> None:
         if self.time_reduction < 1:
             raise StarError(f"time_reduction: must be 1 or more, got {self.time_reduction}")
         if self.upsampling != "none" and (self.time_reduction == 1 or not self.layers):
@@ -171,11 +179,11 @@ class EncoderConfig:
         if self.time_reduction > 1 and self.hidden_states not in self.reduced_states:
             raise StarError(
                 f"hidden_states: {self.hidden_states!r} would mix frame rates under time_reduction "
-                f"{self.time_reduction} and "
-                f"upsampling {self.upsampling!r}; take {' or '.join(map(repr, self.reduced_states))}"
+                f"{self.time_reduction} and upsampling {self.upsampling!r}; "
+                f"take {' or '.join(map(repr, self.reduced_states))}"
             )
 
-    def _check_reuse(self):
+    def _check_reuse(self) -> None:
         if self.reuse_attention is None:
             return
         if len(self.reuse_attention) != self.layers:
@@ -188,7 +196,7 @@ class EncoderConfig:
                     f"reuse_attention[{i}]: needs a layer before it with the same number of heads (1 or more)"
                 )
 
-    def _check_relative_position(self):
+    def _check_relative_position(self) -> None:
         position = self.relative_position
         if position is None:
             return
@@ -269,14 +277,14 @@ class EncoderConfig:
             jump *= stride
         return field, jump
 
-    def conv_inputs(self, samples):
+    def conv_inputs(self, samples: Count) -> Count:
         """Steps in time of what the first convolution reads, from ``samples`` samples (a number or an integer
         tensor)."""
         shortest = self.receptive_field
         samples = samples.clamp(min=shortest) if isinstance(samples, torch.Tensor) else max(samples, shortest)
         return (samples - WINDOW) // HOP + 1 if self.frontend == "mel" else samples
 
-    def conv_outputs(self, index: int, steps):
+    def conv_outputs(self, index: int, steps: Count) -> Count:
         """Steps that convolution ``index`` gives for ``steps``: ``(n - kernel) // stride + 1`` where nothing is
         padded."""
         _, kernel, stride = self.conv_layers[index]
@@ -286,7 +294,7 @@ class EncoderConfig:
     def conv_input_channels(self) -> int:
         return self.mel_bins if self.frontend == "mel" else 1
 
-    def feature_frames(self, samples):
+    def feature_frames(self, samples: Count) -> Count:
         """Frames of the front end for ``samples`` samples (a number or an integer tensor). A waveform below
         ``receptive_field`` counts as padded to it, an empty one has none."""
         steps = self.conv_inputs(samples)
@@ -294,13 +302,13 @@ class EncoderConfig:
             steps = self.conv_outputs(index, steps)
         return steps * (samples > 0)
 
-    def output_frames(self, features):
+    def output_frames(self, features: Count) -> Count:
         """Frames that the model gives for ``features`` frames of the front end; ``time_reduction`` drops those left
         over."""
         merged = features // self.time_reduction
         return merged if self.upsampling == "none" else merged * self.time_reduction
 
-    def frames(self, samples):
+    def frames(self, samples: Count) -> Count:
         """Frames that the model gives for ``samples`` samples (a number or an integer tensor): one or more for every
         waveform."""
         return self.output_frames(self.feature_frames(samples))
@@ -311,6 +319,5 @@ class EncoderConfig:
         if self.time_reduction > 1:
             raise StarError(
                 f"{where}: compares layers at the front end's frame rate; this model merges {self.time_reduction} "
-                "frames before "
-                "its first layer (time_reduction)"
+                "frames before its first layer (time_reduction)"
             )

@@ -5,7 +5,8 @@ Shapes: B utterances, N samples, T frames, D width, H heads.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,8 @@ class Adapter(nn.Module):
         self.norm, self.down, self.up = nn.LayerNorm(width), nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.up(F.relu(self.down(self.norm(x_BTD))))
+        output_BTD: Tensor = self.up(F.relu(self.down(self.norm(x_BTD))))
+        return output_BTD
 
 
 class TimeReduction(nn.Conv1d):
@@ -67,7 +69,7 @@ class Upsampling(nn.ConvTranspose1d):
     def __init__(self, config: EncoderConfig):
         super().__init__(config.width, config.width, config.time_reduction, config.time_reduction)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x_BTD.transpose(1, 2)).transpose(1, 2)
 
 
@@ -90,19 +92,31 @@ class Layer(nn.Module):
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
     def _ffn(self, x_BTD: Tensor) -> Tensor:
-        return self.dropout(self.ffn_out(self.activation_dropout(F.gelu(self.ffn_in(x_BTD)))))
+        assert self.ffn_in is not None and self.ffn_out is not None
+        inner_BTU = self.activation_dropout(F.gelu(self.ffn_in(x_BTD)))
+        output_BTD: Tensor = self.dropout(self.ffn_out(inner_BTU))
+        return output_BTD
 
-    def forward(self, x_BTD, mask_BT, position_HTT, reused_BHTT, need_map) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        mask_BT: Tensor | None,
+        position_HTT: Tensor | None,
+        reused_BHTT: Tensor | None,
+        need_map: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        # absent where a pre-norm model lacks the part itself
+        attention_norm, ffn_norm = cast(nn.LayerNorm, self.attention_norm), cast(nn.LayerNorm, self.ffn_norm)
         map_BHTT = None
         if self.attention is not None:
-            inner_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
+            inner_BTD = attention_norm(x_BTD) if self.pre_norm else x_BTD
             inner_BTD, map_BHTT = self.attention(inner_BTD, mask_BT, position_HTT, reused_BHTT, need_map)
             x_BTD = x_BTD + self.dropout(inner_BTD)
         if self.pre_norm:
-            x_BTD = x_BTD if self.ffn_in is None else x_BTD + self._ffn(self.ffn_norm(x_BTD))
+            x_BTD = x_BTD if self.ffn_in is None else x_BTD + self._ffn(ffn_norm(x_BTD))
             return (x_BTD if self.adapter is None else x_BTD + self.adapter(x_BTD)), map_BHTT
-        x_BTD = self.attention_norm(x_BTD)
-        return self.ffn_norm(x_BTD if self.ffn_in is None else x_BTD + self._ffn(x_BTD)), map_BHTT
+        x_BTD = attention_norm(x_BTD)
+        return ffn_norm(x_BTD if self.ffn_in is None else x_BTD + self._ffn(x_BTD)), map_BHTT
 
 
 class PredictionHeads(nn.Module):
@@ -183,10 +197,8 @@ class Encoder(nn.Module):
         if lengths_B is not None:
             samples_B = lengths_B.to(samples_B)
         masked = lengths_B is not None and not self.reference_padding
-        features_BTD, frames_B = (
-            self.frontend(waveforms_BN, samples_B if masked else None),
-            self.config.feature_frames(samples_B),
-        )
+        features_BTD: Tensor = self.frontend(waveforms_BN, samples_B if masked else None)
+        frames_B = self.config.feature_frames(samples_B)
         if lengths_B is not None and self.reference_padding and self.config.reference_frames == "share":
             each = waveforms_BN.shape[1] // features_BTD.shape[1]
             frames_B = ((samples_B + each - 1) // each).clamp(max=features_BTD.shape[1])
@@ -209,23 +221,34 @@ class Encoder(nn.Module):
         if self.time_reduction is not None:
             x_BTD = self.time_reduction(self.dropout(x_BTD))
             mask_BT = valid_mask(frames_B // self.config.time_reduction, x_BTD.shape[1]) if padded else None
-        states, maps, reusable_BHTT = [x_BTD], [], None
+        states, reusable_BHTT = [x_BTD], None
+        maps: list[Tensor | None] = []
         position_HTT = None if self.relative_position is None else self.relative_position(x_BTD.shape[1])
         if self.time_reduction is None:
             x_BTD = self.dropout(x_BTD)
-        for layer, needed in zip(self.layers, self._map_needed):
+        for layer, needed in zip(cast(Iterable[Layer], self.layers), self._map_needed):
             x_BTD, map_BHTT = layer(x_BTD, mask_BT, position_HTT, reusable_BHTT, attention_maps or needed)
-            if needed and not layer.attention.reuse:
-                reusable_BHTT = self._as_reused(map_BHTT)
+            if needed and not cast(Attention, layer.attention).reuse:
+                reusable_BHTT = self._as_reused(cast(Tensor, map_BHTT))
             states.append(x_BTD)
             maps.append(map_BHTT)
         if self.config.norm == "pre":
             states[-1] = self.norm(states[-1])
         projections = self._heads(states[1:]) if self.config.has_heads else None
-        last_BTD = self.upsampling[0](states[-1]) if self.config.upsampling == "last" else states[-1]
+        last_BTD = states[-1]
+        if self.config.upsampling == "last":
+            last_BTD = cast(nn.ModuleList, self.upsampling)[0](last_BTD)
         predictions = None if self.predictions is None else self.predictions(last_BTD)
-        frames_B, maps = self.config.output_frames(frames_B), maps if attention_maps else None
-        return EncoderOutput(states, frames_B, features_BTD, maps, projections, predictions, dropped_BTD, last_BTD)
+        return EncoderOutput(
+            states=states,
+            lengths_B=self.config.output_frames(frames_B),
+            features_BTD=features_BTD,
+            attentions=maps if attention_maps else None,
+            projections=projections,
+            predictions=predictions,
+            dropped_BTD=dropped_BTD,
+            last_BTD=last_BTD,
+        )
 
     def _heads(self, states: list[Tensor]) -> list[Tensor]:
         """Every layer's output at the front end's frame rate, projected."""
@@ -247,9 +270,9 @@ class Encoder(nn.Module):
     def exposed(self, output: EncoderOutput) -> list[Tensor]:
         """The states that this model gives SUPERB, by its ``hidden_states`` convention."""
         if self.config.hidden_states == "projections":
-            return output.projections
+            return cast(list[Tensor], output.projections)
         if self.config.hidden_states == "last":
-            return [output.projections[-1] if output.projections else output.last_BTD]
+            return [output.projections[-1] if output.projections else cast(Tensor, output.last_BTD)]
         if self.config.hidden_states == "features":
             valid_BT = valid_mask(output.lengths_B, output.features_BTD.shape[1])
             return [output.features_BTD * valid_BT[..., None], *output.states[1:]]
@@ -260,8 +283,8 @@ def _initialise(module: nn.Module) -> None:
     """fairseq's initial values: normal(0, 0.02) for linear maps, Kaiming normal for convolutions."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
+        if isinstance(bias := getattr(module, "bias", None), Tensor):
+            nn.init.zeros_(bias)
     elif isinstance(module, nn.Conv1d) and not isinstance(module, TimeReduction):
         nn.init.kaiming_normal_(module.weight)
         if module.bias is not None:

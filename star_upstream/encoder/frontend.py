@@ -5,6 +5,8 @@ Shapes: B utterances, N samples, T frames, C channels, D width.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class ChannelNorm(nn.GroupNorm):
     def __init__(self, channels: int):
         super().__init__(channels, channels)
 
-    def forward(self, x_BCT: Tensor, lengths_B: Tensor | None) -> Tensor:
+    def forward(self, x_BCT: Tensor, lengths_B: Tensor | None) -> Tensor:  # type: ignore[override]
         with full_precision(x_BCT.device):
             x_BCT, weight_C, bias_C = wide(x_BCT), wide(self.weight), wide(self.bias)
             if lengths_B is None:
@@ -52,7 +54,7 @@ class ChannelNorm(nn.GroupNorm):
 class FrameNorm(nn.LayerNorm):
     """LayerNorm over the channels of each frame of a B x C x T tensor."""
 
-    def forward(self, x_BCT: Tensor, lengths_B: Tensor | None) -> Tensor:
+    def forward(self, x_BCT: Tensor, lengths_B: Tensor | None) -> Tensor:  # type: ignore[override]
         return super().forward(x_BCT.transpose(1, 2)).transpose(1, 2)
 
 
@@ -67,7 +69,9 @@ class FrontEnd(nn.Module):
         self.config = config
         self.padded = config.frontend == "mel"
         self.mel = LogMel(config.mel_bins) if self.padded else None
-        convs, norms, previous = [], [], config.conv_input_channels
+        convs: list[nn.Module] = []
+        norms: list[nn.Module] = []
+        previous = config.conv_input_channels
         for i, (channels, kernel, stride) in enumerate(config.conv_layers):
             padding = kernel // 2 if self.padded else 0
             convs.append(nn.Conv1d(previous, channels, kernel, stride, padding, bias=config.conv_bias))
@@ -88,7 +92,7 @@ class FrontEnd(nn.Module):
         config = self.config
         lengths_B = None if lengths_B is None else config.conv_inputs(lengths_B)
         x_BCT = waveforms_BN[:, None] if self.mel is None else self.mel(waveforms_BN, lengths_B)
-        x_BCT = x_BCT.to(self.convs[0].weight.dtype)
+        x_BCT = x_BCT.to(cast(nn.Conv1d, self.convs[0]).weight.dtype)
         for i, conv in enumerate(self.convs):
             if i and self.padded and lengths_B is not None:  # after an utterance's end as after a batch's
                 x_BCT = x_BCT.masked_fill(~valid_mask(lengths_B, x_BCT.shape[-1])[:, None], 0.0)

@@ -5,6 +5,8 @@ Shapes: B utterances, N samples, W samples of a window, M mel frames (10 ms), F 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,7 +51,7 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.register_buffer("filters", mel_filters(bins), persistent=False)
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogMel:
         """As of every module, but the constants stay in fp32 when the model is brought to a reduced type."""
         super()._apply(fn, recurse)
         self.window = torch.hann_window(WINDOW, device=self.weight.device)

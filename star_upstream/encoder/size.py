@@ -24,10 +24,13 @@ LENGTHS = (
 
 def macs(config: EncoderConfig, samples: int) -> int:
     """Multiply-accumulates for one utterance of ``samples`` samples."""
-    return count_macs(config, samples, [channels for channels, _, _ in config.conv_layers], config.heads, config.ffn)
+    channels = [channels for channels, _, _ in config.conv_layers]
+    return int(count_macs(config, samples, channels, config.heads, config.ffn))
 
 
-def count_macs(config: EncoderConfig, samples: int, convs: Sequence, heads: Sequence, units: Sequence) -> Any:
+def count_macs(
+    config: EncoderConfig, samples: int, convs: Sequence[Any], heads: Sequence[Any], units: Sequence[Any]
+) -> Any:
     """The same with other numbers of channels a convolution and of heads and FFN units a layer; pruning gives expected
     ones (tensors)."""
     total, frames, previous = 0, config.conv_inputs(samples), config.conv_input_channels
