@@ -39,7 +39,7 @@ $(STAMP): setup.cfg pyproject.toml
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	@echo "installing into $(VENV) (about two minutes the first time)"
 	@$(PY) -c 'import torch, torchaudio' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check torch==$(TORCH) torchaudio==$(TORCH)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[all,test]'
 	@touch $(STAMP)
 
 test: $(STAMP) ## run the test suite (under 6 minutes on 2 cores)

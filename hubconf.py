@@ -1,4 +1,4 @@
-dependencies = ["torch", "torchaudio", "numpy", "safetensors", "soundfile", "yaml"]
+dependencies = ["torch", "numpy", "safetensors", "soundfile", "yaml"]
 
 from star_upstream.formats.upstream import (  # noqa: E402, F401
     star_hubert,

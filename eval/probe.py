@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from star_upstream.errors import StarError
 from star_upstream.metrics import Counts
 
-Generation = Literal["downstream", "problem"]
-"""s3prl's legacy recipes (s3prl/downstream), which made the published numbers, or its problem package (s3prl/problem)."""
+from eval.options import Generation
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from eval import report_published, report_table
 from eval.report_table import OURS, Record, Row, Run, comparable, group
-from star_upstream import outputs
+from star_upstream import extras, outputs
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
 
@@ -28,6 +28,8 @@ def main(folders: list[Path], out: Path | None = None, beside: str | None = None
     beside: names of published rows, with commas between. Raises :class:`StarError` for bad folders, an unknown name, no file name.
     """
     places = [] if out is None else _places(out)
+    if out is not None:
+        extras.need("eval", "matplotlib")
     runs = named([(folder, read(folder)) for folder in dict.fromkeys(folder.resolve() for folder in folders)])
     rows = report_table.published(report_published.select(beside)) if beside is not None else []
     tables = report_table.tables(runs, rows)

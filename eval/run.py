@@ -21,7 +21,8 @@ from eval import encode, tasks, train, upstreams
 from eval import record as record_of
 from eval.exact import Padded
 from eval.machine import environment, peak_memory, reset_peak_memory
-from eval.probe import Generation, Task
+from eval.options import Generation, Run
+from eval.probe import Task
 from eval.probe import schedule as pick_schedule
 from star_upstream import compat, cores, corpora, jobs, outputs
 from star_upstream.audio import RATE
@@ -37,28 +38,6 @@ PROGRESS = ".progress"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line says."""
-
-    upstream: str
-    out: Path
-    data: str = "mini"
-    tasks: str = "all"
-    schedule: str | None = None
-    generation: Generation = "downstream"
-    lr_grid: tuple[float, ...] = ()
-    steps: int | None = None
-    limit: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    cache: Path | None = None
-    cache_gb: float = 20.0
-    overwrite: bool = False
-    jobs: int = 1
-    exact: bool = False
-
-
-@dataclass(frozen=True)
 class Failure:
     """A task without a record."""
 
@@ -67,7 +46,7 @@ class Failure:
     """None where the input is to blame, and the message says it all."""
 
 
-def run(options: Options) -> int:
+def run(options: Run) -> int:
     """Evaluate; one task's failure does not stop the others. Returns the exit code: 0; 1 when a task failed; 2 when nothing could
     be done because of the input.
 
@@ -114,7 +93,7 @@ def run(options: Options) -> int:
     return 2 if not done and all(failure.log is None for failure in failures.values()) else 1
 
 
-def _claim(options: Options, wanted: list[Task], claim) -> None:
+def _claim(options: Run, wanted: list[Task], claim) -> None:
     """Take --out for this run, if it is new, empty or holds results, and no file that a task writes is somebody else's."""
     claim(options.out, MAKER, lambda folder: any(map(is_record, folder.glob("*.json"))))
     for task in wanted:
@@ -129,7 +108,7 @@ def is_record(path: Path) -> bool:
         return False
 
 
-def _attempt(task: Task, upstream, options: Options, device: torch.device) -> dict[str, Any] | Failure:
+def _attempt(task: Task, upstream, options: Run, device: torch.device) -> dict[str, Any] | Failure:
     try:
         root, kind = _data(options.data)
         store = encode.Store(options.cache or cache_home() / "features", options.cache_gb)
@@ -145,20 +124,20 @@ def _attempt(task: Task, upstream, options: Options, device: torch.device) -> di
         return Failure(_one_line(error), log)
 
 
-def _by_itself(options: Options, name: str) -> dict[str, Any] | Failure:
+def _by_itself(options: Run, name: str) -> dict[str, Any] | Failure:
     """A task in a process of its own, which shares nothing but the cache with the others."""
     device = _device(options.device)
     return _attempt(tasks.get(name), _upstream(options, device), options, device)
 
 
-def _upstream(options: Options, device: torch.device | str):
+def _upstream(options: Run, device: torch.device | str):
     upstream = upstreams.load(options.upstream, device, options.generation)
     if options.exact:
         upstream.autocast = None
     return upstream
 
 
-def _side_by_side(names: list[str], options: Options) -> dict[str, dict[str, Any] | Failure]:
+def _side_by_side(names: list[str], options: Run) -> dict[str, dict[str, Any] | Failure]:
     """Records or failures in the order of ``names``; what each task says is in its own log."""
     logs = {name: options.out / f"{name}.log" for name in names}
     say(f"{min(options.jobs, len(names), cores.available())} tasks at once; what they say is in {options.out}/TASK.log")
@@ -175,7 +154,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _task(task: Task, upstream, root: Path, kind: str, store, options: Options, device: torch.device) -> dict[str, Any]:
+def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, device: torch.device) -> dict[str, Any]:
     name = options.schedule or _default_schedule(task, root, kind)
     published = pick_schedule(task, name)
     schedule = pick_schedule(task, name, options.steps, options.generation)
@@ -328,7 +307,7 @@ def _default_schedule(task: Task, root: Path, kind: str) -> str:
     return "mini" if own or kind == "mini" else "superb"
 
 
-def _kind(task: Task, table: pd.DataFrame, kind: str, options: Options) -> str:
+def _kind(task: Task, table: pd.DataFrame, kind: str, options: Run) -> str:
     """``official`` only where every known count of the published corpus is met."""
     if kind == "mini":
         return "mini"
@@ -365,7 +344,7 @@ def _numbers(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [record, *record.get("further_metrics", [])]
 
 
-def _summary(options: Options, done: list[dict], failures: dict[str, Failure]) -> None:
+def _summary(options: Run, done: list[dict], failures: dict[str, Failure]) -> None:
     for record in done:
         note = ", limited" if record["limited"] else ""
         for number in _numbers(record):

@@ -12,6 +12,7 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import soundfile
 
+from . import extras
 from .errors import StarError
 
 RATE = 16_000
@@ -71,6 +72,7 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     """A 1-D waveform at ``rate`` Hz brought to 16 kHz (torchaudio's windowed sinc); length ``ceil(n * 16000 / rate)``."""
     if rate == RATE:
         return wave
+    extras.need("train", "torchaudio")
     import torch
     import torchaudio
 

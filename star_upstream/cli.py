@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from . import __version__
+from . import __version__, extras
 from .errors import StarError
 
 
@@ -21,6 +21,7 @@ def _distill(args: argparse.Namespace) -> None:
         return
     if args.out is None:
         raise StarError("--out: name the run's folder (or give --dry-run)")
+    extras.need("train")
     from . import training
     from .training.run_folder import RunFolder
 
@@ -51,6 +52,7 @@ def _profile(args: argparse.Namespace) -> None:
 
 
 def _cut(args: argparse.Namespace) -> None:
+    extras.need("train")
     from .training import prune
 
     print(json.dumps(prune.cut_again(args.gated, args.target_folder, args.sparsity, args.round)))
@@ -77,6 +79,7 @@ def _finetune(args: argparse.Namespace) -> None:
     from .multitask import recipe as recipes
 
     if args.table:
+        extras.need("train")
         from .multitask import table
 
         if args.recipe or args.grid:
@@ -92,6 +95,7 @@ def _finetune(args: argparse.Namespace) -> None:
         return
     if args.out is None:
         raise StarError("--out: name the run's folder (or give --dry-run)")
+    extras.need("train")
     if args.grid:
         from .multitask import grid
 
@@ -123,6 +127,7 @@ def _models(text: str) -> dict[str, str]:
 
 
 def _similarity(args: argparse.Namespace) -> None:
+    extras.need("train")
     from .analysis.layer_report import report
     from .analysis.similarity import GroupingConfig
 

@@ -24,6 +24,7 @@ import numpy as np
 import soundfile
 import torch
 
+from . import extras
 from .effects import apply_effects_tensor
 from .errors import StarError
 
@@ -47,6 +48,7 @@ def apply() -> list[str]:
     """Make s3prl importable and usable; a second call does nothing. Returns the names of what was patched, for
     records."""
     if not _APPLIED:
+        extras.need("eval", "s3prl", "torchaudio", "pandas")
         _APPLIED.append("star_upstream.compat")
         for patch in (
             _torchaudio_backend,
@@ -67,27 +69,21 @@ def apply_legacy_runner() -> list[str]:
     checkpoints."""
     import argparse
 
+    apply()
+    extras.need("teachers", "huggingface_hub")
     import huggingface_hub
 
-    apply()
     for name in ("HfFolder", "Repository"):
         if not hasattr(huggingface_hub, name):
             setattr(huggingface_hub, name, _absent(name, "huggingface_hub < 1.0"))
             _APPLIED.append(f"huggingface_hub.{name}")
-    if not _installed("tensorboardX"):
+    if not extras.installed("tensorboardX"):
         stub = types.ModuleType("tensorboardX")
         vars(stub).update(SummaryWriter=_SilentWriter)
         sys.modules["tensorboardX"] = stub
         _APPLIED.append("tensorboardX")
     torch.serialization.add_safe_globals([argparse.Namespace])
     return _APPLIED[1:]
-
-
-def _installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _absent(name: str, needs: str) -> type:
@@ -231,7 +227,7 @@ class _SilentWriter:
 
 
 def _tensorboard() -> None:
-    if _installed("tensorboard"):
+    if extras.installed("tensorboard"):
         return
     package, writer = types.ModuleType("torch.utils.tensorboard"), types.ModuleType("torch.utils.tensorboard.writer")
     package.__path__ = []
@@ -243,7 +239,7 @@ def _tensorboard() -> None:
 
 def _chunk() -> None:
     """s3prl's diarization data imports the standard module ``chunk``, gone in Python 3.13, and does not use it."""
-    if not _installed("chunk"):
+    if not extras.installed("chunk"):
         sys.modules["chunk"] = types.ModuleType("chunk")
         _APPLIED.append("chunk")
 
@@ -263,8 +259,7 @@ def _problems() -> None:
     except Exception:  # dcase_util fails at import in several ways (pkg_resources, libmagic)
         pass
     spec = importlib.util.find_spec("s3prl")
-    if spec is None:
-        raise StarError("s3prl is not installed: pip install 's3prl>=0.4.18,<0.5'")
+    assert spec is not None
     folder = Path(next(iter(spec.submodule_search_locations))) / "problem"
     for name, path in (("s3prl.problem", folder), ("s3prl.problem.common", folder / "common")):
         package = types.ModuleType(name)

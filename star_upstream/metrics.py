@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 Segment = tuple[float, float, str]
 """Start and end in seconds, speaker."""
@@ -31,6 +30,8 @@ def diarization_errors(reference: Sequence[Segment], hypothesis: Sequence[Segmen
     seconds, middle = np.diff(cuts), (cuts[:-1] + cuts[1:]) / 2
     said, guessed = _active(reference, middle), _active(hypothesis, middle)
     agreed = np.einsum("rt,ht,t->rh", said.astype(float), guessed.astype(float), seconds)
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(agreed, maximize=True)
     speakers, guesses = said.sum(0), guessed.sum(0)
     errors = (np.maximum(speakers, guesses) * seconds).sum() - agreed[rows, columns].sum()

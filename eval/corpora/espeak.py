@@ -9,7 +9,6 @@ The child reads a json list of jobs; it writes all samples to one raw file (int1
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -40,19 +39,14 @@ class Job:
     range: int
 
 
-def available() -> bool:
-    """Whether the pip package that carries espeak-ng is installed."""
-    return importlib.util.find_spec("espeakng_loader") is not None
-
-
 def speak(jobs: Sequence[Job]) -> list:
     """One float32 waveform at ``RATE`` Hz a job, in order. Raises :class:`StarError` without espeak-ng and when it fails."""
     import numpy as np
 
+    from star_upstream import extras
     from star_upstream.errors import StarError
 
-    if not available():
-        raise StarError("speech synthesis needs espeak-ng: pip install 'star-upstream[mini]'")
+    extras.need("mini")
     with tempfile.TemporaryDirectory() as folder:
         request, samples, sizes = (Path(folder) / name for name in ("jobs.json", "samples.raw", "sizes.json"))
         request.write_text(json.dumps([asdict(job) for job in jobs]), encoding="utf-8")

@@ -55,8 +55,7 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
                 fix = "move it away, or name another folder"
                 raise StarError(f"{root / name}: is to be made anew, but eval.corpora.mini did not make {others[0]} in it; {fix}")
         outputs.check_file(root / "README.md", "eval.corpora.mini", is_card)
-    if not espeak.available():
-        raise StarError("the mini corpora need espeak-ng: pip install 'star-upstream[mini]'")
+    extras.need("mini")
     root.mkdir(parents=True, exist_ok=True)
     write_json(marker, {**recipe, "complete": False})
     for name in (*FOLDERS, "README.md"):

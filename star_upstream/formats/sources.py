@@ -22,13 +22,14 @@ from typing import Any
 
 import torch
 
-from .. import outputs
+from .. import extras, outputs
 from ..encoder import Encoder
 from ..errors import StarError, nearest
 from ..mini import SHIPPED
 from . import checkpoint, published
 from .published import huggingface, known, torchaudio_style
 
+_BUNDLE = re.compile(r"(WAV2VEC2|HUBERT|WAVLM)_[A-Z0-9_]+")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _FILE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json", ".yaml", ".yml")
@@ -83,6 +84,8 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
         return encoder, {**origin, "name": name}
     if config is not None:
         raise StarError(f"{name}: no such file; config only goes with a file")
+    if _BUNDLE.fullmatch(name.upper()):
+        extras.need("teachers", "torchaudio")
     if name.upper() in bundles():
         return _from_bundle(name.upper(), reference_padding), {"format": "torchaudio", "name": name.upper()}
     if _HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDINGS) and not path.parent.exists():
@@ -98,7 +101,9 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
 
 
 def bundles() -> list[str]:
-    """Names of torchaudio's bundles of wav2vec 2.0, HuBERT and WavLM."""
+    """Names of torchaudio's bundles of wav2vec 2.0, HuBERT and WavLM; none where torchaudio is not installed."""
+    if not extras.installed("torchaudio"):
+        return []
     import torchaudio
 
     bundle = torchaudio.pipelines.Wav2Vec2Bundle
@@ -149,10 +154,9 @@ def _from_bundle(name: str, reference_padding: bool) -> Encoder:
 
 
 def _from_hub(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise StarError(f"{name}: a hub id needs huggingface_hub: pip install huggingface_hub") from None
+    extras.need("teachers", "huggingface_hub")
+    from huggingface_hub import snapshot_download
+
     texts = ["config.json", "preprocessor_config.json"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*texts, "model*.safetensors", "model.safetensors.index.json"]))

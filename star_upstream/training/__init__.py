@@ -14,12 +14,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import extras
+
 if TYPE_CHECKING:
     from .recipe import Recipe
 
 
 def run(recipe: Recipe, out: str | Path) -> Path:
     """Run ``recipe`` to its end, or go on with the unfinished run in ``out``; the folder of the run's model."""
+    extras.need("train")
     if recipe.pruning is not None:
         from . import prune
 

@@ -1,0 +1,49 @@
+"""What ``pip install star-upstream`` leaves out, since loading, running and converting a model do not need it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+from .errors import StarError
+
+BRINGS = {
+    "train": (
+        "lightning",
+        "tensorboard",
+        "torchaudio",
+        "pandas",
+        "scipy",
+        "sklearn",
+        "matplotlib",
+        "rich",
+        "librosa",
+        "joblib",
+    ),
+    "eval": ("s3prl", "torchaudio", "pandas", "scipy", "sklearn", "librosa", "editdistance", "matplotlib", "omegaconf"),
+    "teachers": ("torchaudio", "huggingface_hub"),
+    "mini": ("espeakng_loader",),
+}
+"""Of each extra of setup.cfg the modules that are imported here or, undeclared, by s3prl."""
+
+
+def installed(module: str) -> bool:
+    """Whether ``module`` can be imported; it is not imported."""
+    try:
+        return module in sys.modules or importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def need(extra: str, *modules: str) -> None:
+    """Raise :class:`StarError` where one of ``modules`` (all that ``extra`` brings, if none is named) is not installed.
+
+    To be called before a lazy import, so that who lacks a package reads what to install.
+    """
+    missing = [module for module in modules or BRINGS[extra] if not installed(module)]
+    if missing:
+        names = ", ".join(missing)
+        raise StarError(
+            f"not installed: {names}; pip install 'star-upstream[{extra}]' brings {'it' if len(missing) == 1 else 'them'} "
+            f"(in a clone: pip install -e '.[{extra}]', or make setup for everything)"
+        )
