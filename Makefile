@@ -26,7 +26,7 @@ SCORES := $(or $(OUT),results/$(if $(CORPUS),mini,$(notdir $(DATA:%/=%))))
 # runs/mini/best is named for its folder, or several students would share one place
 RESULTS := $(or $(OUT),results/$(subst /,-,$(patsubst /%,%,$(patsubst runs/%,%,$(UPSTREAM:%/=%)))))
 
-.PHONY: help setup test superb-all superb-shipped superb-one distill clean
+.PHONY: help setup test lint wheel superb-all superb-shipped superb-one distill clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -44,6 +44,15 @@ $(STAMP): setup.cfg pyproject.toml
 
 test: $(STAMP) ## run the test suite (under 6 minutes on 2 cores)
 	$(PY) -m pytest tests
+
+lint: $(STAMP) ## ruff (check, format) and mypy
+	@$(PY) -c 'import ruff, mypy' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+wheel: $(STAMP) ## build the wheel and try it where only the base requirements are
+	$(PY) .ci/wheel.py
 
 superb-all: $(STAMP) ## FBANK and the shipped models on every task, and a table (with UPSTREAM= DATA= OUT=: that one, there)
 	@$(MAKE) --no-print-directory $(if $(UPSTREAM),superb-one,superb-shipped)

@@ -1,17 +1,19 @@
 """What each command can be told: every flag is a field, with its default, type and help, and stated here alone."""
 
+# ruff: noqa: RUF009, for flag() is a dataclasses.field()
 from __future__ import annotations
 
 import argparse
 import types
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Callable, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from eval.tasks import names as task_names
 
 Generation = Literal["downstream", "problem"]
-"""s3prl's legacy recipes (s3prl/downstream), which made the published numbers, or its problem package (s3prl/problem)."""
+"""s3prl's legacy recipes (s3prl/downstream), which made the published numbers, or its package ``s3prl.problem``."""
 Kind = TypeVar("Kind")
 
 
@@ -29,7 +31,7 @@ def _rates(text: str) -> tuple[float, ...]:
 
 
 def flag(about: str, default: Any = MISSING, read: Callable[[str], Any] | None = None) -> Any:
-    """A field that is a flag. ``read`` makes its value of a word (default: the field's type); ``how`` goes to argparse."""
+    """A field that is a flag. ``read`` makes its value of a word (default: the field's type)."""
     return field(default=default, metadata={"about": about, "read": read})
 
 

@@ -79,7 +79,7 @@ class Metric:
     """A number that a task reports besides its own."""
 
     name: str
-    """A metric column of results/published.csv."""
+    """A metric column of eval/published.csv."""
     unit: str
     direction: Literal["max", "min"]
 
@@ -108,7 +108,7 @@ class Task:
     corpus: str
     splits: str
     metric: str
-    """A metric column of results/published.csv."""
+    """A metric column of eval/published.csv."""
     unit: str
     direction: Literal["max", "min"]
     features: Literal["means", "frames"]

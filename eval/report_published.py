@@ -1,4 +1,4 @@
-"""Rows of results/published.csv by name."""
+"""Rows of published.csv by name."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from pathlib import Path
 
 from star_upstream.errors import StarError
 
-FILE = Path(__file__).resolve().parents[1] / "results" / "published.csv"
+FILE = Path(__file__).with_name("published.csv")
 
 
-def select(names: str, file: Path = FILE) -> list[dict[str, str]]:
+def select(names: str) -> list[dict[str, str]]:
     """The rows of ``names`` (commas between, case ignored, names that hold a comma included), in the order asked for.
 
     A name with several rows, such as one a training corpus, gives them all. Raises :class:`StarError` for a name that is not there.
     """
-    if not file.is_file():
-        raise StarError(f"{file}: not there; --with needs the repository's results/published.csv: run inside a clone")
-    with file.open(encoding="utf-8", newline="") as lines:
+    with FILE.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     known = {row["model"].casefold(): row["model"] for row in rows}
     wanted: dict[str, None] = {}
@@ -32,7 +30,7 @@ def select(names: str, file: Path = FILE) -> list[dict[str, str]]:
         else:
             word, count = parts[0].strip(), 1
             if word:
-                raise StarError(f"--with {word}: not in {file.name}{_hint(word, known)}")
+                raise StarError(f"--with {word}: not in {FILE.name}{_hint(word, known)}")
         del parts[:count]
     if not wanted:
         raise StarError(f"--with: no name given; for example --with {rows[0]['model']}")

@@ -1,4 +1,4 @@
-"""From task metrics to SUPERB's scores. Pure functions over a mapping keyed by the metric columns of results/published.csv."""
+"""From task metrics to SUPERB's scores. Pure functions over a mapping keyed by the metric columns of eval/published.csv."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ BRINGS = {
         "rich",
         "librosa",
         "joblib",
+        "editdistance",
     ),
     "eval": ("s3prl", "torchaudio", "pandas", "scipy", "sklearn", "librosa", "editdistance", "matplotlib", "omegaconf"),
     "teachers": ("torchaudio", "huggingface_hub"),
@@ -44,6 +45,6 @@ def need(extra: str, *modules: str) -> None:
     if missing:
         names = ", ".join(missing)
         raise StarError(
-            f"not installed: {names}; pip install 'star-upstream[{extra}]' brings {'it' if len(missing) == 1 else 'them'} "
-            f"(in a clone: pip install -e '.[{extra}]', or make setup for everything)"
+            f"not installed: {names}; pip install 'star-upstream[{extra}]' brings "
+            f"{'it' if len(missing) == 1 else 'them'} (in a clone: make setup)"
         )

@@ -119,8 +119,9 @@ from eval.__main__ import main as evaluate
 from star_upstream import audio, cli
 model = star_upstream.load("star_mini")
 assert model([torch.randn(16000)])["last_hidden_state"].shape == (1, 49, 128)
-for command in (["recipes"], ["profile", "star_mini"], ["profile", "star_hubert"], ["convert", "star_mini", sys.argv[1]]):
-    cli.main(command)
+for command in ("recipes", "profile star_mini", "profile star_hubert"):
+    cli.main(command.split())
+cli.main(["convert", "star_mini", sys.argv[1]])
 star_upstream.load(sys.argv[1])
 for extra, commands in {COMMANDS!r}.items():
     for command in commands:
@@ -142,3 +143,8 @@ for call in (star_upstream.register, lambda: audio.resample(numpy.zeros(800, "fl
     wanted = [extra for extra, commands in COMMANDS.items() for _ in commands] + ["eval", "train"]
     assert len(lines) == len(wanted), done.stderr
     assert all(f"pip install 'star-upstream[{extra}]'" in line for extra, line in zip(wanted, lines)), done.stderr
+
+
+def test_the_commit_hook_formats_as_make_lint_does():
+    hook = re.search(r"rev: v(\S+)", (REPO / ".pre-commit-config.yaml").read_text()).group(1)
+    assert f"ruff=={hook}" in SETUP["options.extras_require"]["lint"]

@@ -123,13 +123,6 @@ def test_a_run_goes_on_with_its_tasks_in_their_order(world):
     assert found.startswith("tasks take turns as keyword, intent, emotion, identity there and as identity, emotion")
 
 
-def test_a_table_outside_of_a_clone_says_what_it_lacks(four, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(table, "PUBLISHED", tmp_path / "multitask_published.csv")
-    text = table.write([four[1]])
-    assert "| 0.02 M |" in text and "Published" not in text
-    assert "the published rows are left out; run inside a clone" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("task", "change", "message"),
     [

@@ -8,7 +8,7 @@ import pytest
 from eval import score
 from star_upstream.errors import StarError
 
-PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "results" / "published.csv")
+PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "eval" / "published.csv")
 COMPLETE = PUBLISHED[PUBLISHED[list(score.METRICS)].notna().all(axis=1)]
 
 
