@@ -9,6 +9,7 @@ from pathlib import Path
 from eval import options
 from star_upstream import extras
 from star_upstream.errors import StarError
+from star_upstream.say import say
 
 
 
@@ -18,10 +19,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.verb(arguments)
     except StarError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        say("interrupted; the same command goes on from here")
         return 130
 
 

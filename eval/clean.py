@@ -12,6 +12,7 @@ from eval import report, run, tasks
 from eval.corpora import mini
 from star_upstream import outputs
 from star_upstream.formats import checkpoint
+from star_upstream.say import say
 
 RUN = (
     outputs.MARK, ".lock", "recipe.yaml", "environment.json", "data.tsv", "skipped.tsv", "log.csv", "state.pt", "loss.png", "done.json",
@@ -58,7 +59,7 @@ def remove(folder: Path) -> list[Path]:
 def main(argv: list[str] | None = None) -> int:
     for folder in map(Path, sys.argv[1:] if argv is None else argv):
         if left := remove(folder):
-            print(f"{folder}: kept {len(left)} files that make did not make, such as {left[0].relative_to(folder)}", file=sys.stderr)
+            say(f"{folder}: kept {len(left)} files that make did not make, such as {left[0].relative_to(folder)}")
     return 0
 
 

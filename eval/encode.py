@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import os
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from eval.upstreams import Upstream
 from star_upstream import audio
 from star_upstream.effects import apply_effects_tensor
 from star_upstream.errors import StarError
+from star_upstream.say import say
 
 VERSION = 2
 """Part of every cache key: raise it when features change."""
@@ -253,10 +253,9 @@ def _say_if_short(what: str, needed: int, store: Store, follows: str) -> float:
     """Bytes of features that fit into the cache. Says on stderr what follows where those are fewer than ``needed``."""
     room = ROOM * store.budget
     if needed > room:
-        print(
+        say(
             f"cache: {what} need about {needed / 1e9:.2g} GB, of which --cache-gb {store.budget / 1e9:g} holds {room / needed:.0%};"
-            f" {follows}. --cache-gb {math.ceil(needed / ROOM / 1e9 * 100) / 100:g} holds all",
-            file=sys.stderr,
+            f" {follows}. --cache-gb {math.ceil(needed / ROOM / 1e9 * 100) / 100:g} holds all"
         )
     return room
 
@@ -305,10 +304,9 @@ def _states(batch: list[tuple[int, np.ndarray]], items: list[Window], upstream: 
         )
     half = len(batch) // 2
     upstream.batch_seconds = min(upstream.batch_seconds, seconds * len(batch)) / 2
-    print(
+    say(
         f"{upstream.name}: out of memory on {upstream.device} with {len(batch)} utterances of up to {seconds:.1f} s; "
-        f"encoding them in halves, and at most {upstream.batch_seconds:.1f} s at once from here on",
-        file=sys.stderr,
+        f"encoding them in halves, and at most {upstream.batch_seconds:.1f} s at once from here on"
     )
     return _states(batch[:half], items, upstream) + _states(batch[half:], items, upstream)
 

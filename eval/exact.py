@@ -8,7 +8,6 @@ Shapes: B utterances, L layers, N samples, T frames, D channels.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Sequence
 
@@ -20,6 +19,7 @@ from eval.encode import Effects, Window, heard, out_of_memory, waveform
 from eval.upstreams import Upstream
 from star_upstream import audio
 from star_upstream.errors import StarError
+from star_upstream.say import say
 
 
 class Padded:
@@ -103,10 +103,9 @@ class Padded:
                     "together; leave out --exact, or use a device with more memory (--device cpu)"
                 )
             self._most = most // 2
-            print(
+            say(
                 f"{self.upstream.name}: out of memory on {self.upstream.device} with {most + 1} utterances of up to {seconds:.1f} s; "
-                f"encoding at most {self._most + 1} at once from here on, padded as the whole batch is",
-                file=sys.stderr,
+                f"encoding at most {self._most + 1} at once from here on, padded as the whole batch is"
             )
 
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from star_upstream.audio import RATE
 from star_upstream.environment import cache_home
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
+from star_upstream.say import say
 
 FORMAT = 1
 """Version of the records."""
@@ -148,10 +148,6 @@ def _side_by_side(names: list[str], options: Run) -> dict[str, dict[str, Any] | 
         results[name] = result
         say(f"{name}: {f'failed: {result.message}' if isinstance(result, Failure) else 'done'} ({len(results)} of {len(names)})")
     return {name: results[name] for name in names}
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, device: torch.device) -> dict[str, Any]:

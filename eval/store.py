@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from star_upstream.errors import StarError
 from star_upstream.files import replacing, write_tensors
+from star_upstream.say import say
 
 
 _OWN = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]*\.safetensors|\.\1[0-9a-f]*\.safetensors\.\d+\.part)")
@@ -58,7 +58,7 @@ class Store:
         if key not in self._checked or not tensors:
             if stated is None or stated != _crc32(tensors):
                 self._checked.discard(key)
-                print(f"cache: {path} is damaged; encoding it again", file=sys.stderr)
+                say(f"cache: {path} is damaged; encoding it again")
                 return None
             self._checked.add(key)
             with contextlib.suppress(FileNotFoundError):
@@ -97,7 +97,7 @@ class Store:
             if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
                 raise
             if not self._full:
-                print(f"cache: the disk of {self.folder} is full; nothing more is kept (--cache takes another folder)", file=sys.stderr)
+                say(f"cache: the disk of {self.folder} is full; nothing more is kept (--cache takes another folder)")
             self._full = True
             return
         self._checked.add(key)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from eval.encode import out_of_memory
 from eval.probe import Probe, Schedule
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
+from star_upstream.say import say
 
 SAVE_EVERY, _SHARE = 20.0, 20.0
 """Seconds between two progress files, and at least so many times what the last one took to write."""
@@ -281,8 +281,8 @@ def _fewer(most: int | None, error: Exception, count: int, device: torch.device,
     at_once = min(count, most or count)
     if at_once == 1:
         raise StarError(f"out of memory on {device}: the head does not fit with a single utterance; try --device cpu") from None
-    print(
-        f"out of memory on {device}: the head's batches of {count} go in parts of {at_once // 2} from here on; {follows}", file=sys.stderr
+    say(
+        f"out of memory on {device}: the head's batches of {count} go in parts of {at_once // 2} from here on; {follows}"
     )
     return at_once // 2
 
@@ -312,7 +312,7 @@ def _restore(progress: Path | None, identity: str, courses: list[_Course], devic
     try:
         state = torch.load(progress, map_location=device, weights_only=True)
         if state["identity"] != identity:
-            print(f"{progress}: is of another run; starting anew", file=sys.stderr)
+            say(f"{progress}: is of another run; starting anew")
             return 0, 0.0
         for course, kept in zip(courses, state["courses"], strict=True):
             course.restore(kept)

@@ -12,7 +12,6 @@ import inspect
 import json
 import random
 import re
-import sys
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Iterator, Sequence
@@ -27,6 +26,7 @@ from star_upstream.audio import RATE
 from star_upstream.encoder import Encoder
 from star_upstream.encoder.size import profile
 from star_upstream.errors import StarError, nearest
+from star_upstream.say import say
 from star_upstream.training import precision
 
 SHORTEST, SURELY = 400, 800
@@ -97,10 +97,10 @@ class Upstream:
             found = precision.settle({"encoder": self.expert.encoder}, lambda: self.expert(inputs), chosen, self.device)
             self.in_fp32.update(found.moved)
             for line in found.told():
-                print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+                say(f"{self.name}: {line}")
         error = precision.deviation(self.encode(waves), right)
         if not error <= precision.TOLERANCE[chosen]:
-            print(f"{self.name}: its states are off by {error:.2g} of their size in {self.precision}; encoded in fp32", file=sys.stderr)
+            say(f"{self.name}: its states are off by {error:.2g} of their size in {self.precision}; encoded in fp32")
             self.autocast = None
 
     @property

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import __version__, extras
 from .errors import StarError
+from .say import say
 
 
 def _distill(args: argparse.Namespace) -> None:
@@ -48,7 +49,7 @@ def _profile(args: argparse.Namespace) -> None:
     print(latency.table(found["models"]))
     if args.time:
         how = f"{found['threads']} threads, median of {found['repeats']} rounds in turns"
-        print(f"{found['seconds']} s of audio on the {found['device'].upper()}, {how}", file=sys.stderr)
+        say(f"{found['seconds']} s of audio on the {found['device'].upper()}, {how}")
 
 
 def _cut(args: argparse.Namespace) -> None:
@@ -224,8 +225,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args.function(args)
     except StarError as error:
-        print(f"star: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"star: {' '.join(str(error).split())}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("star: stopped; run the same command again to go on", file=sys.stderr)
+        say("star: stopped; run the same command again to go on")
         sys.exit(130)

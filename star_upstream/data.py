@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from . import audio, audio_lists
 from .environment import cache_home
 from .errors import StarError
 from .files import replacing
+from .say import say
 
 
 class Clip(NamedTuple):
@@ -97,7 +97,7 @@ def scan(
     if not found:
         raise StarError(_nothing(sources, passed))
     for place, what in passed:
-        print(f"{place}: {what}", file=sys.stderr)
+        say(f"{place}: {what}")
     clips, skipped, bad = [], [], []
     for name, clip in found.items():
         if isinstance(clip, Fault):
@@ -246,7 +246,7 @@ def _measure(files: Sequence[str], source: Path | None, threads: int, progress: 
         for i, (file, found) in enumerate(zip(new, pool.map(measure, new)), 1):
             known[file] = [stamps[file], found]
             if progress and (i % 1000 == 0 or i == len(new)):
-                print(f"\rlengths read: {i} of {len(new)}", end="\n" if i == len(new) else "", file=sys.stderr, flush=True)
+                say(f"\rlengths read: {i} of {len(new)}", end="\n" if i == len(new) else "")
     if new and cache is not None:
         with replacing(cache) as part:
             part.write_text(json.dumps({file: known[file] for file in stamps}), encoding="utf-8")

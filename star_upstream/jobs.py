@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
-import sys
 import threading
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Callable, Iterator, Sequence
 import torch
 
 from . import cores
+from .say import say
 
 
 def side_by_side(
@@ -28,7 +28,7 @@ def side_by_side(
     wanted = min(jobs, len(names))
     jobs = min(wanted, cores.available())
     if jobs < wanted:
-        print(f"{wanted} at once were asked for; {jobs} run, as there are cores", file=sys.stderr, flush=True)
+        say(f"{wanted} at once were asked for; {jobs} run, as there are cores")
     share = cores.available() // max(1, jobs)
     waiting, running = list(names), {}
     try:

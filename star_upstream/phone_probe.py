@@ -24,6 +24,7 @@ from . import audio, units
 from .data import Clip
 from .errors import StarError
 from .formats import sources
+from .say import say
 
 
 def read(manifest: str | Path, split: str, seconds: float, seed: int = 0) -> tuple[list[Clip], list[list[str]]]:
@@ -109,5 +110,5 @@ if __name__ == "__main__":
     try:
         main()
     except StarError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(2)

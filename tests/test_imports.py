@@ -13,7 +13,7 @@ PACKAGE = "star_upstream"
 
 ORDER = (
     # what knows nothing of speech; `star_upstream` is its __init__, where environment finds the version
-    ("errors", "files", "strict", "outputs", "environment", "cores", "jobs", "metrics", ""),
+    ("errors", "say", "extras", "files", "strict", "outputs", "environment", "cores", "jobs", "metrics", ""),
     ("audio", "effects"),
     ("compat",),
     # from waveforms to hidden states

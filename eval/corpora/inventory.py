@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from star_upstream.errors import StarError
 
 from star_upstream.corpora import BY_TASK, CORPORA, find, from_manifest, load, manifest, misplaced, segments, sizes, trials, truth, voxceleb1
+from star_upstream.say import say
 
 LINKS = {"asv": ("trials", trials, voxceleb1.TRIALS), "sd": ("segments", segments, None), "qbe": ("pairs", truth, None)}
 """What a task needs besides its table: what it is called, its reader, and how many the published corpus has (None: not known)."""
@@ -27,7 +27,7 @@ def main(root: str | Path, tasks: tuple[str, ...] = tuple(BY_TASK), as_json: boo
         raise StarError(f"{root}: no such folder; give the one that holds the corpora")
     for corpus in CORPORA:
         if root.name in corpus.FOLDERS:
-            print(f"{root} looks like {corpus.NAME} itself; give the folder that holds it, {root.parent}", file=sys.stderr)
+            say(f"{root} looks like {corpus.NAME} itself; give the folder that holds it, {root.parent}")
     found = {}
     for task in tasks:
         found[task] = look(task, root)

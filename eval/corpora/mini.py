@@ -22,6 +22,7 @@ from star_upstream import outputs
 from star_upstream.environment import versions
 from star_upstream.errors import StarError
 from star_upstream.files import leftovers, replacing, write_json
+from star_upstream.say import say
 
 VERSION = 3
 """Of the recipe below; another one makes the folder anew."""
@@ -133,9 +134,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the numbers of items (default 1)")
     arguments = parser.parse_args(argv)
     try:
-        print(f"mini corpora: {make(arguments.root, arguments.seed, arguments.scale)}", file=sys.stderr)
+        say(f"mini corpora: {make(arguments.root, arguments.seed, arguments.scale)}")
     except (StarError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
     return 0
 

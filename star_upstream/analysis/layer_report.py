@@ -8,7 +8,6 @@ drift.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..files import replacing, write_json
 from ..formats import checkpoint
 from ..formats.sources import load
 from ..mini import SHIPPED
+from ..say import say
 from . import similarity
 from .similarity import Clustering, ExactCka, GroupingConfig, MinibatchCka, Similarity
 
@@ -65,7 +65,7 @@ def report(
     found = similarity.cluster(measured, config)
     if config.measure == "cka" and config.estimator == "exact" and measured.frames < 10 * model.config.width:
         few = f"{measured.frames} frames are few for exact CKA at width {model.config.width}"
-        print(f"star: {few}: values are too high; give more audio, or --estimator minibatch", file=sys.stderr)
+        say(f"star: {few}: values are too high; give more audio, or --estimator minibatch")
     result = {
         "teacher": teacher,
         **{key: value for key, value in asdict(config).items() if key not in ("number", "seconds")},
@@ -83,7 +83,7 @@ def report(
     if own is not None:
         rows = compare(model, _moved(own, device), clips, config, seed)
         result["student"] = {"source": student, **_told_apart(rows, marked)}
-    print(f"groups of layers: {' | '.join(names(found.groups))}", file=sys.stderr)
+    say(f"groups of layers: {' | '.join(names(found.groups))}")
     if out is not None:
         write_json(out / "similarity.json", result)
         _save(draw_matrix(measured, found, _title(result)), out / "similarity.png")
@@ -102,7 +102,7 @@ def find_clips(sources: Sequence[str]) -> list[Clip]:
         return single
     corpus = scan(others)
     if corpus.skipped:
-        print(f"star: {len(corpus.skipped)} files left out; the first: {': '.join(corpus.skipped[0])}", file=sys.stderr)
+        say(f"star: {len(corpus.skipped)} files left out; the first: {': '.join(corpus.skipped[0])}")
     return corpus.clips + single
 
 
@@ -187,9 +187,8 @@ def _marked(student: str, config: EncoderConfig, given: Sequence[int] | None) ->
             if loss and (found := losses.trained_layers(loss, config).student):
                 more = {"groups": groups} if groups else {}
                 return {"distilled": list(found), "distilled_from": "provenance", **more}
-    print(
-        f"star: {student} does not say which of its layers were distilled; give --distilled, e.g. --distilled 4,8,12",
-        file=sys.stderr,
+    say(
+        f"star: {student} does not say which of its layers were distilled; give --distilled, e.g. --distilled 4,8,12"
     )
     return {"distilled": None, "distilled_from": None}
 

@@ -29,12 +29,12 @@ Another task's corpus is another such module in ``CORPORA``.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pandas as pd
 
 from ..errors import StarError, nearest
+from ..say import say
 from . import (
     audio_snips,
     fluent_commands,
@@ -79,7 +79,7 @@ def load(task: str, root: str | Path) -> pd.DataFrame:
     if from_manifest(task, root):
         if folder is not None:
             names = " and ".join(f"manifests/{name}" for name in manifest.files(task))
-            print(f"{task}: reads {names}, not {folder} (to read that, rename the manifest)", file=sys.stderr)
+            say(f"{task}: reads {names}, not {folder} (to read that, rename the manifest)")
         table = manifest.read(_manifests(root), task)
         table.attrs["remarks"] = own.remarks(table, task, str(_manifests(root)))
         return table

@@ -20,6 +20,7 @@ import pandas as pd
 
 from .. import audio
 from ..errors import StarError
+from ..say import say
 
 ENVELOPE, ALIKE = 0.9, 0.5
 """Two files of nearly the same length count as one recording, whatever codec was between, when the correlation of their energies
@@ -120,5 +121,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except StarError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(2)

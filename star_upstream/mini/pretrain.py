@@ -34,6 +34,7 @@ from ..errors import StarError
 from ..files import replacing, write_json
 from ..formats import checkpoint, sources
 from ..losses.units import MaskConfig, MaskedUnits, draw_mask
+from ..say import say
 from ..training.precision import agree, autocast, move
 
 LOG = ("update", "rate", "loss", "masked", "unmasked", "accuracy", "seconds_of_audio", "cpu_seconds", "valid_masked", "valid_accuracy")
@@ -181,7 +182,7 @@ class Training:
                 self.optimizer.zero_grad(set_to_none=True)
             self.precision = "bf16-mixed" if seconds["bf16-mixed"] <= 0.87 * seconds["32"] else "32"
             times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-            print(f"round {self.number}: precision {self.precision} (forward and backward: {times})", file=sys.stderr)
+            say(f"round {self.number}: precision {self.precision} (forward and backward: {times})")
         self.in_fp32 = agree({"model": self.model}, call, self.precision, self.device, f"round {self.number}")
 
     def save(self) -> None:
@@ -228,7 +229,7 @@ class Training:
     def log(self, values: dict[str, float]) -> None:
         row = {"update": self.updates, "seconds_of_audio": self.seconds, "cpu_seconds": self.cpu, **values}
         line = ",".join(f"{row[name]:.6g}" if name in row else "" for name in LOG)
-        print(f"round {self.number}: {line}", file=sys.stderr, flush=True)
+        say(f"round {self.number}: {line}")
         file = self.out / "log.csv"
         text = line if file.is_file() else ",".join(LOG) + "\n" + line
         with open(file, "a", encoding="utf-8") as log:
@@ -286,7 +287,7 @@ def run_round(recipe: Pretraining, number: int, clips: Sequence[Clip], before: E
     file, clock = out / "units.npz", time.process_time()
     if not file.is_file():
         units.write(file, find_units(clips, round_, before, recipe))
-        print(f"round {number}: units made in {time.process_time() - clock:.0f} s of this process", file=sys.stderr)
+        say(f"round {number}: units made in {time.process_time() - clock:.0f} s of this process")
     found = dict(zip(clips, units.read(file, [recipe.encoder.frames(clip.samples) for clip in clips])))
     crops = [
         Crops(part, [found[clip] for clip in part], recipe.encoder, config, recipe.seed + number)
@@ -334,7 +335,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = read_recipe(args.recipe, changes)
     outputs.claim_folder(args.out, "star_upstream.mini.pretrain")
     corpus = scan([text for text in args.data if text not in changes], min_seconds=recipe.min_seconds)
-    print(f"{len(corpus.clips)} clips, {corpus.seconds / 3600:.2f} h", file=sys.stderr)
+    say(f"{len(corpus.clips)} clips, {corpus.seconds / 3600:.2f} h")
     encoder = sources.load(recipe.begin) if recipe.begin else None
     for number in range(1, len(recipe.rounds) + 1):
         encoder = run_round(recipe, number, corpus.clips, encoder, args.out / f"round{number}")
@@ -347,5 +348,5 @@ if __name__ == "__main__":
     try:
         main()
     except StarError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(2)

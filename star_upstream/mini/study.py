@@ -25,6 +25,7 @@ from ..encoder import size
 from ..errors import StarError
 from ..files import write_json
 from ..formats import sources
+from ..say import say
 from .pretrain import Pretraining, Training, find_units, merge, split, train
 
 TIMED = 12
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         file = args.out / f"{number}.json"
         wanted = {"cpu_seconds": study.cpu_seconds, "recipe": strict.plain(recipe)}
         if not file.is_file():
-            print(f"{title}:", file=sys.stderr)
+            say(f"{title}:")
             folder = args.out / f"{number}"
             folder.mkdir(exist_ok=True)
             write_json(file, {**wanted, "row": run(title, recipe, study.cpu_seconds, clips, args.phones, folder)})
@@ -120,5 +121,5 @@ if __name__ == "__main__":
     try:
         main()
     except StarError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(2)

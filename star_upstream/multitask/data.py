@@ -6,7 +6,6 @@ Shapes: B utterances, N samples (16 kHz), T frames, S states, D width.
 from __future__ import annotations
 
 import hashlib
-import sys
 import zlib
 from dataclasses import dataclass
 from typing import Any, Mapping, NamedTuple, Sequence
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 
 from .. import audio, corpora
 from ..errors import StarError
+from ..say import say
 from .recipe import TaskConfig
 
 CLASS = {"ks": ("label",), "sid": ("speaker",), "asv": ("speaker",), "ic": ("action", "object", "location"), "er": ("label",)}
@@ -65,7 +65,7 @@ def load(tasks: Mapping[str, TaskConfig], root: str) -> dict[str, TaskData]:
         if config.data not in tables:
             tables[config.data] = corpora.load(config.data, root)
             for remark in tables[config.data].attrs.get("remarks", ()):
-                print(f"{config.data}: NOTE: {remark}", file=sys.stderr)
+                say(f"{config.data}: NOTE: {remark}")
         found[name] = _task(name, config, tables[config.data], root)
     return found
 

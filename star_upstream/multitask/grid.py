@@ -15,6 +15,7 @@ from typing import Any, Mapping, Sequence
 from .. import outputs
 from ..errors import StarError
 from ..jobs import side_by_side
+from ..say import say
 from . import recipe as recipes
 from . import store, table
 
@@ -56,14 +57,14 @@ def run(
         recipes.load(source, values)
     outputs.claim_folder(out, MAKER, lambda folder: any((folder / name / "result.json").is_file() for name in plan))
     left = [name for name in plan if not (out / name / "done.json").is_file()]
-    print(f"{out}: {len(plan)} runs, {len(plan) - len(left)} finished before", file=sys.stderr)
+    say(f"{out}: {len(plan)} runs, {len(plan) - len(left)} finished before")
     failed, begun = {}, time.monotonic()
     if left:
         work = partial(_one, source, {name: plan[name] for name in left}, str(out))
         for i, (name, error, code) in enumerate(side_by_side(work, left, jobs, lambda name: out / "logs" / f"{name}.txt"), 1):
             if error != "done":
                 failed[name] = error or f"ended with exit code {code}, see {out / 'logs' / name}.txt"
-            print(f"[{i}/{len(left)}, {time.monotonic() - begun:.0f} s] {name}: {failed.get(name, 'done')}", file=sys.stderr, flush=True)
+            say(f"[{i}/{len(left)}, {time.monotonic() - begun:.0f} s] {name}: {failed.get(name, 'done')}")
     if failed:
         name, error = next(iter(failed.items()))
         raise StarError(f"{len(failed)} of {len(plan)} runs failed; the first: {name}: {error}; run the same command again for those alone")
@@ -81,7 +82,7 @@ def _one(source: str, plan: Mapping[str, Sequence[str]], out: str, name: str) ->
     try:
         learning.run(recipe, Path(out) / name)
     except StarError as error:
-        print(f"star: {error}", file=sys.stderr)
+        say(f"star: {error}")
         return str(error)
     return "done"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any, Mapping
@@ -24,6 +23,7 @@ from ..environment import versions
 from ..errors import StarError
 from ..files import write_json
 from ..formats import checkpoint, sources
+from ..say import say
 from ..training import recipe as recipes
 from ..training.loop import Training, fit
 from ..training.run_folder import RunFolder
@@ -130,7 +130,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
     folder = RunFolder(out, maker="star finetune")
     found = folder.claim(lambda text: difference(text, recipe))
     if found == "finished":
-        print(f"{folder.path}: finished before; remove it to run it again", file=sys.stderr)
+        say(f"{folder.path}: finished before; remove it to run it again")
         return folder.result()
     tasks = tasks_data.load(recipe.tasks, recipe.data.root)
     encoder = sources.load(recipe.encoder)
@@ -150,7 +150,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
         folder.record_environment({"resumed_at": state["update"] if state else 0})
         at = f"resumed at update {state['update']}" if state else "started"
         counts = ", ".join(f"{name}: {len(t.rows('train'))} utterances of {len(t.labels)} classes" for name, t in tasks.items())
-        print(f"{folder.path}: {at}; {recipe.setting}; encoder of {_size(encoder) / 1e6:.2f} M parameters; {counts}", file=sys.stderr)
+        say(f"{folder.path}: {at}; {recipe.setting}; encoder of {_size(encoder) / 1e6:.2f} M parameters; {counts}")
     fit(training, folder, state)
     if not folder.lead:
         return {}

@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import re
 import shutil
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader
 from .. import audio, cores
 from ..errors import StarError
 from ..files import replacing
+from ..say import say
 from ..training.precision import agree, autocast
 from .data import TaskData, Utterances, collate, whole
 from .heads import MultitaskModel, shape
@@ -161,5 +161,5 @@ def _tell(last: float, text: str) -> float:
     now = time.monotonic()
     if now - last < 15.0:
         return last
-    print(text, file=sys.stderr, flush=True)
+    say(text)
     return now

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..environment import versions
 from ..errors import StarError
 from ..files import write_json
 from ..formats import checkpoint, sources
+from ..say import say
 from . import recipe as recipes
 from .loop import Training, fit
 from .recipe import DataConfig, Recipe
@@ -64,7 +64,7 @@ class Run:
             raise StarError("data.train: name a folder or manifest, e.g. data.train=/data/LibriSpeech")
         self.found = self.folder.claim(lambda text: _difference(text, self.asked))
         if self.finished:
-            print(f"{self.folder.path}: finished before; remove it to run it again", file=sys.stderr)
+            say(f"{self.folder.path}: finished before; remove it to run it again")
             return
         encoder = sources.load(self.asked.teacher)
         self.digest = checkpoint.digest(encoder)
@@ -94,7 +94,7 @@ class Run:
             self.folder.begin(recipes.dump(self.asked), self.clips, self.skipped + self.passed)
         if self.skipped:
             where = self.folder.path / "skipped.tsv"
-            print(f"{len(self.skipped)} files left out, see {where}; the first: {': '.join(self.skipped[0])}", file=sys.stderr)
+            say(f"{len(self.skipped)} files left out, see {where}; the first: {': '.join(self.skipped[0])}")
 
     def train(self, training: Training, folder: RunFolder, student: Encoder, stage: int | None = None) -> int:
         """Begin or go on with a training whose state is in ``folder``; its updates."""
@@ -107,7 +107,7 @@ class Run:
             size = sum(p.numel() for p in student.parameters()) / 1e6
             counts = f"stage {stage}, {self.counts}" if stage else self.counts
             at = f"resumed at update {update}" if state else "started"
-            print(f"{self.folder.path}: {at}; student of {size:.2f} M parameters; {counts}", file=sys.stderr)
+            say(f"{self.folder.path}: {at}; student of {size:.2f} M parameters; {counts}")
         return fit(training, folder, state)
 
     def other_teacher(self) -> StarError:
@@ -266,7 +266,7 @@ def _calibrated(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: Run
     if folder.lead:
         for name, options in measured.items():
             text = "; ".join(f"{key}: {json.dumps(value)}" for key, value in options.items())
-            print(f"{folder.path}: measured for the loss {name}: {text}", file=sys.stderr)
+            say(f"{folder.path}: measured for the loss {name}: {text}")
     return losses.complete(recipe.loss, measured)
 
 

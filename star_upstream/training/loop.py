@@ -11,7 +11,6 @@ import contextlib
 import logging
 import math
 import os
-import sys
 import time
 import warnings
 from typing import Any, Iterator
@@ -27,6 +26,7 @@ from torch.utils.data import DataLoader
 from .. import cores
 from ..data import BatchStream
 from ..errors import StarError
+from ..say import say
 from . import precision
 from .optimizer import enough, parameter_groups, rate
 from .progress import Progress
@@ -121,7 +121,7 @@ def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = No
         raise StarError(str(error).strip().splitlines()[-1].removeprefix(f"{StarError.__module__}.StarError: ")) from None
     if folder.lead and training.too_few_updates:
         fix = "give it more minutes, smaller batches or a faster machine"
-        print(f"{folder.path}: {training.label}{training.too_few_updates}; {fix}", file=sys.stderr)
+        say(f"{folder.path}: {training.label}{training.too_few_updates}; {fix}")
     return loop.update
 
 
@@ -263,7 +263,7 @@ class _Loop:
         if self.fabric.is_global_zero:
             self.folder.amend_environment({"compared_with_fp32": self.comparison})
             for line in found.told(moved):
-                print(f"{self.folder.path}: {line}", file=sys.stderr, flush=True)
+                say(f"{self.folder.path}: {line}")
         self.clock = self.since = time.monotonic()
 
     def everyones(self, value: Any) -> list[Any]:

@@ -10,7 +10,6 @@ It takes one batch: a forward pass in fp32 and, as modules lie within modules, u
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Callable, ContextManager, Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..encoder.numerics import REDUCED, full_precision, wide
 from ..errors import StarError
+from ..say import say
 
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
 """How much of a module's output may be error: the norm of the difference over the norm of fp32's. Rounding makes 0.002 to 0.02 of it in
@@ -115,7 +115,7 @@ def agree(parts: Mapping[str, nn.Module], call: Callable[[], Any], precision: An
         return []
     found = settle(parts, call, kind, device)
     for line in found.told():
-        print(f"{where}: {line}", file=sys.stderr, flush=True)
+        say(f"{where}: {line}")
     return list(found.moved)
 
 

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from ..say import say
+
 COLUMNS = {"train/loss": "loss {:.4g}", "valid/loss": "valid {:.4g}", "learning_rate": "lr {:.2g}"}
 
 
@@ -55,7 +57,7 @@ class Progress:
     def _print(self) -> None:
         if self.shown:
             self.printed = time.monotonic()
-            print(f"{min(1.0, self.loop.share):4.0%}  {self._line()}", file=sys.stderr, flush=True)
+            say(f"{min(1.0, self.loop.share):4.0%}  {self._line()}")
 
     def _line(self) -> str:
         row, training = self.loop.row, self.loop.training

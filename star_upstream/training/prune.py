@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from ..pruning.config import GateConfig
 from ..pruning.constraint import SparsityConstraint, target_at
 from ..pruning.cut import cut
 from ..pruning.gates import GatedEncoder
+from ..say import say
 from .distill import Distillation, Objective, Run
 from .optimizer import parameter_groups
 from .recipe import Recipe
@@ -155,23 +155,21 @@ def write_cut(training: GatedDistillation, folder: RunFolder, updates: int) -> N
         outcome["too_few_updates"] = f"stage 1: {training.too_few_updates}"
     provenance = {**training.provenance, "updates": updates, "pruning": outcome}
     if abs(expected - pruning.target) > 0.05:
-        print(
+        say(
             f"{folder.path}: the gates ended at an expected sparsity of {expected:.3f}, far from {pruning.target}; the model is cut "
             "to the target all the same, but gates that had come there would be better: train longer, raise "
-            "pruning.gate_learning_rate, or where the target was overshot pruning.quadratic_start",
-            file=sys.stderr,
+            "pruning.gate_learning_rate, or where the target was overshot pruning.quadratic_start"
         )
     save_gated(folder.path / "gated", model, provenance)
     with replacing(folder.path / "loss.pt") as part:
         torch.save(training.model.loss.state_dict(), part)
     checkpoint.save(folder.path / "cut", smaller, provenance)
     before, after = outcome["parameters"]
-    print(
+    say(
         f"{folder.path}: {pruning.measure} cut by {outcome['sparsity']:.2%} (expected {expected:.2%}, target {pruning.target:.2%}): "
         f"{before:,} -> {after:,} parameters, {' -> '.join(map(str, outcome['macs_g']))} G MACs\n"
         f"  channels {[n for n, _, _ in smaller.config.conv_layers]}, heads {list(smaller.config.heads)}, "
-        f"FFN units {list(smaller.config.ffn)}",
-        file=sys.stderr,
+        f"FFN units {list(smaller.config.ffn)}"
     )
 
 

@@ -9,7 +9,6 @@ convolutional adapter of ``add_adapter``) is left out; the attention adapters of
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from ...encoder import Encoder
 from ...errors import StarError
 from ..identify import read_safetensors
+from ...say import say
 from . import pickles
 from .names import build, divide, expect, fold_batch_norm, inside, rename, rules
 
@@ -97,7 +97,7 @@ def load_weights(
     _known(config, config_where)
     weights = inside(weights, _FIRST, where)
     if any(name.startswith("adapter.") for name in weights):
-        print(f"star: {where}: read without the adapter that follows its encoder (add_adapter)", file=sys.stderr)
+        say(f"star: {where}: read without the adapter that follows its encoder (add_adapter)")
     values = _values(config, config_where) | {"normalize_epsilon": 1e-7}
     if preprocessor is not None:
         values["normalize_waveform"] = bool(preprocessor.get("do_normalize", True))
