@@ -38,13 +38,6 @@ def overall(metrics: Mapping[str, float]) -> float:
     return float(np.mean([_goodness(name, metrics[name]) for name in METRICS]))
 
 
-def nine_task_mean(metrics: Mapping[str, float]) -> float:
-    """The same mean without query by example: ten numbers. No paper prints it; never set it beside an ``overall``."""
-    wanted = [name for name in METRICS if name != "qbe_mtwv"]
-    _complete("nine-task mean", metrics, wanted)
-    return float(np.mean([_goodness(name, metrics[name]) for name in wanted]))
-
-
 def generalizability(metrics: Mapping[str, float]) -> float:
     """1000 x mean over the ten tasks of (x - FBANK) / (SOTA - FBANK), slot filling's two terms averaged first (the leaderboard's
     SUPERB score).

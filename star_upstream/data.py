@@ -47,12 +47,6 @@ class Corpus:
     def seconds(self) -> float:
         return sum(c.samples for c in self.clips) / audio.RATE
 
-    def write(self, path: Path) -> None:
-        """The clips as a tsv manifest (path, samples, start) that :func:`scan` reads back, whatever their names hold."""
-        lines = ["path\tsamples\tstart", *(f"{audio_lists.cell(c.path)}\t{c.samples}\t{c.start}" for c in self.clips)]
-        with replacing(path) as part:
-            part.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-
 
 class Fault(NamedTuple):
     """Why a file cannot be used. ``bad``: it is damaged, and counts against ``max_bad_share``."""

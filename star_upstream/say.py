@@ -18,7 +18,7 @@ class _Stderr(logging.Handler):
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Say ``text`` at once. ``end=""`` leaves the line open: the next begins with a carriage return and takes its place."""
+    """Say ``text`` at once. ``end=""`` leaves the line open: one that begins with a carriage return takes its place."""
     if not LOG.handlers:
         LOG.addHandler(_Stderr())
         LOG.propagate = False  # or it is said twice where the root logger has a handler

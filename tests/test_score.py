@@ -44,10 +44,3 @@ def test_partial_sets_are_refused_by_name(function):
     with pytest.raises(StarError, match="pr_per, qbe_mtwv, sf_cer missing"):
         function(partial)
     assert score.missing(partial) == ["pr_per", "qbe_mtwv", "sf_cer"]
-
-
-def test_nine_task_mean_leaves_out_query_by_example_only():
-    metrics = {name: (40.0 if name in score.ERRORS else 60.0) for name in score.METRICS if name != "qbe_mtwv"}
-    assert score.nine_task_mean(metrics) == pytest.approx(60.0)
-    with pytest.raises(StarError, match="nine-task mean: er_acc missing"):
-        score.nine_task_mean({k: v for k, v in metrics.items() if k != "er_acc"})

@@ -50,18 +50,18 @@ def model(source: str) -> nn.Module:
 
 
 def side_by_side(
-    models: Mapping[str, nn.Module], seconds: float = 10.0, repeats: int = 15, threads: int | None = None, utterances: int = 1
+    models: Mapping[str, nn.Module], seconds: float = 10.0, repeats: int = 15, threads: int | None = None
 ) -> dict[str, Any]:
-    """Time each model on the same ``utterances`` of ``seconds`` of noise on the CPU, ``repeats`` rounds after one to warm up.
+    """Time each model on the same ``seconds`` of noise on the CPU, ``repeats`` rounds after one to warm up.
 
     ``threads``: None takes torch's number. The result states all of these; per model: the median, fastest and slowest of its rounds in
     seconds, how many times faster than the audio the median is, and ``speedup`` over the first model.
     """
-    if seconds * audio.RATE < max(m.config.receptive_field for m in models.values()) or repeats < 1 or utterances < 1:
-        raise StarError("seconds must be enough for one frame, repeats and utterances 1 or more")
+    if seconds * audio.RATE < max(m.config.receptive_field for m in models.values()) or repeats < 1:
+        raise StarError("seconds must be enough for one frame, and repeats 1 or more")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
-    waves_BN = torch.randn(utterances, round(seconds * audio.RATE), generator=torch.Generator().manual_seed(0)) * 0.1
+    waves_BN = torch.randn(1, round(seconds * audio.RATE), generator=torch.Generator().manual_seed(0)) * 0.1
     names, taken = list(models), {name: [] for name in models}
     try:
         with torch.inference_mode():
@@ -83,10 +83,10 @@ def side_by_side(
             "median_s": round(median, 5),
             "fastest_s": round(min(times), 5),
             "slowest_s": round(max(times), 5),
-            "times_real_time": round(seconds * utterances / median, 1),
+            "times_real_time": round(seconds / median, 1),
             "speedup": round(first / median, 3),
         }
-    return {"seconds": seconds, "utterances": utterances, "repeats": repeats, "threads": used, "device": "cpu", "models": rows}
+    return {"seconds": seconds, "repeats": repeats, "threads": used, "device": "cpu", "models": rows}
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -39,7 +39,7 @@ def cells(tasks: Sequence[str], models: Mapping[str, str], seeds: Sequence[int])
 
 
 def run(
-    source: str, overrides: Sequence[str], models: Mapping[str, str], seeds: Sequence[int], out: Path, jobs: int = 1, keep_cache: bool = False
+    source: str, overrides: Sequence[str], models: Mapping[str, str], seeds: Sequence[int], out: Path, jobs: int = 1
 ) -> str:
     """Run what is not finished, ``jobs`` at once, each with its log in ``out/logs``; the table (Markdown), also written to ``out``.
 
@@ -68,7 +68,7 @@ def run(
     if failed:
         name, error = next(iter(failed.items()))
         raise StarError(f"{len(failed)} of {len(plan)} runs failed; the first: {name}: {error}; run the same command again for those alone")
-    if not base.data.cache and not keep_cache:
+    if not base.data.cache:
         store.clear(out / "cache")
     return table.write([out / name for name in plan], out, MAKER)
 

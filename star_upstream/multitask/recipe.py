@@ -18,7 +18,6 @@ from ..training import recipe as recipes
 from ..training.recipe import TrainingConfig
 
 FOLDER = recipes.FOLDER / "finetune"
-INPUTS = ("last", "states", "predictions", "all")
 
 
 @dataclass(frozen=True)
