@@ -19,6 +19,13 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
 
 
 def size_against_score(runs: list[Run], key: Group, beside: list[Row]) -> str | None:
+    """:func:`draw_sizes` as svg text."""
+    figure = draw_sizes(runs, key, beside)
+    with rc_context(STYLE):
+        return figure and _svg(figure)
+
+
+def draw_sizes(runs: list[Run], key: Group, beside: list[Row]) -> Figure | None:
     """Scores over millions of parameters, one model a point: ``overall`` if any model of ours has it, else every metric.
 
     Published models are hollow and only where ``key``'s numbers may be compared with them. What has no parameters is a line; None
@@ -49,7 +56,7 @@ def size_against_score(runs: list[Run], key: Group, beside: list[Row]) -> str | 
             axes.set(xlabel="parameters (M)", ylabel=_text(title(name, mine) if name not in SCORES else name))
             axes.grid(alpha=0.3)
         figure.legend(known.values(), known.keys(), loc="outside right upper", fontsize=8, frameon=False)
-        return _svg(figure)
+        return figure
 
 
 def _point(axes: Axes, row: Row, value: float, color, marker: str, label: str) -> Artist:

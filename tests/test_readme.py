@@ -1,6 +1,8 @@
-"""Every Python example of the README runs as it stands, from the repository's root."""
+"""Every example of the README and of docs/: Python runs as it stands from the repository's root, commands are ones that
+the programs take, links lead somewhere."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +10,79 @@ from pathlib import Path
 import pytest
 from tiny_runs import PATIENCE
 
+import eval.__main__
+from star_upstream import cli
+
 REPO = Path(__file__).resolve().parents[1]
-EXAMPLES = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), re.S)
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+TEXTS = {page.relative_to(REPO).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+QUICK = {
+    "star recipes",
+    "star profile star_mini",
+    "python -m eval report results/realspeech/fbank results/realspeech/skill_50",
+}
+"""Commands that are run: they read what the repository holds, and take seconds."""
+
+
+def blocks(language):
+    return [
+        (name, found) for name, text in TEXTS.items() for found in re.findall(rf"```{language}\n(.*?)```", text, re.S)
+    ]
+
+
+def commands():
+    lines = [(name, line) for name, block in blocks("sh") for line in block.splitlines()]
+    return [(name, words) for name, line in lines if (words := shlex.split(line, comments=True))]
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) >= 3
+    assert {" ".join(words) for _, words in commands()} >= QUICK
+    assert len(blocks("python")) >= 6 and len(commands()) >= 20
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.strip().splitlines()[0])
-def test_example_runs(code):
+# one process for all: each would import torch anew
+def test_python_examples_run():
+    code = "\n".join(f"print({name!r}, flush=True)\nexec({block!r}, {{}})" for name, block in blocks("python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), commands(), ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
+def test_commands_are_taken(page, words, capsys):
+    program, *rest = words
+    if " ".join(words) in QUICK:
+        (cli.main if program == "star" else eval.__main__.main)(rest if program == "star" else rest[2:])
+        assert capsys.readouterr().out
+    elif program == "star":
+        parsed, more = cli.parser().parse_known_args(rest)
+        assert all("=" in word and not word.startswith("-") for word in more), more
+        if rest[0] in ("distill", "finetune") and parsed.recipe:  # its values are of fields that there are
+            cli.main([rest[0], parsed.recipe, *parsed.values, *more, "--dry-run"])
+    elif program == "star-eval":
+        eval.__main__._parser().parse_args(rest)
+    elif program == "make":
+        rules = re.findall(r"^([a-z%-]+):.*## ", (REPO / "Makefile").read_text(encoding="utf-8"), re.M)
+        assert any(re.fullmatch(rule.replace("%", "[a-z]+"), rest[0]) for rule in rules), rest
+    elif program == "python":
+        assert (REPO / rest[0]).is_file(), rest
+    else:
+        assert words[:2] == ["pip", "install"], words
+
+
+def test_links_lead_somewhere():
+    for name, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)#\s]+)", text):
+            if "://" not in target:
+                assert ((REPO / name).parent / target).exists(), f"{name}: {target}"
+
+
+def test_named_files_are_there():
+    for name, text in TEXTS.items():
+        for path in re.findall(r"`((?:star_upstream|eval|tests|results)/[\w./]*)`", text):
+            assert (REPO / path).exists(), f"{name}: {path}"
+        for module in re.findall(r"`(?:star_upstream|eval)((?:\.\w+)+)`", text):
+            inside = module.strip(".").replace(".", "/")
+            there = [REPO / top / f"{inside}{end}" for top in ("star_upstream", "eval") for end in ("", ".py")]
+            assert any(path.exists() for path in there) or module.count(".") == 1, f"{name}: {module}"
