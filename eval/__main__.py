@@ -6,11 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval import options
+from eval import options, tasks
 from star_upstream import extras
 from star_upstream.errors import StarError
 from star_upstream.say import say
-
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser(
         "run", help="evaluate one upstream", description="Evaluate one upstream; one json a task in --out."
     )
-    options.add(run, options.Run)
+    options.add(run, options.Run, tasks=", ".join(tasks.names()))
     run.set_defaults(verb=_run)
 
     report = verbs.add_parser(

@@ -10,8 +10,6 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from eval.tasks import names as task_names
-
 Generation = Literal["downstream", "problem"]
 """s3prl's legacy recipes (s3prl/downstream), which made the published numbers, or its package ``s3prl.problem``."""
 Kind = TypeVar("Kind")
@@ -35,14 +33,15 @@ def flag(about: str, default: Any = MISSING, read: Callable[[str], Any] | None =
     return field(default=default, metadata={"about": about, "read": read})
 
 
-def add(parser: argparse.ArgumentParser, kind: type) -> None:
-    """Give ``parser`` the flags of the dataclass ``kind``; a field without default is required."""
+def add(parser: argparse.ArgumentParser, kind: type, **words: str) -> None:
+    """Give ``parser`` the flags of the dataclass ``kind``; a field without default is required. ``words``: for the help's
+    braces."""
     hints = get_type_hints(kind)
     for one in fields(kind):
         hint = hints[one.name]
         if get_origin(hint) in (Union, types.UnionType):
             (hint,) = (part for part in get_args(hint) if part is not type(None))
-        how: dict[str, Any] = {"help": one.metadata["about"]}
+        how: dict[str, Any] = {"help": one.metadata["about"].format(**words)}
         if hint is bool:
             how["action"] = "store_true"
         elif get_origin(hint) is Literal:
@@ -67,7 +66,7 @@ class Run:
 
     upstream: str = flag("fbank or another s3prl name, a star_upstream name, a checkpoint, or module:function")
     out: Path = flag("folder for the results; a rerun goes on where the last one stopped")
-    tasks: str = flag(f"commas between, of {', '.join(task_names())}; or all (default)", "all")
+    tasks: str = flag("commas between, of {tasks}; or all (default)", "all")
     data: str = flag("mini (made by speech synthesis when not there) or a folder of corpora or manifests", "mini")
     schedule: str | None = flag(
         "superb, superb-sched (its steps with warm-up and decay) or mini (default: mini for mini data and manifests, "

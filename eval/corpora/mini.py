@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.corpora import espeak
 from eval.corpora.mini_parts import commands, emotions, keywords, mixtures, queries, sentences, slots, speakers
-from star_upstream import outputs
+from star_upstream import extras, outputs
 from star_upstream.environment import versions
 from star_upstream.errors import StarError
 from star_upstream.files import leftovers, replacing, write_json
