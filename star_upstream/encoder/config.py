@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
@@ -77,9 +77,9 @@ class EncoderConfig:
     """Where a transposed convolution undoes ``time_reduction``: in a head on every layer's output (FitHuBERT), or once,
     after the last layer."""
     layers: int = 12
-    heads: PerLayer = cast("PerLayer", 12)
+    heads: PerLayer = 12  # type: ignore[assignment]
     head_width: int = 64
-    ffn: PerLayer = cast("PerLayer", 3072)
+    ffn: PerLayer = 3072  # type: ignore[assignment]
     norm: Literal["post", "pre"] = "post"
     norm_epsilon: float = 1e-5
     relative_position: RelativePosition | None = None
