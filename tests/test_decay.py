@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
-from star_upstream.formats.published import fairseq, names
+from star_upstream.formats.published import names, students
 from star_upstream.training import decay, optimizer, recipe
 
 TINY = {"conv_layers": ((8, 10, 5), (8, 3, 2)), "width": 16, "position_kernel": 4, "position_groups": 2, "layers": 2, "heads": 2}
@@ -42,7 +42,7 @@ def test_names_lead_back_to_ours():
     own = {f"student.{name}": p for name, p in Encoder(config).named_parameters()}
     theirs = {decay.authors_name(name): p for name, p in own.items()}
     assert len(theirs) == len(own) and not any(name.startswith("student.") for name in theirs)
-    back = names.rename(theirs, fairseq.TABLE, (), "")
+    back = names.rename(theirs, students._TABLE, (), "")
     assert {f"student.{name}": id(p) for name, p in back.items()} == {name: id(p) for name, p in own.items()}
     # the one matrix without: its name holds the word
     assert "relative_position.embedding.weight" not in decayed(Encoder(config), "s3prl")
