@@ -75,7 +75,7 @@ superb-%: $(STAMP) ## one task, for example superb-ks
 	@$(MAKE) --no-print-directory superb-all TASKS=$*
 
 $(MINI): $(STAMP)
-	$(PY) -m eval.corpora.mini data/mini
+	$(PY) -m eval.data.mini data/mini
 
 distill: $(STAMP) $(MINI) ## distil a star_mini student from the shipped teacher for MINUTES minutes (default 2)
 	$(PY) -m star_upstream distill star_mini data.train=data/mini training.minutes=$(MINUTES) --out $(DISTILLED)

@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval import options, tasks
 from star_upstream import extras
 from star_upstream.errors import StarError
 from star_upstream.say import say
 
+from . import options
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 when a task failed, 2 for a mistake in the input."""
@@ -27,20 +27,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     extras.need("eval")
-    from eval import run
+    from . import run
 
     return run.run(options.take(options.Run, arguments))
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from eval import report
+    extras.need("eval", "pandas", "scipy")  # the tasks' files name the columns
+    from . import report
 
     return report.main(arguments.folders, arguments.out, arguments.beside)
 
 
 def _data(arguments: argparse.Namespace) -> int:
     extras.need("eval", "pandas")
-    from eval.corpora import inventory
+    from .data import inventory
 
     return inventory.main(arguments.root, as_json=arguments.json)
 

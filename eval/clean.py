@@ -8,25 +8,41 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from eval import report, run, tasks
-from eval.corpora import mini
 from star_upstream import outputs
 from star_upstream.formats import checkpoint
 from star_upstream.say import say
 
+from . import report, run, tasks
+from .data import mini
+
 RUN = (
-    outputs.MARK, ".lock", "recipe.yaml", "environment.json", "data.tsv", "skipped.tsv", "log.csv", "state.pt", "loss.png", "done.json",
-    "measured.json", "groups.json", *(f"{name}/{file}" for name in ("last", "best") for file in checkpoint.OWN[:2]), "tensorboard/events.out.tfevents.*",
+    outputs.MARK,
+    ".lock",
+    "recipe.yaml",
+    "environment.json",
+    "data.tsv",
+    "skipped.tsv",
+    "log.csv",
+    "state.pt",
+    "loss.png",
+    "done.json",
+    "measured.json",
+    "groups.json",
+    *(f"{name}/{file}" for name in ("last", "best") for file in checkpoint.OWN[:2]),
+    "tensorboard/events.out.tfevents.*",
     "tensorboard/hparams.yaml",
-)  # fmt: skip
+)
 """Files of a run of ``star distill``."""
 
 
 def made(folder: Path) -> set[Path]:
-    """The files in ``folder`` and below that corpora by synthesis, distillations, evaluations and reports are known by."""
+    """The files in ``folder`` and below that corpora by synthesis, distillations, evaluations and reports are known
+    by."""
     found: set[Path] = set()
     mark = outputs.read_mark(folder)
-    names = [name for name in outputs.walk(folder) if mark == "star distill" and any(fnmatch(name, known) for known in RUN)]
+    names = [
+        name for name in outputs.walk(folder) if mark == "star distill" and any(fnmatch(name, known) for known in RUN)
+    ]
     if mini.is_made(folder):
         names += [mini.MARKER, *(["README.md"] if mini.is_card(folder / "README.md") else [])]
         for corpus in mini.FOLDERS:
@@ -34,7 +50,11 @@ def made(folder: Path) -> set[Path]:
             names += [f"{corpus}/{name}" for name in outputs.walk(folder / corpus) if name not in foreign]
     if mark == run.MAKER:
         ends = (".log", ".error.txt")
-        names += [outputs.MARK, *(f"{task}{end}" for task in tasks.names() for end in ends), *(f"{run.PROGRESS}/{task}.pt" for task in tasks.names())]
+        names += [
+            outputs.MARK,
+            *(f"{task}{end}" for task in tasks.names() for end in ends),
+            *(f"{run.PROGRESS}/{task}.pt" for task in tasks.names()),
+        ]
         names += [path.name for path in folder.glob("*.json") if run.is_record(path)]
     names += [path.name for path in folder.iterdir() if path.is_file() and report.is_report(path)]
     found.update(folder / name for name in names if (folder / name).is_file())

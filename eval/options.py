@@ -10,8 +10,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-Generation = Literal["downstream", "problem"]
-"""s3prl's legacy recipes (s3prl/downstream), which made the published numbers, or its package ``s3prl.problem``."""
+from .tasks import names as task_names
+
 Kind = TypeVar("Kind")
 
 
@@ -72,11 +72,6 @@ class Run:
         "superb, superb-sched (its steps with warm-up and decay) or mini (default: mini for mini data and manifests, "
         "else superb)",
         None,
-    )
-    generation: Generation = flag(
-        "where s3prl's two recipes of a task differ: downstream is what made the published numbers (default), problem "
-        "its later package",
-        "downstream",
     )
     lr_grid: tuple[float, ...] = flag(
         "learning rates tried together, chosen on dev (default: the schedule's)", (), _rates

@@ -7,27 +7,39 @@ from typing import Any
 
 import torch
 
-from eval import train
-from eval.probe import Metric, Task
 from star_upstream import metrics
 
+from .heads import train
+from .heads.probe import Task
 
-def scores(task: Task, probes: list, heads: list, fits: list, features, seed: int, device: torch.device) -> dict[str, Any]:
-    """The record's part on test: the metric, those besides it, and where there are several folds each one's share of the mean."""
-    wanted = (Metric(task.metric, task.unit, task.direction), *task.further)
+
+def scores(
+    task: Task, probes: list, heads: list, fits: list, features, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """The record's part on test: the metric, those besides it, and where there are several folds each one's share of
+    the mean."""
     folds, details = [], []
     for probe, head in zip(probes, heads):
         rows = probe.split["test"]
         predictions = train.predict(head, probe, features, rows, device)
         details.append(probe.details(predictions, rows))
-        folds.append([(probe.value(predictions, rows), probe.counts(predictions, rows)), *probe.further(predictions, rows)])
+        folds.append(
+            [(probe.value(predictions, rows), probe.counts(predictions, rows)), *probe.further(predictions, rows)]
+        )
     numbers = []
-    for metric, results in zip(wanted, zip(*folds), strict=True):
+    for metric, results in zip(task.metrics, zip(*folds), strict=True):
         low, high = metrics.bootstrap([counts for _, counts in results], seed)
         value = sum(value for value, _ in results) / len(results)
-        numbers.append({
-            "metric": metric.name, "value": value, "unit": metric.unit, "direction": metric.direction, "interval_95": [low, high],
-        })  # fmt: skip
+        numbers.append(
+            {
+                "metric": metric.name,
+                "metric_title": metric.title,
+                "value": value,
+                "unit": metric.unit,
+                "direction": metric.direction,
+                "interval_95": [low, high],
+            }
+        )
     out = {
         **numbers[0],
         "split": "test",
@@ -36,20 +48,25 @@ def scores(task: Task, probes: list, heads: list, fits: list, features, seed: in
     }
     if details[0]:
         out["details"] = details[0]
-    if task.further:
+    if len(task.metrics) > 1:
         out["further_metrics"] = numbers[1:]
     if len(probes) > 1:
         values = [fold[0][0] for fold in folds]
         out["split"] = f"each of {len(probes)} folds in turn; the value is their mean"
-        out["interval_method"] = "percentile bootstrap over the utterances of each fold, of the mean over folds, 1000 resamples"
+        out["interval_method"] = (
+            "percentile bootstrap over the utterances of each fold, of the mean over folds, 1000 resamples"
+        )
         out["std_over_folds"] = statistics.stdev(values)
         out["folds"] = [
             {
-                "fold": _fold(probe, number), "value": value, "items": len(probe.split["test"]), "layer_weights": head.layer_weights(),
+                "fold": _fold(probe, number),
+                "value": value,
+                "items": len(probe.split["test"]),
+                "layer_weights": head.layer_weights(),
                 "grid": fit.grid,
             }
             for number, (value, probe, head, fit) in enumerate(zip(values, probes, heads, fits), start=1)
-        ]  # fmt: skip
+        ]
     return out
 
 
@@ -59,14 +76,15 @@ def _fold(probe, number: int) -> int | str:
 
 
 def mean_grid(fits: list) -> list[dict[str, Any]]:
-    """Each learning rate with the mean over folds of the best that it has shown on dev; the curves are with the folds."""
+    """Each learning rate with the mean over folds of the best that it has shown on dev; the curves are with the
+    folds."""
     return [
         {
-            "lr": lanes[0]["lr"],
-            "dev": sum(lane["dev"] for lane in lanes) / len(lanes),
-            "skipped_updates": sum(lane["skipped_updates"] for lane in lanes),
+            "lr": candidates[0]["lr"],
+            "dev": sum(candidate["dev"] for candidate in candidates) / len(candidates),
+            "skipped_updates": sum(candidate["skipped_updates"] for candidate in candidates),
         }
-        for lanes in zip(*(fit.grid for fit in fits))
+        for candidates in zip(*(fit.grid for fit in fits))
     ]
 
 

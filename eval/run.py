@@ -11,24 +11,27 @@ import os
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
 
-from eval import encode, tasks, train, upstreams
-from eval import record as record_of
-from eval.exact import Padded
-from eval.machine import environment, peak_memory, reset_peak_memory
-from eval.options import Generation, Run
-from eval.probe import Task
-from eval.probe import schedule as pick_schedule
 from star_upstream import compat, cores, corpora, jobs, outputs
 from star_upstream.audio import RATE
 from star_upstream.environment import cache_home
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
 from star_upstream.say import say
+
+from . import record as record_of
+from . import tasks
+from .features import encode, upstreams
+from .features.exact import Padded
+from .heads import train
+from .heads.probe import Task
+from .heads.probe import schedule as pick_schedule
+from .machine import environment, peak_memory, reset_peak_memory
+from .options import Run
 
 FORMAT = 1
 """Version of the records."""
@@ -47,8 +50,8 @@ class Failure:
 
 
 def run(options: Run) -> int:
-    """Evaluate; one task's failure does not stop the others. Returns the exit code: 0; 1 when a task failed; 2 when nothing could
-    be done because of the input.
+    """Evaluate; one task's failure does not stop the others. Returns the exit code: 0; 1 when a task failed; 2 when
+    nothing could be done because of the input.
 
     Raises :class:`StarError` for what concerns every task: an unknown task or upstream, a device that is not there.
     """
@@ -61,8 +64,6 @@ def run(options: Run) -> int:
         raise StarError(f"--jobs {options.jobs}: must be at least 1")
     if not 0 <= options.cache_gb < math.inf:
         raise StarError(f"--cache-gb {options.cache_gb:g}: must be a number of at least 0")
-    if options.generation not in get_args(Generation):
-        raise StarError(f"--generation {options.generation}: there are {' and '.join(get_args(Generation))}")
     for task in wanted:
         pick_schedule(task, options.schedule or "mini", options.steps)
     alone = options.jobs == 1 or len(wanted) == 1
@@ -94,7 +95,8 @@ def run(options: Run) -> int:
 
 
 def _claim(options: Run, wanted: list[Task], claim) -> None:
-    """Take --out for this run, if it is new, empty or holds results, and no file that a task writes is somebody else's."""
+    """Take --out for this run, if it is new, empty or holds results, and no file that a task writes is somebody
+    else's."""
     claim(options.out, MAKER, lambda folder: any(map(is_record, folder.glob("*.json"))))
     for task in wanted:
         outputs.check_file(options.out / f"{task.name}.json", MAKER, is_record)
@@ -131,7 +133,7 @@ def _by_itself(options: Run, name: str) -> dict[str, Any] | Failure:
 
 
 def _upstream(options: Run, device: torch.device | str):
-    upstream = upstreams.load(options.upstream, device, options.generation)
+    upstream = upstreams.load(options.upstream, device)
     if options.exact:
         upstream.autocast = None
     return upstream
@@ -142,18 +144,25 @@ def _side_by_side(names: list[str], options: Run) -> dict[str, dict[str, Any] | 
     logs = {name: options.out / f"{name}.log" for name in names}
     say(f"{min(options.jobs, len(names), cores.available())} tasks at once; what they say is in {options.out}/TASK.log")
     results = {}
-    for name, result, code in jobs.side_by_side(functools.partial(_by_itself, options), names, options.jobs, logs.get):
+    for name, result, code in jobs.side_by_side(
+        functools.partial(_by_itself, options), names, options.jobs, logs.__getitem__
+    ):
         if result is None:
-            result = Failure(f"its process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}", logs[name])
+            result = Failure(
+                f"its process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}", logs[name]
+            )
         results[name] = result
-        say(f"{name}: {f'failed: {result.message}' if isinstance(result, Failure) else 'done'} ({len(results)} of {len(names)})")
+        say(
+            f"{name}: {f'failed: {result.message}' if isinstance(result, Failure) else 'done'} ({len(results)} of "
+            f"{len(names)})"
+        )
     return {name: results[name] for name in names}
 
 
 def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, device: torch.device) -> dict[str, Any]:
     name = options.schedule or _default_schedule(task, root, kind)
     published = pick_schedule(task, name)
-    schedule = pick_schedule(task, name, options.steps, options.generation)
+    schedule = pick_schedule(task, name, options.steps)
     lrs = tuple(dict.fromkeys(options.lr_grid or schedule.lr_grid or (schedule.lr,))) if schedule.steps else ()
     whole = corpora.load(task.name, root)
     remarks = list(whole.attrs.get("remarks", ()))
@@ -165,10 +174,11 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
         "task": task.name,
         "task_version": task.version,
         "upstream_digest": upstream.digest,
-        "corpus": f"manifest:{root.name}" if corpora.from_manifest(task.name, root) else _kind(task, whole, kind, options),
+        "corpus": f"manifest:{root.name}"
+        if corpora.from_manifest(task.name, root)
+        else _kind(task, whole, kind, options),
         "table_digest": _table_digest(table, root),
         "schedule": name,
-        "generation": schedule.generation,
         "steps": schedule.steps,
         "lr_grid": list(lrs),
         "seed": options.seed,
@@ -193,7 +203,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
     else:
         fits = [probe.choose(features, upstream.layers, say, mark, identity) for probe in probes]
     chosen_by, direction = train.selection(probes[0])
-    lr, dev, heads = train.agree(fits, direction)
+    lr, dev, heads = train.choose_rate(fits, direction)
     record = {
         "format": FORMAT,
         **settings,
@@ -205,7 +215,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
         "remarks": remarks,
         "official_corpus": task.corpus,
         "official_splits": task.splits,
-        "differences": _differences(task, upstream, exact, schedule.generation),
+        "differences": _differences(task, upstream, exact),
         "lr": lr,
         "chosen_by": chosen_by,
         "dev_value": dev,
@@ -224,7 +234,11 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
         "width": upstream.width,
         "batching": f"padded batches of {schedule.batch}, as s3prl trains" if exact else upstream.batching,
         "encoding_precision": "fp32" if exact else upstream.precision,
-        "features": "frames, fp32" if exact else "per-layer time means, fp32" if task.features == "means" else "frames, fp16",
+        "features": "frames, fp32"
+        if exact
+        else "per-layer time means, fp32"
+        if task.features == "means"
+        else "frames, fp16",
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "patched": compat.apply(),
         **environment(),
@@ -239,28 +253,30 @@ def _features(task: Task, table: pd.DataFrame, schedule, upstream, store, exact:
     """The task's features of ``table``: encoded here and kept, or encoded with every batch."""
     means = task.features == "means"
     crop = task.crop_seconds if means and not exact else None
-    windows = encode.windows(table, crop, schedule.crops, task.plain(schedule.generation))
+    windows = encode.windows(table, crop, schedule.crops)
     hours = f"{table['samples'].sum() / RATE / 60:.1f} minutes"
-    longest = schedule.crop_seconds or task.crop_seconds
+    seconds = schedule.crop_seconds or task.crop_seconds
+    longest = round(seconds * RATE) if seconds else None
     if exact:
         say(f"{task.name}: {len(windows)} utterances, {hours}, to be encoded at every step")
-        return Padded(windows, upstream, task.effects, longest and round(longest * RATE), task.eval_batch)
+        return Padded(windows, upstream, task.effects, longest, task.eval_batch)
     encode.settle(windows, upstream, task.effects)
     say(f"{task.name}: encoding {sum(map(len, windows))} windows, {hours}")
     if means:
         return encode.Means(windows, upstream, store, task.effects)
-    return encode.Frames(windows, upstream, store, task.effects, longest and upstream.frames(round(longest * RATE)))
+    return encode.Frames(windows, upstream, store, task.effects, upstream.frames(longest) if longest else None)
 
 
-def _differences(task: Task, upstream, exact: bool, generation: Generation) -> list[str]:
-    """Which of s3prl's recipes this run follows where they differ, and what of it is as in neither."""
-    found = [choice.told(generation) for choice in task.choices]
-    found += list(task.differences) + ([] if exact else list(task.differences_once))
-    changes = ["the states of some upstreams"] * (not upstream.padded)
-    if generation == "downstream":  # in the other every utterance has ceil(N / stride) frames
-        changes.insert(0, "the last frame of utterances that are not the longest")
-    if changes and not exact and task.schedules["superb"].steps:
-        found.append(f"each utterance is encoded as if alone; s3prl pads training batches, which changes {' and '.join(changes)}")
+def _differences(task: Task, upstream, exact: bool) -> list[str]:
+    """Where this run differs from the published ones."""
+    found = list(task.differences) + ([] if exact else list(task.differences_once))
+    if not exact and task.schedules["superb"].steps:
+        states = "" if upstream.padded else " and the states of some upstreams"
+        found.append(
+            "each utterance is encoded as if alone; s3prl pads training batches, which changes the last frame of "
+            "utterances that are"
+            f" not the longest{states}"
+        )
     return found
 
 
@@ -268,22 +284,26 @@ def _finished(target: Path, settings: dict[str, Any], schedule: dict[str, Any]) 
     """The record that is there, if it is of these settings and this schedule (as far as it tells: fields are added)."""
     try:
         record = json.loads(target.read_text(encoding="utf-8"))
-        record = {"encoding": "once", "generation": "downstream", **record}
+        record = {"encoding": "once", **record}
         kept = record.get("schedule_details", {})
         mine = json.loads(json.dumps({key: value for key, value in schedule.items() if key in kept}))
     except (ValueError, TypeError, AttributeError):
         raise StarError(f"{target}: not a record; remove it, or use --overwrite") from None
     other = [key for key, value in settings.items() if record.get(key) != value]
+    if record.get("generation") == "problem":  # an earlier version had runs by s3prl's problem package
+        other.append("generation")
     if not other:
         other = [f"schedule_details.{key}" for key, value in mine.items() if kept[key] != value]
     if other:
-        raise StarError(f"{target}: holds another run ({', '.join(other)} differ); choose another --out, or use --overwrite")
+        raise StarError(
+            f"{target}: holds another run ({', '.join(other)} differ); choose another --out, or use --overwrite"
+        )
     say(f"{settings['task']}: already done in {target}")
     return record
 
 
 def _data(data: str) -> tuple[Path, str]:
-    from eval.corpora import mini
+    from .data import mini
 
     if data == "mini":
         root = cache_home() / "mini"
@@ -296,7 +316,8 @@ def _data(data: str) -> tuple[Path, str]:
 
 
 def _default_schedule(task: Task, root: Path, kind: str) -> str:
-    """SUPERB's own on the corpora that it belongs to; the short one elsewhere, said aloud where the data is the user's."""
+    """SUPERB's own on the corpora that it belongs to; the short one elsewhere, said aloud where the data is the
+    user's."""
     own = corpora.from_manifest(task.name, root)
     if own:
         say(f"{task.name}: own data, hence the short schedule; --schedule superb takes the published one")
@@ -314,7 +335,8 @@ def _kind(task: Task, table: pd.DataFrame, kind: str, options: Run) -> str:
 
 
 def _table_digest(table: pd.DataFrame, root: Path) -> str:
-    """Of ids, splits, lengths and targets, and of paths below the corpus folder, so that a moved corpus stays the same."""
+    """Of ids, splits, lengths and targets, and of paths below the corpus folder, so that a moved corpus stays the
+    same."""
     plain = table.assign(path=[os.path.relpath(p, root) for p in table["path"]])
     return hashlib.sha256(plain.to_csv(index=False).encode()).hexdigest()[:16]
 
@@ -344,14 +366,20 @@ def _summary(options: Run, done: list[dict], failures: dict[str, Failure]) -> No
     for record in done:
         note = ", limited" if record["limited"] else ""
         for number in _numbers(record):
-            value, low, high = (f"{n:.{2 if number['unit'] == '%' else 4}f}" for n in (number["value"], *number["interval_95"]))
+            value, low, high = (
+                f"{n:.{2 if number['unit'] == '%' else 4}f}" for n in (number["value"], *number["interval_95"])
+            )
             say(f"{record['task']:>5}  {number['metric']} {value} [{low}, {high}]  ({record['corpus']}{note})")
     for name, failure in failures.items():
         log = "" if failure.log is None else f" (see {failure.log})"
         say(f"{name:>5}  FAILED: {failure.message}{log}")
-    print(json.dumps({
-        "upstream": options.upstream,
-        "out": str(options.out),
-        "metrics": {number["metric"]: number["value"] for record in done for number in _numbers(record)},
-        "failed": {name: failure.message for name, failure in failures.items()},
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "upstream": options.upstream,
+                "out": str(options.out),
+                "metrics": {number["metric"]: number["value"] for record in done for number in _numbers(record)},
+                "failed": {name: failure.message for name, failure in failures.items()},
+            }
+        )
+    )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.corpora import mini
+from eval.data import mini
 
 SCALE = 0.1
 _made: list[Path] = []

@@ -15,7 +15,7 @@ from ours import Ours, table_of
 from problem import Theirs, tables
 
 from eval import tasks
-from eval.store import Store
+from eval.features.store import Store
 from star_upstream import corpora
 from star_upstream.errors import StarError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from small_corpora import small
 
-from eval.corpora import inventory
+from eval.data import inventory
 from star_upstream.corpora import BY_TASK
 from star_upstream.errors import StarError
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from small_corpora import SCALE, small
 
-from eval.corpora import mini, synthesis
-from eval.corpora.mini_parts import commands, emotions, grammar, mixtures, queries, sentences, slots
+from eval.data import mini, synthesis
+from eval.data.mini_parts import commands, emotions, grammar, mixtures, queries, sentences, slots
 from star_upstream import audio, corpora
 from star_upstream.corpora import iemocap
 from star_upstream.errors import StarError
@@ -53,7 +53,7 @@ def test_rerun_does_nothing(made):
 def test_other_files_are_never_touched(tmp_path):
     (tmp_path / "LibriSpeech").mkdir()
     (tmp_path / "LibriSpeech" / "mine.flac").write_bytes(b"mine")
-    with pytest.raises(StarError, match="is not empty and was not made by eval.corpora.mini"):
+    with pytest.raises(StarError, match="is not empty and was not made by eval.data.mini"):
         mini.make(tmp_path)
     assert files(tmp_path) == {"LibriSpeech/mine.flac": b"mine"}
 
@@ -132,7 +132,7 @@ def test_card_names_every_folder(made):
 def test_damaged_marker_means_nothing_is_touched(made, tmp_path):
     root = Path(shutil.copytree(made / "IEMOCAP", tmp_path / "data" / "IEMOCAP")).parent
     (root / mini.MARKER).write_text("{")
-    with pytest.raises(StarError, match="is not empty and was not made by eval.corpora.mini"):
+    with pytest.raises(StarError, match="is not empty and was not made by eval.data.mini"):
         mini.make(root)
 
 
@@ -140,6 +140,6 @@ def test_a_file_among_the_corpora_stays_when_they_are_made_anew(made, tmp_path):
     root = Path(shutil.copytree(made, tmp_path / "mini"))
     (root / "IEMOCAP" / "Session1" / "notes.txt").write_text("mine")
     before = files(root)
-    with pytest.raises(StarError, match="IEMOCAP: is to be made anew, but eval.corpora.mini did not make Session1/notes.txt in it"):
+    with pytest.raises(StarError, match="IEMOCAP: is to be made anew, but eval.data.mini did not make Session1/notes.txt in it"):
         mini.make(root, seed=1, scale=SCALE)
     assert files(root) == before

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from eval.corpora import inventory
+from eval.data import inventory
 from star_upstream import corpora
 from star_upstream.errors import StarError
 

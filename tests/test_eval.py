@@ -186,11 +186,11 @@ def test_a_crash_is_logged_and_the_others_go_on(corpus, tmp_path, monkeypatch, c
 def test_kill_9_and_the_same_command_again(corpus, tmp_path, capsys):
     arguments = ["run", *FAST, "--data", str(corpus), "--steps", "25", "--tasks", "asr", "--out"]
     code = (
-        "import sys, time; from eval import train; train.SAVE_EVERY = train._SHARE = 0.0; from eval.__main__ import main\n"
+        "import sys, time; from eval.heads import train; train.SAVE_EVERY = train._SHARE = 0.0; from eval.__main__ import main\n"
         "quick = train._update\n"
-        "def stopping(lane, probe, micro, step):\n"
+        "def stopping(candidate, probe, micro, step):\n"
         "    while step > 10: time.sleep(60)\n"
-        "    return quick(lane, probe, micro, step)\n"
+        "    return quick(candidate, probe, micro, step)\n"
         "train._update = stopping\n"
         "sys.exit(main(sys.argv[1:]))"
     )
@@ -244,7 +244,7 @@ def test_windows_of_one_file(tmp_path):
     """Rows may be stretches of one recording: start and samples decide what is heard."""
     import numpy as np
 
-    from eval.encode import Window, waveform
+    from eval.features.encode import Window, waveform
 
     soundfile.write(tmp_path / "a.wav", np.linspace(0, 0.5, 1000), 16_000, subtype="FLOAT")
     wave = waveform(Window(str(tmp_path / "a.wav"), 100, 50))

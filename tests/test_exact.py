@@ -7,15 +7,16 @@ import pytest
 import soundfile
 import tiny_corpus
 import torch
-from test_encode import group_norm, s3prl_upstream, small_encoder
+from test_encode import group_norm
 from tiny_corpus import TinyUpstream
-from torch import nn
 
-from eval import encode, tasks, train, upstreams
+from eval import tasks
 from eval.__main__ import main
-from eval.encode import Window
-from eval.exact import Padded
-from eval.probe import Schedule
+from eval.features import encode, upstreams
+from eval.features.encode import Window
+from eval.features.exact import Padded
+from eval.heads import train
+from eval.heads.probe import Schedule
 from star_upstream import compat
 from star_upstream.errors import StarError
 from star_upstream.formats.upstream import UpstreamExpert
@@ -30,27 +31,6 @@ def rows(tmp_path):
     for i, samples in enumerate(LENGTHS):
         soundfile.write(tmp_path / f"{i}.wav", rng.uniform(-0.5, 0.5, samples), 16_000, subtype="FLOAT")
     return [[Window(str(tmp_path / f"{i}.wav"), 0, samples)] for i, samples in enumerate(LENGTHS)]
-
-
-def reference(monkeypatch, expert, waves):
-    """s3prl's forward of one padded batch."""
-    theirs = s3prl_upstream(monkeypatch, "exact_test", expert)
-    lengths_B = torch.tensor([len(wave) for wave in waves])
-    with torch.no_grad():
-        states, lengths = theirs(nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waves], batch_first=True), lengths_B)
-    return torch.stack(states, 1), lengths[0]
-
-
-@pytest.mark.parametrize("make", [group_norm, TinyUpstream, lambda: UpstreamExpert(small_encoder())], ids=["hubert", "tiny", "ours"])
-@pytest.mark.parametrize("picked", [[0, 1, 2, 3], [2], [1, 2]])
-def test_a_batch_is_the_forward_of_s3prls_problem(make, picked, rows, monkeypatch):
-    """The published runs' is in test_encode."""
-    expert = make()
-    upstream = upstreams.Upstream("u", expert, "d", generation="problem")
-    x_BLTD, lengths_B = Padded(rows, upstream).batch(picked)
-    expected_BLTD, expected_B = reference(monkeypatch, expert, [encode.waveform(rows[i][0]) for i in picked])
-    assert torch.equal(lengths_B, expected_B) and x_BLTD.shape == expected_BLTD.shape
-    assert torch.allclose(x_BLTD, expected_BLTD, atol=1e-6)
 
 
 def test_padding_changes_states_here_and_not_where_utterances_are_encoded_once(rows, tmp_path):

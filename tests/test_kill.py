@@ -109,7 +109,7 @@ def test_killed_while_encoding(folder, tmp_path):
 
 SLOW_WRITING = """
 import pathlib
-from eval import store
+from eval.features import store
 quick = store.write_tensors
 def slow(path, tensors, metadata):
     quick(path, tensors, metadata)
@@ -136,14 +136,14 @@ def test_killed_while_a_feature_file_is_half_written(folder, tmp_path):
 
 
 SAVE_OFTEN = """
-from eval import train
+from eval.heads import train
 train.SAVE_EVERY = train._SHARE = 0.0
 quick = train._update
-def stopping(lane, probe, micro, step):
+def stopping(candidate, probe, micro, step):
     while probe.task.name == "asr" and step > 6:
         print("stopped", flush=True)
         time.sleep(60)
-    return quick(lane, probe, micro, step)
+    return quick(candidate, probe, micro, step)
 train._update = stopping
 """
 

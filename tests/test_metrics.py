@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import SHARED
 
-from eval.dtw import Documents
+from eval.heads.dtw import Documents
 from star_upstream import metrics
 
 

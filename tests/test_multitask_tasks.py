@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny_runs import PATIENCE
 
 import star_upstream
-from eval import upstreams
+from eval.features import upstreams
 from star_upstream import audio, cli
 from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError

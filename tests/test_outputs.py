@@ -9,7 +9,7 @@ import speed
 import torch
 
 from eval.__main__ import main as evaluate
-from eval.corpora import mini
+from eval.data import mini
 from star_upstream import cli, outputs
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
@@ -75,7 +75,7 @@ FOLDERS = {
     "star similarity": lambda out, here: star("similarity", "star_mini", here, "--out", out),
     "eval run": lambda out, here: run_eval("run", "--upstream", "fbank", "--tasks", "ks,sid", "--data", here, "--out", out),
     "eval run --overwrite": lambda out, here: run_eval("run", "--upstream", "fbank", "--data", here, "--out", out, "--overwrite"),
-    "eval.corpora.mini": lambda out, here: mini.main([str(out)]),
+    "eval.data.mini": lambda out, here: mini.main([str(out)]),
     "star_upstream.mini.pretrain": lambda out, here: called(pretrain.main, [str(here), "--out", str(out)]),
     "checkpoint.save": lambda out, here: called(checkpoint.save, out, Encoder(TINY), {}),
 }
@@ -200,7 +200,7 @@ def test_hidden_files_that_only_look_like_ours_stay(tmp_path):
 
 
 def test_a_cache_removes_its_own_files_alone(tmp_path):
-    from eval.store import Store
+    from eval.features.store import Store
 
     other = tmp_path / "bert" / "model.safetensors"
     other.parent.mkdir()

@@ -9,7 +9,7 @@ import yaml
 from tiny_runs import log, write_audio
 from torch import nn
 
-from eval.upstreams import Upstream
+from eval.features.upstreams import Upstream
 from star_upstream import strict
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.encoder.position import PositionalConvolution

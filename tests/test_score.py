@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from eval import score
+from eval.report import score
 from star_upstream.errors import StarError
 
-PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "eval" / "published.csv")
+PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "eval" / "report" / "published.csv")
 COMPLETE = PUBLISHED[PUBLISHED[list(score.METRICS)].notna().all(axis=1)]
 
 

@@ -11,11 +11,12 @@ import tiny_slu
 import torch
 from torch import nn
 
-from eval import run, score, tasks, train
+from eval import run, tasks
 from eval.__main__ import main
-from eval.ctc import lstm_head
-from eval.probe import Schedule, limited
-from eval.probe import schedule as pick_schedule
+from eval.heads import train
+from eval.heads.ctc import CHARACTERS, lstm_head
+from eval.heads.probe import Schedule, limited
+from eval.report import score
 from star_upstream import compat, corpora
 from star_upstream.corpora import iemocap
 from star_upstream.errors import StarError
@@ -55,7 +56,6 @@ def theirs(task, probe, path):
     from s3prl.dataio.encoder.vocabulary import generate_vocab
 
     table = probe.table
-    train_rows = table[table["split"] == "train"]
     if task is ER:
         encoder = CategoryEncoder(table["label"].tolist())
         size = len(encoder)
@@ -63,15 +63,15 @@ def theirs(task, probe, path):
         encoder = CategoryEncoders([table[c].tolist() for c in ("action", "object", "location")])
         labels = table[["action", "object", "location"]].to_numpy().tolist()
         encoded, size = EncodeCategories(labels, encoder), len(encoder)
-    elif task is PR:
-        encoder = load_tokenizer("phoneme", vocab_list=generate_vocab("phoneme", text_list=train_rows["phones"].tolist()))
+    elif task is PR:  # AH has no stress here: no published phone, hence the corpus's own
+        phones = generate_vocab("phoneme", text_list=table.query("split == 'train'")["phones"].tolist())
+        encoder = load_tokenizer("phoneme", vocab_list=phones)
         encoded, size = EncodeText(table["phones"].tolist(), encoder), len(encoder)
     else:
         iob = [row.replace("B-", "").replace("I-", "") for row in table["slots"]]
         slots = sorted({name for row in iob for name in row.split()} - {"O"})
         path.write_text("\n".join(slots))
-        words = generate_vocab("character", text_list=train_rows["text"].tolist())
-        encoder = load_tokenizer("character", vocab_list=words, slots_file=path)
+        encoder = load_tokenizer("character", vocab_list=list(CHARACTERS), slots_file=path)
         encoded, size = EncodeText(table["text"].tolist(), encoder, iob=iob), len(encoder)
     problem = getattr(s3prl.problem, f"Superb{task.name.upper()}")()
     model = problem.build_downstream(probe.schedule.head, 8, size, 320)
@@ -95,7 +95,7 @@ def theirs(task, probe, path):
 @pytest.mark.parametrize("task", [PR, IC, ER, SF], ids=lambda task: task.name)
 def test_steps_are_s3prls(task, data, monkeypatch, tmp_path):
     """s3prl's head on frames under its loss, against fit on what the task keeps of them: equal weights after three updates."""
-    probe = make(task, data, dataclasses.replace(SMALL[task.name], generation="problem"))
+    probe = make(task, data)
     generator = torch.Generator().manual_seed(0)
     frames = [torch.randn(3, 18 + i % 5, 8, generator=generator) for i in range(len(probe.table))]
     pooled = task.features == "means"
@@ -129,9 +129,9 @@ def test_steps_are_s3prls(task, data, monkeypatch, tmp_path):
     taken = []
     real = train._update
 
-    def update(lane, *rest):
-        real(lane, *rest)
-        taken.append([p.detach().clone() for p in lane.head.parameters()])
+    def update(candidate, *rest):
+        real(candidate, *rest)
+        taken.append([p.detach().clone() for p in candidate.head.parameters()])
 
     monkeypatch.setattr(train, "_update", update)
     train.fit([probe], Features(), 3, 8, 320, (1e-2,))
@@ -146,16 +146,15 @@ def test_official_schedules_are_s3prls():
 
     for task in (PR, IC, ER, SF):
         config = getattr(s3prl.problem, f"Superb{task.name.upper()}")().default_config()
-        published, schedule = task.schedules["superb"], pick_schedule(task, "superb", generation="problem")
+        schedule = task.schedules["superb"]
         assert schedule.head == config["build_downstream"]
-        assert published == dataclasses.replace(schedule, generation="downstream")
         assert (schedule.optimizer, schedule.lr) == (config["build_optimizer"]["name"], config["build_optimizer"]["conf"]["lr"])
         trained = config["train"]
         assert (schedule.steps, schedule.eval_every) == (trained["total_steps"], trained["eval_step"])
         assert (schedule.clip, schedule.accumulate) == (trained["gradient_clipping"], trained["gradient_accumulate"])
         assert schedule.batch == config["build_batch_sampler"]["train"]["batch_size"]
         assert (task.direction == "max") == trained["valid_higher_better"] and task.metric in score.METRICS
-    assert SF.further[0].name in score.METRICS and SF.further[0].name in score.ERRORS
+    assert [(metric.name, metric.direction) for metric in SF.metrics] == [("sf_f1", "max"), ("sf_cer", "min")]
 
 
 def test_phone_errors_by_hand(data):
@@ -272,17 +271,17 @@ def test_slices_are_of_neighbours_by_tokens(data):
 
 
 def test_folds_agree_on_one_learning_rate():
-    def lanes(*values):
+    def candidates(*values):
         heads = [train.Head(2, nn.Linear(1, 1)) for _ in values]
         return [
-            train.Lane(lr, head, None, best=value, best_state={k: v + i + 1 for k, v in head.state_dict().items()})
+            train.Candidate(lr, head, None, best=value, best_state={k: v + i + 1 for k, v in head.state_dict().items()})
             for i, (lr, head, value) in enumerate(zip((1e-3, 1e-2), heads, values))
         ]
 
-    fits = [train.Fitted(None, 0, 0, [], 0, lanes(*values)) for values in ((80, 70), (40, 60), (50, 50))]
-    lr, dev, heads = train.agree(fits, "max")
+    fits = [train.Fitted(None, 0, 0, [], 0, candidates(*values)) for values in ((80, 70), (40, 60), (50, 50))]
+    lr, dev, heads = train.choose_rate(fits, "max")
     assert (lr, dev) == (1e-2, 60) and [h.weights.tolist() for h in heads] == [[2, 2]] * 3
-    assert train.agree(fits, "min")[:2] == (1e-3, pytest.approx(170 / 3))
+    assert train.choose_rate(fits, "min")[:2] == (1e-3, pytest.approx(170 / 3))
 
 
 def evaluate(*arguments):
@@ -422,3 +421,32 @@ def test_exact_runs_of_every_task(data, tmp_path):
     for name in ("pr", "ic", "er", "sf"):
         record = json.loads((tmp_path / "o" / f"{name}.json").read_text())
         assert record["encoding"] == "every step" and "fp16" not in str(record["differences"])
+
+
+def test_slices_are_of_train_by_number_of_phones(data):
+    """Each utterance once begins a slice, the last ones share the last whole one; half a slice where it begins with a long one."""
+    table = corpora.load("pr", data)
+    table["samples"] += 30_000 * np.random.default_rng(0).permutation(len(table))  # some over 300,000: half the slice
+    probe = PR.probe(PR, table, SMALL["pr"], 5)
+    order = sorted(probe.split["train"], key=lambda row: -len(probe.tokens[row]))
+    expected = []
+    for start in range(len(order)):
+        start = min(start, len(order) - 4)
+        size = 2 if table["samples"].iloc[order[start]] > 300_000 else 4
+        expected.append(tuple(order[start : start + size]))
+    assert sorted(map(tuple, probe.epoch(2))) == sorted(expected) and {len(batch) for batch in expected} == {2, 4}
+    assert probe.epoch(2) == probe.epoch(2) != probe.epoch(3)
+
+
+def test_phones_are_the_published_ones_unless_the_corpus_has_others(data):
+    table = corpora.load("pr", data)
+    known = table.assign(phones=[phones.replace("AH", "AH0") for phones in table["phones"]])
+    other = table.assign(phones=[phones.replace("AH", "click") for phones in table["phones"]])
+    assert [len(PR.probe(PR, t, SMALL["pr"], 0).tokenizer) for t in (known, other)] == [74, 6]
+
+
+def test_an_intent_of_test_alone_is_refused(data):
+    table = corpora.load("ic", data)
+    table.loc[table.index[-1], "location"] = "attic"
+    with pytest.raises(StarError, match="'attic' is in test but not in train"):
+        IC.probe(IC, table, SMALL["ic"], 0)

@@ -11,14 +11,17 @@ import pytest
 import soundfile
 import tiny_relations
 import torch
+from test_train import table as table_of
 from tiny_corpus import TinyUpstream
 from torch import nn
 
-from eval import encode, tasks, train
+from eval import tasks
 from eval.__main__ import main
+from eval.features import encode
+from eval.features.upstreams import Upstream
+from eval.heads import train
 from eval.tasks import qbe as qbe_module
 from eval.tasks import sd as sd_module
-from eval.upstreams import Upstream
 from star_upstream import compat, corpora, metrics
 from star_upstream.errors import StarError
 
@@ -43,8 +46,8 @@ def make(task, data, limit=None, seed=3, **schedule):
     return task.probe(task, table, dataclasses.replace(task.schedules["mini"], **schedule), seed)
 
 
-def frames(task, probe, folder, crop=None, generation="downstream"):
-    upstream = Upstream("tiny", TinyUpstream(), "d", generation=generation)
+def frames(task, probe, folder, crop=None):
+    upstream = Upstream("tiny", TinyUpstream(), "d")
     return encode.Frames(encode.windows(probe.table), upstream, encode.Store(folder), task.effects, crop)
 
 
@@ -112,7 +115,7 @@ def test_verification_end_to_end(data, tmp_path):
 
 def test_queries_are_scored_as_s3prl_does(data, tmp_path):
     """Mean and variance over all frames of a set, costs, and each query's scores normalised over its documents."""
-    from eval.dtw import Documents
+    from eval.heads.dtw import Documents
 
     probe = make(QBE, data)
     features, rows = frames(QBE, probe, tmp_path / "f"), probe.split["test"]
@@ -203,7 +206,7 @@ def test_diarization_loss_and_accuracy_are_s3prls(data, tmp_path):
     from s3prl.task.diarization import DiarizationPIT
 
     probe = make(SD, data, head={"hidden_size": 7, "rnn_layers": 1})
-    features, rows = frames(SD, probe, tmp_path / "f", generation="problem"), probe.split["train"][:5]
+    features, rows = frames(SD, probe, tmp_path / "f"), probe.split["train"][:5]
     x_BLTD, lengths_B = features.batch(rows)
     torch.manual_seed(0)
     head = probe.head(24, STRIDE)
@@ -212,7 +215,8 @@ def test_diarization_loss_and_accuracy_are_s3prls(data, tmp_path):
     labels = [torch.from_numpy(probe.labels_of(row)) for row in rows]
     label_len = torch.tensor([len(label) for label in labels])
     padded = nn.utils.rnn.pad_sequence(labels, batch_first=True)
-    loss, _ = theirs("train", x_BLTD[:, 1], lengths_B, padded, label_len, ["r"] * 5, [0] * 5)
+    x_BTD, filled_B = sd_module.filled(x_BLTD[:, 1], lengths_B, label_len)
+    loss, _ = theirs("train", x_BTD, filled_B, padded, label_len, ["r"] * 5, [0] * 5)
     mine = probe.loss(head, x_BLTD[:, 1], lengths_B, rows)
     assert torch.allclose(mine, loss)
     mine.backward()
@@ -221,7 +225,7 @@ def test_diarization_loss_and_accuracy_are_s3prls(data, tmp_path):
     with torch.no_grad():
         predictions, accuracies = probe.predict(head, x_BLTD[:, 1], lengths_B, rows), []
         for i, n in enumerate(label_len.tolist()):  # dev has a chunk a batch
-            one = (x_BLTD[i : i + 1, 1, :n], lengths_B[i : i + 1], padded[i : i + 1, :n], label_len[i : i + 1])
+            one = (x_BTD[i : i + 1, :n], filled_B[i : i + 1], padded[i : i + 1, :n], label_len[i : i + 1])
             accuracies.append(theirs("dev", *one, ["r"], [0])[1]["accuracy"])
     assert probe.dev_value(predictions, rows) == pytest.approx(100 * np.mean(accuracies))
 
@@ -259,7 +263,7 @@ def test_verification_loss_and_scores_are_s3prls(data, tmp_path):
     from s3prl.nn import SuperbXvector
     from s3prl.task.speaker_verification_task import SpeakerVerification
 
-    probe = make(ASV, data, head={}, generation="problem")
+    probe = make(ASV, data, head={})
     features, rows = frames(ASV, probe, tmp_path / "f"), probe.split["train"][:6]
     probe.ready(features)
     x_BLTD, lengths_B = features.batch(rows)
@@ -270,7 +274,8 @@ def test_verification_loss_and_scores_are_s3prls(data, tmp_path):
     trials = [(target, uid.iloc[a], uid.iloc[b]) for target, a, b in probe.trials]
     theirs = SpeakerVerification(SuperbXvector(24), probe.encoder, trials, "amsoftmax", {"margin": 0.4, "scale": 30})
     speakers = torch.tensor([probe.encoder.encode(probe.table["speaker"].iloc[row]) for row in rows])
-    loss = theirs.train_step(x_BLTD[:, 1], lengths_B, speakers, ["u"] * 6)[0]
+    pooled_B = (lengths_B + 1).clamp(max=x_BLTD.shape[2])  # a frame more, as in the published training
+    loss = theirs.train_step(x_BLTD[:, 1], pooled_B, speakers, ["u"] * 6)[0]
     mine = probe.loss(head, x_BLTD[:, 1], lengths_B, rows)
     assert torch.allclose(mine, loss)
     mine.backward()
@@ -384,3 +389,63 @@ def test_unusable_corpora_are_named(data):
     table = make(ASV, data).table
     with pytest.raises(StarError, match="no trial of one speaker"):
         ASV.probe(ASV, table.assign(trials=[()] * len(table)), ASV.schedules["mini"], 0)
+
+
+def test_dev_accuracy_of_diarization_is_the_mean_over_chunks_by_hand():
+    """Nine of ten decisions right in 100 frames, half in 10 frames: 70 %, where all decisions pooled are 86.4 % right; and a chunk where
+    nobody talks counts as 0, as in s3prl/downstream/diarization/expert.py at v0.4.18."""
+    chunk = {"path": "x", "start": 0, "stride": 160, "first_frame": 0, "recording": "r"}
+    rows = [
+        {**chunk, "id": f"{split}{frames}", "split": split, "frames": frames, "samples": 160 * frames, "segments": segments}
+        for split in ("train", "dev", "test")
+        for frames, segments in ((100, ((0.0, 1.0, "a"),)), (10, ((0.0, 0.1, "a"), (0.0, 0.1, "b"))), (50, ((9.0, 9.5, "a"),)))
+    ]  # fmt: skip
+    made = SD.probe(SD, pd.DataFrame(rows), SD.schedules["mini"], 0)
+    dev, logits = made.split["dev"], []
+    for row, wrong in zip(made.split["dev"], (20, 10, 0)):
+        said = 2 * made.labels_of(row) - 1
+        said[:wrong, 0] *= -1
+        logits.append(said.astype(np.float32))
+    assert made.dev_value(logits[:2], dev[:2]) == pytest.approx((90 + 50) / 2)
+    assert made.dev_value(logits, dev) == pytest.approx((90 + 50 + 0) / 3)
+
+
+def test_diarization_repeats_the_last_frame_before_the_lstm():
+    chunk = {"path": "x", "start": 0, "stride": 320, "first_frame": 0, "recording": "r", "segments": ((0.0, 0.1, "a"), (0.05, 0.2, "b"))}
+    rows = [
+        {**chunk, "id": f"{s}{n}", "split": s, "frames": n, "samples": 320 * n} for s in ("train", "dev", "test") for n in (10, 6)
+    ]  # fmt: skip
+    made = SD.probe(SD, pd.DataFrame(rows), dataclasses.replace(SD.schedules["mini"], head={"hidden_size": 5, "rnn_layers": 1}), 0)
+    torch.manual_seed(0)
+    head, x_BTD, train_rows = made.head(4, 320), torch.randn(2, 9, 4), made.split["train"]
+    x_BTD[1, 5:] = 0.0
+    whole_BTD = torch.stack([
+        torch.cat([x_BTD[0], x_BTD[0, 8:]]), torch.cat([x_BTD[1, :5], x_BTD[1, 4:5], torch.zeros(4, 4)])
+    ])  # fmt: skip
+    expected = made.loss(head, whole_BTD, torch.tensor([10, 6]), train_rows)
+    assert torch.allclose(made.loss(head, x_BTD, torch.tensor([9, 5]), train_rows), expected)
+    with torch.no_grad():
+        answers = [made.predict(head, x, torch.tensor(n), train_rows) for x, n in ((x_BTD, [9, 5]), (whole_BTD, [10, 6]))]
+    assert [a.shape for a in answers[0]] == [(10, 2), (6, 2)]
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(*answers))
+
+
+def test_verification_pools_a_frame_more_in_the_published_training():
+    data = table_of("speaker", ("x", "y"), (3, 0, 2)).assign(trials=[()] * 10)
+    data.at[6, "trials"] = ((1, data["id"][7]), (0, data["id"][8]))
+    head_sizes = {"hidden_size": 8, "tdnn_size": 8, "aggregation_size": 12, "output_size": 6}
+    made = ASV.probe(ASV, data, dataclasses.replace(ASV.schedules["mini"], head=head_sizes), 0)
+    torch.manual_seed(0)
+    head, lengths_B = made.head(5, 320), torch.tensor([40, 33, 39])
+    x_BTD = torch.randn(3, 40, 5)
+    rows, speakers = [0, 1, 2], torch.tensor([made.encoder.encode("x")] * 3)
+    clean_BTD = torch.stack([torch.cat([x_TD[:n], torch.zeros(40 - n, 5)]) for x_TD, n in zip(x_BTD, lengths_B)])
+    pooled = []
+    for x_TD, n in zip(clean_BTD, (40, 34, 40)):  # each alone, cut where the pooling ends
+        pooled.append(head.predict(x_TD[None, :n], torch.tensor([n])))
+    expected = head.loss(torch.cat(pooled), speakers)[0]
+    assert torch.allclose(made.loss(head, x_BTD, lengths_B, rows), expected, atol=1e-5)
+    with torch.no_grad():
+        alone = made.predict(head, x_BTD[1:2, :33], lengths_B[1:2], [1])[0]  # in trials the whole context alone
+    expected = torch.nn.functional.normalize(head.predict(x_BTD[1:2, :33], torch.tensor([33])), dim=1)[0]
+    assert np.allclose(alone, expected.detach().numpy(), atol=1e-6)

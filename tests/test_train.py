@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from tiny_corpus import TinyUpstream
 from torch import nn
 
-from eval import probe as probes
-from eval import rnn, tasks, train
-from eval.probe import Schedule
+from eval import tasks
+from eval.heads import probe as probes
+from eval.heads import rnn, train
+from eval.heads.probe import Schedule
 from star_upstream import compat
 from star_upstream.errors import StarError
 
@@ -88,7 +89,7 @@ def test_steps_are_s3prls(monkeypatch):
     from s3prl.nn.upstream import UpstreamDownstreamModel
     from s3prl.task.utterance_classification_task import UtteranceClassificationTask
 
-    from eval.upstreams import Upstream, unseeded
+    from eval.features.upstreams import unseeded
 
     schedule = Schedule(steps=5, batch=4, accumulate=2, lr=1e-2, eval_every=5, head={"hidden_size": 6})
     data = table("label", ("yes", "no", "up"))
@@ -115,15 +116,14 @@ def test_steps_are_s3prls(monkeypatch):
 
     class Pooled:
         layers, width = 3, 24
-        ours = Upstream("tiny", TinyUpstream(), "d", generation="problem")
 
         def batch(self, rows, generator=None):
-            states = self.ours.encode([waves_BN[r].numpy() for r in rows])
-            return torch.stack([s.mean(1, keepdim=True) for s in states]), torch.ones(len(rows), dtype=torch.long)
+            states, _ = upstream(waves_BN[rows], torch.full((len(rows),), 4000))
+            return torch.stack([x_BTD.mean(1, keepdim=True) for x_BTD in states], 1), torch.ones(len(rows), dtype=torch.long)
 
     taken = {}
     real = train._update
-    monkeypatch.setattr(train, "_update", lambda lane, *rest: (real(lane, *rest), taken.update(lane.head.state_dict())))
+    monkeypatch.setattr(train, "_update", lambda candidate, *rest: (real(candidate, *rest), taken.update(candidate.head.state_dict())))
     fit(probe, Pooled())
     expected = {"weights": model.featurizer.weights, **{f"task.model.{n}": p for n, p in model.downstream.named_parameters()}}
     assert taken.keys() == expected.keys()

@@ -12,12 +12,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from eval.probe import Choice, Probe, Schedule, Task, protocols
-from eval.tasks.sd import shuffled
-from eval.upstreams import OFF
 from star_upstream import corpora, metrics
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
+
+from ..features.upstreams import OFF
+from ..heads import batches
+from ..heads.probe import Metric, Probe, Schedule, Task, protocols
 
 LOSS = {"margin": 0.4, "scale": 30}
 LEAST_FRAMES = 16
@@ -34,12 +35,15 @@ class SpeakerVerification(Probe):
         rows = {name: np.flatnonzero(table["split"] == name).tolist() for name in ("train", "test")}
         self.split = {"train": rows["train"], "dev": rows["test"], "test": rows["test"]}
         row_of = {uid: row for row, uid in enumerate(table["id"])}
-        self.trials = [(target, row, row_of[other]) for row, pairs in enumerate(table["trials"]) for target, other in pairs]
-        self.targets = np.array([target for target, _, _ in self.trials])
+        self.trials = [
+            (target, row, row_of[other]) for row, pairs in enumerate(table["trials"]) for target, other in pairs
+        ]
+        self.same = np.array([target for target, _, _ in self.trials])
+        """Of each trial, 1 for one speaker and 0 for two."""
         if not rows["train"]:
             raise StarError(f"{task.name}: the train split is empty")
         for target, meaning in ((1, "of one speaker"), (0, "of two speakers")):
-            if not (self.targets == target).any():
+            if not (self.same == target).any():
                 raise StarError(f"{task.name}: no trial {meaning}; an error rate needs both kinds")
         from s3prl.dataio.encoder.category import CategoryEncoder
 
@@ -48,8 +52,8 @@ class SpeakerVerification(Probe):
 
     @classmethod
     def prepare(cls, task, table, root, stride, limit):
-        """``trials``: of an utterance that is enrolled, (target, id of the other) pairs. With ``limit``: so many training
-        utterances, spread over the speakers, and so many trials of each kind."""
+        """``trials``: of an utterance that is enrolled, (target, id of the other) pairs. With ``limit``: so many
+        training utterances, spread over the speakers, and so many trials of each kind."""
         trials = corpora.trials(root)
         if limit is None:  # what no trial names is not read: it may be too short, or silent
             tested = {*trials["enroll"], *trials["test"]}
@@ -59,7 +63,9 @@ class SpeakerVerification(Probe):
             turn = table.groupby(["split", "speaker"], sort=False).cumcount().sort_values(kind="stable").index
             train = table.loc[turn].query("split == 'train'").index[:limit]
             tested = {*trials["enroll"], *trials["test"]}
-            table = table[table.index.isin(train) | ((table["split"] == "test") & table["id"].isin(tested))].reset_index(drop=True)
+            table = table[
+                table.index.isin(train) | ((table["split"] == "test") & table["id"].isin(tested))
+            ].reset_index(drop=True)
         pairs: dict[str, list] = {}
         for row in trials.itertuples(index=False):
             pairs.setdefault(row.enroll, []).append((int(row.target), row.test))
@@ -69,7 +75,9 @@ class SpeakerVerification(Probe):
         """Leaves out training utterances that are too short once the silence is cut, and refuses such trials."""
         least = round(self.schedule.min_seconds * RATE)
         self.split["train"] = [
-            row for row in self.split["train"] if features.samples(row) > least and self._frames(features, row) >= LEAST_FRAMES
+            row
+            for row in self.split["train"]
+            if features.samples(row) > least and self._frames(features, row) >= LEAST_FRAMES
         ]
         if not self.split["train"]:
             least_s = f"{self.schedule.min_seconds:g} s"
@@ -78,7 +86,8 @@ class SpeakerVerification(Probe):
             if (frames := self._frames(features, row)) < LEAST_FRAMES:
                 uid = self.table["id"].iloc[row]
                 raise StarError(
-                    f"{self.task.name}: utterance {uid!r} has {frames} frames once silence is cut, and the x-vector needs "
+                    f"{self.task.name}: utterance {uid!r} has {frames} frames once silence is cut, and the x-vector "
+                    "needs "
                     f"{LEAST_FRAMES}; remove its trials"
                 )
 
@@ -99,19 +108,23 @@ class SpeakerVerification(Probe):
         if channels is not None:
             shape = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))
             ends = [model.projector.out_features, *[channels] * 4, model.tdnns.output_size]
-            model.tdnns.module = nn.Sequential(*(
-                TDNN(ends[i], ends[i + 1], context, dilation, batch_norm=False) for i, (context, dilation) in enumerate(shape)
-            ))  # fmt: skip
+            model.tdnns.module = nn.Sequential(
+                *(
+                    TDNN(ends[i], ends[i + 1], context, dilation, batch_norm=False)
+                    for i, (context, dilation) in enumerate(shape)
+                )
+            )
         return Verification(model, self.encoder, None, "amsoftmax", LOSS)
 
     def epoch(self, number):
-        return shuffled(self.split["train"], self.schedule.batch, self.seed, number)
+        return batches.shuffled(self.split["train"], self.schedule.batch, self.seed, number)
 
     def loss(self, head, x_BTD, lengths_B, rows):
+        """The published runs pool a frame more of a padded utterance, whose context ends with the first frame of the
+        padding."""
         speakers = [self.encoder.encode(str(self.table["speaker"].iloc[row])) for row in rows]
-        if self.schedule.generation == "downstream":  # a frame more, whose context ends with the first frame of the padding
-            inside_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) < lengths_B[:, None]
-            x_BTD, lengths_B = x_BTD * inside_BT[..., None], (lengths_B + 1).clamp(max=x_BTD.shape[1])
+        inside_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) < lengths_B[:, None]
+        x_BTD, lengths_B = x_BTD * inside_BT[..., None], (lengths_B + 1).clamp(max=x_BTD.shape[1])
         return head.loss(head.predict(x_BTD, lengths_B), torch.tensor(speakers, device=x_BTD.device))[0]
 
     def predict(self, head, x_BTD, lengths_B, rows):
@@ -121,7 +134,7 @@ class SpeakerVerification(Probe):
         return 100.0 * self._trials(predictions, rows).eer()
 
     def counts(self, predictions, rows):
-        trials, targets = self._trials(predictions, rows), self.targets
+        trials, targets = self._trials(predictions, rows), self.same
         kinds = [np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)]
 
         def draw(generator: np.random.Generator) -> float:
@@ -147,7 +160,7 @@ class SpeakerVerification(Probe):
             embeddings = np.stack(predictions)
             first, second = (np.array([place[trial[side]] for trial in self.trials]) for side in (1, 2))
             scores_K = np.einsum("kd,kd->k", embeddings[first], embeddings[second])
-            self._scored = (predictions, metrics.Trials(self.targets, scores_K))
+            self._scored = (predictions, metrics.Trials(self.same.tolist(), scores_K))
         return self._scored[1]
 
 
@@ -157,41 +170,51 @@ TASK = Task(
     version=3,
     corpus="VoxCeleb1, 1211 training speakers",
     splits="dev speakers for training, voxceleb1_test_v2.txt trials",
-    metric="asv_eer",
-    unit="%",
-    direction="min",
+    metrics=(Metric("asv_eer", "ASV EER", "%", "min"),),
     features="frames",
     target="speaker",
     probe=SpeakerVerification,
     crop_seconds=8.0,
     effects=(
-        ("channels", "1"), ("rate", "16000"), ("gain", "-3.0"), ("silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"),
+        ("channels", "1"),
+        ("rate", "16000"),
+        ("gain", "-3.0"),
+        ("silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"),
     ),
     schedules=protocols(
         superb=Schedule(
-            steps=200_000, batch=10, accumulate=5, lr=1e-4, eval_every=20_000, optimizer="AdamW", clip=1e3,
+            steps=200_000,
+            batch=10,
+            accumulate=5,
+            lr=1e-4,
+            eval_every=20_000,
+            optimizer="AdamW",
+            clip=1e3,
             min_seconds=2.0,
         ),
         mini=Schedule(
-            steps=300, batch=16, accumulate=1, lr=1e-3, eval_every=300, optimizer="AdamW", clip=1e3, scheduler="linear", warmup=15,
+            steps=300,
+            batch=16,
+            accumulate=1,
+            lr=1e-3,
+            eval_every=300,
+            optimizer="AdamW",
+            clip=1e3,
+            scheduler="linear",
+            warmup=15,
             crop_seconds=2.0,
             head={"hidden_size": 128, "tdnn_size": 128, "aggregation_size": 256, "output_size": 128},
         ),
         warmup=6_000,
     ),
-    plain_in_problem=("test",),
-    problem={"eval_every": 10_000},
-    choices=(
-        Choice("test utterances have the gain and the silence trimming of the training ones", "they are left as they are"),
-        Choice("in training, the pooling of padded utterances counts a frame more than have their whole context", "it counts those alone"),
-        Choice("a look at the trials every 20,000 updates", "every 10,000"),
-    ),
     differences=(
-        "there is no dev split: the checkpoint, and of several learning rates the best, is chosen by the error rate on the "
-        "trials, as both of s3prl's recipes do; schedule mini looks once, at the end",
+        "there is no dev split: the checkpoint, and of several learning rates the best, is chosen by the error "
+        "rate on the "
+        "trials, as in the published runs; schedule mini looks once, at the end",
     ),
     differences_once=(
-        "a training utterance over 8 s is encoded whole and 8 s of its frames are drawn at random; s3prl draws 8 s of sound",
+        "a training utterance over 8 s is encoded whole and 8 s of its frames are drawn at random; s3prl draws 8 s "
+        "of sound",
         "features are kept in fp16",
     ),
-)  # fmt: skip
+)

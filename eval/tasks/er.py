@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from eval.probe import Schedule, Task, UtteranceClassification, protocols
+from ..heads.probe import Metric, Schedule, Task, UtteranceClassification, protocols
 
 DEV_SHARE = 0.2
 
@@ -21,8 +21,8 @@ class EmotionRecognition(UtteranceClassification):
 
     @classmethod
     def splits(cls, task: Task, table: pd.DataFrame) -> list[pd.DataFrame]:
-        """Each fold is test once; of the other rows, in the table's order, s3prl's random split with seed 0 gives dev a fifth: those
-        that are ``drawn`` last."""
+        """Each fold is test once; of the other rows, in the table's order, s3prl's random split with seed 0 gives dev a
+        fifth: those that are ``drawn`` last."""
         tables = []
         for fold in sorted(set(table["fold"])):
             others = np.flatnonzero(table["fold"] != fold)
@@ -40,9 +40,7 @@ TASK = Task(
     version=2,
     corpus="IEMOCAP, four classes",
     splits="5 folds (sessions), each tested once; a random fifth of the other four is dev",
-    metric="er_acc",
-    unit="%",
-    direction="max",
+    metrics=(Metric("er_acc", "ER Acc", "%", "max"),),
     features="means",
     target="label",
     eval_batch=4,
@@ -62,7 +60,5 @@ TASK = Task(
         ),
         warmup=1_400,
     ),
-    differences=(
-        "of several learning rates the one with the best mean of the folds' dev accuracies serves all folds",
-    ),
+    differences=("of several learning rates the one with the best mean of the folds' dev accuracies serves all folds",),
 )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pandas as pd
 from torch import nn
 
-from eval.ctc import WordErrors
-from eval.probe import Choice, Schedule, Task, protocols
+from ..heads.ctc import WordErrorRate
+from ..heads.probe import Metric, Schedule, Task, protocols
 
 
-class PhoneRecognition(WordErrors):
-    """The symbols are s3prl's fixed list where the corpus keeps to it, else, and always as in s3prl's problem, those of the training
-    text."""
+class PhoneRecognition(WordErrorRate):
+    """The symbols are s3prl's fixed list where the corpus keeps to it, else those of the training text."""
 
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
         super().__init__(task, table, schedule, seed)
@@ -20,8 +19,7 @@ class PhoneRecognition(WordErrors):
 
         self.targets = [" ".join(phones.split()) for phones in self.targets]
         used = generate_vocab("phoneme", text_list=[self.targets[r] for r in self.split["train"]])
-        fixed = schedule.generation == "downstream" and set(used) <= set(PHONEME_VOCAB)
-        self.tokenizer = PhonemeTokenizer(list(PHONEME_VOCAB) if fixed else used)
+        self.tokenizer = PhonemeTokenizer(list(PHONEME_VOCAB) if set(used) <= set(PHONEME_VOCAB) else used)
         self.tokens = [self.tokenizer.encode(phones) for phones in self.targets]
 
     @classmethod
@@ -36,7 +34,7 @@ class PhoneRecognition(WordErrors):
         return problem.build_task({"log_metrics": ["per"]}, model, self.tokenizer)
 
     def epoch(self, number):
-        return self.slices(number)
+        return self.sorted_slices(number)
 
 
 TASK = Task(
@@ -45,9 +43,7 @@ TASK = Task(
     version=2,
     corpus="LibriSpeech, phones of s3prl's lexica",
     splits="train-clean-100, dev-clean, test-clean",
-    metric="pr_per",
-    unit="%",
-    direction="min",
+    metrics=(Metric("pr_per", "PR PER", "%", "min"),),
     features="frames",
     target="phones",
     probe=PhoneRecognition,
@@ -65,12 +61,6 @@ TASK = Task(
         ),
         warmup=1_400,
     ),
-    choices=(
-        Choice(
-            "batches are slices of train sorted by number of phones, the last ones all the last whole slice",
-            "sorted by audio length, and the last slices short",
-        ),
-        Choice("71 fixed symbols (where the corpus has others, its own)", "the symbols of the training text"),
-    ),
+    differences=("where the training text has other phones than the published 71, its own are the symbols",),
     differences_once=("features are kept in fp16",),
 )

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from eval.dtw import SHORTEST_QUERY, Documents
-from eval.probe import Probe, Schedule, Task, protocols
-from eval.train import Fitted, Lane, predict
 from star_upstream import corpora, metrics
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
+
+from ..heads.dtw import SHORTEST_QUERY, Documents
+from ..heads.probe import Metric, Probe, Schedule, Task, protocols
+from ..heads.train import Candidate, Fitted, predict
 
 BLOCK = 100
 """Documents that are searched at once."""
@@ -39,7 +40,8 @@ class Layer(nn.Module):
 
 
 class QueryByExample(Probe):
-    """What is predicted of a query or a document is its features in the chosen layer; :meth:`value` searches one in the other."""
+    """What is predicted of a query or a document is its features in the chosen layer; :meth:`value` searches one in the
+    other."""
 
     resampled = "queries"
 
@@ -51,8 +53,9 @@ class QueryByExample(Probe):
 
     @classmethod
     def prepare(cls, task, table, root, stride, limit):
-        """``pairs``: of a query, its documents' ids and whether they are relevant; of a document, nothing. With ``limit``, so many
-        queries of each set that are in a document, and as many documents that they are in and not in, if there are."""
+        """``pairs``: of a query, its documents' ids and whether they are relevant; of a document, nothing. With
+        ``limit``, so many queries of each set that are in a document, and as many documents that they are in and not
+        in, if there are."""
         truth = corpora.truth(root)
         split = dict(zip(table["id"], table["split"]))
         if limit is not None:
@@ -63,35 +66,36 @@ class QueryByExample(Probe):
             truth = truth[truth["doc"].isin(docs)]
         pairs = {q: tuple(zip(part["doc"], part["relevant"])) for q, part in truth.groupby("query", sort=False)}
         used = {*pairs, *truth["doc"]}
-        return table.assign(pairs=[pairs.get(uid, ()) for uid in table["id"]])[table["id"].isin(used)].reset_index(drop=True)
+        return table.assign(pairs=[pairs.get(uid, ()) for uid in table["id"]])[table["id"].isin(used)].reset_index(
+            drop=True
+        )
 
     def _rows(self, split: str) -> list[int]:
         sets, pairs = self.table["split"], self.table["pairs"]
         queries = [row for row in range(len(self.table)) if sets.iloc[row] == split and pairs.iloc[row]]
         if not any(relevant for row in queries for _, relevant in self.table["pairs"].iloc[row]):
-            raise StarError(f"{self.task.name}: no query of {split} is in any document; term-weighted value needs one that is")
+            raise StarError(
+                f"{self.task.name}: no query of {split} is in any document; term-weighted value needs one that is"
+            )
         docs = {doc for row in queries for doc, _ in self.table["pairs"].iloc[row]}
         return queries + sorted(self.row_of[doc] for doc in docs)
 
-    def choose(self, features, layers: int, say, progress: Path | None = None, identity: str = "") -> Fitted:
-        """The layer with the largest term-weighted value on dev. ``progress`` is a file from which a later call with the same
-        ``identity`` goes on after the last layer that was searched."""
-        begun, lanes = time.perf_counter(), []
-        known, spent = _searched_before(progress, identity)
-        for layer in range(layers):
-            lane = Lane(None, Layer(layer, layers), None)
-            if layer < len(known):
-                lane.best = known[layer]
-            else:
-                lane.best = self.value(predict(lane.head, self, features, self.split["dev"]), self.split["dev"])
-            lanes.append(lane)
-            say(f"{self.task.name}: layer {layer} of {layers}, dev {self.task.metric} {lane.best:.4f}")
-            if progress is not None and layer >= len(known):
-                seconds = spent + time.perf_counter() - begun
-                write_json(progress, {"identity": identity, "dev": [lane.best for lane in lanes], "spent": seconds})
-        best = max(lanes, key=lambda lane: lane.best)
-        grid = [{"layer": layer, "dev": lane.best} for layer, lane in enumerate(lanes)]
-        return Fitted(best.head, None, best.best, grid, spent + time.perf_counter() - begun, lanes)
+    def choose(self, features, layers, say, progress=None, identity=""):
+        """The layer with the largest term-weighted value on dev. ``progress`` is a file from which a later call with
+        the same ``identity`` goes on after the last layer that was searched."""
+        begun, rows, heads = time.perf_counter(), self.split["dev"], [Layer(layer, layers) for layer in range(layers)]
+        values, spent = ([], 0.0) if progress is None else _searched_before(progress, identity)
+        for layer, head in enumerate(heads):
+            if layer == len(values):
+                values.append(self.value(predict(head, self, features, rows), rows))
+                if progress is not None:
+                    seconds = spent + time.perf_counter() - begun
+                    write_json(progress, {"identity": identity, "dev": values, "spent": seconds})
+            say(f"{self.task.name}: layer {layer} of {layers}, dev {self.task.metric} {values[layer]:.4f}")
+        best = max(range(layers), key=values.__getitem__)
+        grid = [{"layer": layer, "dev": value} for layer, value in enumerate(values)]
+        candidates = [Candidate(None, head, None, value) for head, value in zip(heads, values)]
+        return Fitted(heads[best], None, values[best], grid, spent + time.perf_counter() - begun, candidates)
 
     def predict(self, head, x_BTD, lengths_B, rows):
         return [x_TD[:length].numpy() for x_TD, length in zip(x_BTD.cpu(), lengths_B.tolist())]
@@ -115,16 +119,19 @@ class QueryByExample(Probe):
 
     def details(self, predictions, rows):
         relevant_QN, scores_QN = self._search(predictions, rows)
-        return {"documents": relevant_QN.shape[1], "pairs": int((relevant_QN >= 0).sum()),
-                "queries_in_no_document": int((~(relevant_QN == 1).any(1)).sum()),
-                "threshold": metrics.maximum_term_weighted_value(relevant_QN, scores_QN)[1]}  # fmt: skip
+        return {
+            "documents": relevant_QN.shape[1],
+            "pairs": int((relevant_QN >= 0).sum()),
+            "queries_in_no_document": int((~(relevant_QN == 1).any(1)).sum()),
+            "threshold": metrics.maximum_term_weighted_value(relevant_QN, scores_QN)[1],
+        }
 
     def _search(self, predictions: list[np.ndarray], rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Q x N: what is relevant (-1: not to be scored), and the scores, normalised over each query's documents."""
         if self._searched is not None and self._searched[0] is predictions:
             return self._searched[1:]
         mean_D, std_D = _statistics(predictions)
-        frames = {row: x_TD for row, x_TD in zip(rows, predictions)}
+        frames = dict(zip(rows, predictions))
         queries = [row for row in rows if self.table["kind"].iloc[row] == "query"]
         docs = [row for row in rows if self.table["kind"].iloc[row] == "doc"]
         column = {self.table["id"].iloc[row]: n for n, row in enumerate(docs)}
@@ -146,12 +153,12 @@ class QueryByExample(Probe):
         return relevant_QN, scores_QN
 
 
-def _searched_before(progress: Path | None, identity: str) -> tuple[list[float], float]:
+def _searched_before(progress: Path, identity: str) -> tuple[list[float], float]:
     """The dev values of the layers that a broken run has searched, and its seconds."""
     try:
         kept = json.loads(progress.read_text(encoding="utf-8"))
         return (kept["dev"], kept["spent"]) if kept["identity"] == identity else ([], 0.0)
-    except (AttributeError, FileNotFoundError):
+    except FileNotFoundError:
         return [], 0.0
     except (ValueError, KeyError, TypeError):
         raise StarError(f"{progress}: damaged progress file; remove it to start anew") from None
@@ -173,9 +180,7 @@ TASK = Task(
     version=2,
     corpus="QUESST 2014, non-native English",
     splits="dev queries, eval queries, all documents",
-    metric="qbe_mtwv",
-    unit="",
-    direction="max",
+    metrics=(Metric("qbe_mtwv", "QbE MTWV", "", "max"),),
     features="frames",
     target="kind",
     probe=QueryByExample,
@@ -183,10 +188,11 @@ TASK = Task(
     schedules=protocols(superb=_SCHEDULE, mini=_SCHEDULE, warmup=None),
     differences=(
         "every layer is searched and the best on dev is taken, as the published runs did one run a layer",
-        "scored by an own implementation of term-weighted value with QUESST 2014's costs (100 for a miss, 1 for a false alarm, "
-        "prior 0.0008), over the English queries that are in a document; the corpus's own scorer also counts the queries of all "
+        "scored by an own implementation of term-weighted value with QUESST 2014's costs (100 for a miss, 1 for a "
+        "false alarm, "
+        "prior 0.0008), over the English queries that are in a document; the corpus's own scorer also counts the "
+        "queries of all "
         "other languages, which score 0, so that published values are smaller by the English share of the queries",
         "features are kept in fp16",
-        "s3prl's problem package has no such task: --generation makes no difference",
     ),
 )

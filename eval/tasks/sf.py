@@ -8,22 +8,23 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from eval.ctc import SMALL_SPECAUG, SPECAUG, Spelling, characters, lstm_head
-from eval.probe import Choice, Metric, Schedule, Task, protocols
-from eval.rnn import unpack
 from star_upstream import corpora
-from star_upstream.corpora import audio_snips
 from star_upstream.errors import StarError
 
+from ..heads.ctc import CTC, OWN_CHARACTERS, SMALL_SPECAUG, SPECAUG, characters, lstm_head
+from ..heads.probe import Metric, Schedule, Task, protocols
+from ..heads.rnn import unpack
+
 _HARMLESS = str.maketrans(":;", "\ue000\ue001")
-"""s3prl's slot metrics join and split slots at these two; other characters in their place leave the scores as they are."""
+"""s3prl's slot metrics join and split slots at these two; other characters in their place leave the scores as they
+are."""
 
 
 PUNCTUATION = "?!.,;-"
 """Words of these the published runs leave out."""
 
 
-class SlotFilling(Spelling):
+class SlotFilling(CTC):
     """A text with its slots is ``PLAY B-artist ANNA BELL E-artist``; equal neighbours are one slot, as s3prl has it."""
 
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
@@ -34,23 +35,21 @@ class SlotFilling(Spelling):
         slots = [[_name(slot) for slot in row.split()] for row in table["slots"]]
         for row, (words, names) in enumerate(zip(texts, slots)):
             if len(words) != len(names) or not names:
-                raise StarError(f"{task.name}: utterance {table['id'].iloc[row]!r} has {len(words)} words and {len(names)} slots")
+                raise StarError(
+                    f"{task.name}: utterance {table['id'].iloc[row]!r} has {len(words)} words and {len(names)} slots"
+                )
         if not any(name != "O" for row in self.split["test"] for name in slots[row]):
             raise StarError(f"{task.name}: no test utterance has a slot, so there is no slot value to score")
-        published = schedule.generation == "downstream"
-        if not published:
-            texts, slots = zip(*(audio_snips.spoken(*pair) for pair in zip(texts, slots)))
-        listed = list(table.attrs.get("slots", ())) if published else []
+        listed = list(table.attrs.get("slots", ()))
         names = listed + sorted({name for row in self.split["train"] for name in slots[row]} - {"O", *listed})
-        known = characters([" ".join(texts[r]) for r in self.split["train"]], fixed=published)
+        known = characters([" ".join(texts[r]) for r in self.split["train"]])
         self.tokenizer = CharacterSlotTokenizer(known, [f"{edge}-{name}" for name in names for edge in "BE"])
-        if published:
-            self.tokens = [self._tokens(*pair) for pair in zip(texts, slots)]
-        else:
-            self.tokens = [self.tokenizer.encode(" ".join(words), " ".join(row)) for words, row in zip(texts, slots)]
+        self.tokens = [self._tokens(*pair) for pair in zip(texts, slots)]
         for row, tokens in enumerate(self.tokens):
             if not tokens:
-                raise StarError(f"{task.name}: utterance {table['id'].iloc[row]!r} has nothing but punctuation; remove it")
+                raise StarError(
+                    f"{task.name}: utterance {table['id'].iloc[row]!r} has nothing but punctuation; remove it"
+                )
         self.targets = [self.tokenizer.decode(tokens) for tokens in self.tokens]
 
     @classmethod
@@ -61,8 +60,9 @@ class SlotFilling(Spelling):
         return table
 
     def _tokens(self, words: list[str], names: list[str]) -> list[int]:
-        """As the published runs spell it (s3prl/downstream/ctc/text.py, v0.4.18): what begins and ends a slot are its neighbours with
-        punctuation, which is then left out, so that a slot may lose its end to it; and a text that ends in it ends in a space."""
+        """As the published runs spell it (s3prl/downstream/ctc/text.py, v0.4.18): what begins and ends a slot are its
+        neighbours with punctuation, which is then left out, so that a slot may lose its end to it; and a text that ends
+        in it ends in a space."""
         symbol, tokens = self.tokenizer.vocab_to_idx, []
         edges = self.tokenizer.slot2id
         before, after = [None, *names[:-1]], [*names[1:], None]
@@ -90,11 +90,14 @@ class SlotFilling(Spelling):
         return problem.build_task({"log_metrics": ["slot_type_f1", "slot_value_cer"]}, model, self.tokenizer)
 
     def epoch(self, number):
-        return self.slices(number)
+        return self.sorted_slices(number)
 
     def predict(self, head, x_BTD, lengths_B, rows):
         """Without the slot that has no name: s3prl's metrics could not read it."""
-        return [" ".join(w for w in text.split(" ") if w not in ("B-", "E-")) for text in super().predict(head, x_BTD, lengths_B, rows)]
+        return [
+            " ".join(w for w in text.split(" ") if w not in ("B-", "E-"))
+            for text in super().predict(head, x_BTD, lengths_B, rows)
+        ]
 
     def value(self, predictions, rows):
         from s3prl.metric.slot_filling import slot_type_f1
@@ -135,39 +138,31 @@ TASK = Task(
     version=3,
     corpus="Audio SNIPS",
     splits="train, valid and test of eight, four and four voices",
-    metric="sf_f1",
-    unit="%",
-    direction="max",
-    further=(Metric("sf_cer", "%", "min"),),
+    metrics=(Metric("sf_f1", "SF F1", "%", "max"), Metric("sf_cer", "SF CER", "%", "min")),
     features="frames",
     target=("text", "slots"),
     probe=SlotFilling,
     schedules=protocols(
         superb=Schedule(
-            steps=200_000, batch=32, accumulate=1, lr=1e-4, eval_every=2_000,
+            steps=200_000,
+            batch=32,
+            accumulate=1,
+            lr=1e-4,
+            eval_every=2_000,
             head=lstm_head(1024, [1024, 1024], 0.2, SPECAUG),
         ),
         mini=Schedule(
-            steps=400, batch=16, accumulate=1, lr=5e-3, eval_every=100, scheduler="linear", warmup=40,
+            steps=400,
+            batch=16,
+            accumulate=1,
+            lr=5e-3,
+            eval_every=100,
+            scheduler="linear",
+            warmup=40,
             head=lstm_head(128, [128], 0.1, SMALL_SPECAUG),
         ),
         warmup=1_400,
     ),
-    choices=(
-        Choice(
-            "28 fixed characters, and one symbol for all others (where those are more than a hundredth, the corpus's own)",
-            "the characters of the training text",
-        ),
-        Choice(
-            "the text as the corpus has it; words of punctuation are left out only once slots and the text's end are found, so that a"
-            " text may lose its end to them",
-            "accents, quotation marks and punctuation are taken from the text first",
-        ),
-        Choice("the slots that the corpus lists, and those of train that it does not", "the slots of train"),
-        Choice(
-            "batches are slices of train sorted by number of tokens, the last ones all the last whole slice",
-            "sorted by audio length, and the last slices short",
-        ),
-    ),
+    differences=(OWN_CHARACTERS, "slots of train that the corpus does not list are symbols too"),
     differences_once=("features are kept in fp16",),
-)  # fmt: skip
+)

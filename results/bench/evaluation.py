@@ -1,12 +1,14 @@
 """What these scripts use of ``eval``: the only module here that imports it."""
 
-from eval import encode, tasks, train
+from eval import tasks
+from eval.features import encode
+from eval.features.store import Store
+from eval.features.upstreams import Upstream, unseeded
+from eval.features.upstreams import load as load_upstream
+from eval.heads import train
+from eval.heads.probe import Probe, Schedule, Task
 from eval.machine import environment
-from eval.probe import Probe, Schedule, Task
 from eval.run import _data as corpora_folder
-from eval.store import Store
-from eval.upstreams import Upstream, unseeded
-from eval.upstreams import load as load_upstream
 from star_upstream.say import say
 
 __all__ = [

@@ -79,7 +79,7 @@ class Ours:
         rates = (self.schedule.lr,)
         (fitted,) = train.fit([given], features, upstream.layers, upstream.width, upstream.stride, rates)
         starts = [*features.asked[: steps * accumulate : accumulate], given.over]
-        return [b - a for a, b in itertools.pairwise(starts)], fitted.lanes[0].head
+        return [b - a for a, b in itertools.pairwise(starts)], fitted.candidates[0].head
 
     def evaluate(self, head: train.Head, features: Picked, rows: Sequence[int]) -> float:
         """Seconds that predictions for ``rows`` take, from features that are there."""

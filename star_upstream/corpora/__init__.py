@@ -24,11 +24,15 @@ A corpus is one module with
 - ``read(folder, task) -> DataFrame``: the table, with the columns that :mod:`star_upstream.corpora.manifest` describes;
 - for ASV, SD and QbE a function ``trials``, ``segments`` or ``truth`` of the folder.
 
-Another task's corpus is another such module in ``CORPORA``.
+Another task's corpus is another such module in ``CORPORA``. Of another package, it is added by :func:`register`, or is found where that
+package is installed and declares an entry point ``mine = my_package.my_corpus`` of the group ``star_upstream.corpora``. For tasks that
+are not here it has ``TABLES``: of each, the :class:`star_upstream.corpora.manifest.Table` of its columns.
 """
 
 from __future__ import annotations
 
+import functools
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pandas as pd
@@ -64,6 +68,31 @@ def by_task(found) -> dict:
 
 
 BY_TASK = by_task(CORPORA)
+GROUP = "star_upstream.corpora"
+
+
+def register(corpus) -> None:
+    """Add a corpus from outside this package. Raises :class:`StarError` for a task that another one serves, for one without columns, and
+    for what is no corpus."""
+    missing = [name for name in ("NAME", "LICENCE", "FOLDERS", "COUNTS", "read") if not hasattr(corpus, name)]
+    if missing:
+        raise StarError(f"{corpus!r} has no {', '.join(missing)}; star_upstream.corpora says what a corpus has")
+    added = by_task([corpus])
+    tables = getattr(corpus, "TABLES", {})
+    for task in added:
+        if BY_TASK.get(task, corpus) is not corpus:
+            raise StarError(f"{task}: two corpora serve it, {BY_TASK[task].NAME} and {corpus.NAME}; one of them has to go")
+        if task not in tables and task not in manifest.TABLES:
+            raise StarError(f"{corpus.NAME}: {task} is no task of this package, so its columns must be in TABLES")
+    manifest.TABLES.update({task: table for task, table in tables.items() if task not in manifest.TABLES})
+    BY_TASK.update(added)
+
+
+@functools.cache
+def _find_installed() -> None:
+    """The corpora of installed packages, once."""
+    for entry in entry_points(group=GROUP):
+        register(entry.load())
 
 
 def load(task: str, root: str | Path) -> pd.DataFrame:
@@ -112,6 +141,7 @@ def slots(root: str | Path) -> tuple[str, ...] | None:
 
 def from_manifest(task: str, root: str | Path) -> bool:
     """Whether ``load(task, root)`` reads tsv files, and not a corpus in its published layout."""
+    _check_known(task)
     return any((_manifests(root) / name).is_file() for name in manifest.files(task))
 
 
@@ -127,12 +157,17 @@ def find(corpus, root: str | Path) -> Path | None:
 
 def _source(task: str, root: str | Path) -> Path | None:
     """The corpus folder of the task; None is returned only where there are manifests."""
-    if task not in BY_TASK:
-        raise StarError(f"unknown task {task!r}{nearest(task, BY_TASK)} (tasks with a corpus: {', '.join(sorted(BY_TASK))})")
+    _check_known(task)
     folder = find(BY_TASK[task], root)
     if folder is None and not from_manifest(task, root):
         raise StarError(_missing(task, BY_TASK[task], Path(root).expanduser().absolute()))
     return folder
+
+
+def _check_known(task: str) -> None:
+    _find_installed()
+    if task not in BY_TASK:
+        raise StarError(f"unknown task {task!r}{nearest(task, BY_TASK)} (tasks with a corpus: {', '.join(sorted(BY_TASK))})")
 
 
 def _manifests(root: str | Path) -> Path:
@@ -142,6 +177,7 @@ def _manifests(root: str | Path) -> Path:
 def misplaced(root: str | Path) -> str:
     """Which folder is meant where ``root`` is a manifest, or the folder that they are in; empty where it is neither."""
     root = Path(root).expanduser().absolute()
+    _find_installed()
     known = {name for task in BY_TASK for name in manifest.files(task)}
     if root.is_file():
         if root.parent.name == "manifests":

@@ -5,8 +5,8 @@ each word, then the intent in the place of EOS. The slots have no B- and I-: equ
 ``B-x I-x`` here (s3prl's form is what remains without those prefixes). SUPERB takes eight, four and four of the sixteen synthetic
 voices for train, dev and test, each from the sentences of that split; sentences and voices differ between the splits.
 
-The table has words and slots as the file has them, punctuation too: what becomes of it is the task's. :func:`spoken` is what s3prl's
-problem package makes of a text; where a line has a slot for every word only after that, the table has its text so.
+The table has words and slots as the file has them, punctuation too: what becomes of it is the task's. Where a line has a
+slot for every word only once accents, quotation marks and ``&`` are words of plain letters, the table has its text so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ SPEAKERS = {
     "dev": ("Aditi", "Amy", "Geraint", "Nicole"),
     "test": ("Brian", "Emma", "Raveena", "Russell"),
 }
-PUNCTUATION = "?!.,;-–…"
 LETTERS = str.maketrans({"Æ": "A", "Ð": "D", "Ø": "O", '"': " ", "–": "-", "&": " AND "})
 REPLACED = {"楽園追放": "EXPELLED", "官方杂志": ""}
 
@@ -66,16 +65,6 @@ def slots(folder: Path) -> tuple[str, ...] | None:
     return tuple(file.read_text(encoding="utf-8").split("\n")[1:])
 
 
-def spoken(words: list[str], slots: list[str]) -> tuple[list[str], list[str]]:
-    """Words and their slots as s3prl's problem package has them: letters without accents, a space for a quotation mark, words for ``&``,
-    two words in Chinese characters replaced, no punctuation between words. Where this gives other words than slots, they stay."""
-    found = _plain(" ".join(words)).split()
-    if len(found) != len(slots):
-        return words, slots
-    kept = [(word, slot) for word, slot in zip(found, slots) if word not in PUNCTUATION]
-    return [word for word, _ in kept], [slot for _, slot in kept]
-
-
 def _sentence(line: str, place: str) -> tuple[str, str]:
     """The text and the slots, one a word, of ``BOS <words> EOS<tab>O <slots> <intent>``."""
     said, tab, tags = line.partition("\t")
@@ -92,6 +81,7 @@ def _sentence(line: str, place: str) -> tuple[str, str]:
 
 
 def _plain(text: str) -> str:
+    """Letters without accents, a space for a quotation mark, AND for ``&``, and two words in Chinese characters replaced."""
     for words, other in REPLACED.items():
         text = text.replace(words, other)
     return re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFD", text.translate(LETTERS)))
