@@ -10,7 +10,8 @@ from star_upstream import extras
 from star_upstream.errors import StarError
 from star_upstream.say import say
 
-from . import options
+from . import options, tasks
+
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 when a task failed, 2 for a mistake in the input."""

@@ -10,8 +10,6 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .tasks import names as task_names
-
 Kind = TypeVar("Kind")
 
 
@@ -34,8 +32,8 @@ def flag(about: str, default: Any = MISSING, read: Callable[[str], Any] | None =
 
 
 def add(parser: argparse.ArgumentParser, kind: type, **words: str) -> None:
-    """Give ``parser`` the flags of the dataclass ``kind``; a field without default is required. ``words``: for the help's
-    braces."""
+    """Give ``parser`` the flags of the dataclass ``kind``; a field without default is required. ``words``: for the
+    help's braces."""
     hints = get_type_hints(kind)
     for one in fields(kind):
         hint = hints[one.name]

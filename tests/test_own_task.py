@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -62,6 +63,8 @@ def package(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(home)
     corpora._find_installed.cache_clear()
+    for name in ("tones_corpus", "tones_task"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield home
     corpora._find_installed.cache_clear()
     tasks._REGISTERED.clear()
@@ -116,6 +119,16 @@ def test_a_task_and_a_corpus_of_another_package_are_run_and_reported(package, da
     assert main(["data", "--root", str(data), "--json"]) == 1  # the ten others are not there
     found = json.loads(capsys.readouterr().out)["tone"]
     assert (found["corpus"], found["error"]) == ("Tones", None)
+
+
+def test_a_broken_package_is_named(package, data, capsys):
+    (package / "tones_corpus.py").write_text("import nowhere_at_all\n")
+    assert main(["data", "--root", str(data)]) == 2
+    said = "corpus 'tones': tones_corpus cannot be loaded (No module named 'nowhere_at_all'); mend it"
+    assert said in capsys.readouterr().err
+    (package / "tones_task.py").write_text("TASK = 1 / 0\n")
+    with pytest.raises(StarError, match="task 'tone': tones_task:TASK cannot be loaded .division by zero."):
+        tasks.get("tone")
 
 
 def test_a_record_says_what_the_report_needs_where_the_package_is_not_installed(tmp_path, capsys):

@@ -70,7 +70,9 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
         corpus.make(root, np.random.default_rng([seed, number]), lambda items: max(1, round(items * scale)))
     with replacing(root / "README.md") as part:
         part.write_text(CARD.format(version=VERSION, seed=seed, scale=scale), encoding="utf-8")
-    write_json(marker, {**recipe, "complete": True, "espeakng_loader": versions(("espeakng-loader",))["espeakng-loader"]})
+    write_json(
+        marker, {**recipe, "complete": True, "espeakng_loader": versions(("espeakng-loader",))["espeakng-loader"]}
+    )
     return root
 
 

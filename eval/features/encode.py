@@ -25,7 +25,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from star_upstream import audio, compat
+from star_upstream import audio
+from star_upstream.effects import apply_effects_tensor
 from star_upstream.errors import StarError
 from star_upstream.say import say
 
@@ -91,7 +92,7 @@ def waveform(window: Window, effects: Effects = ()) -> np.ndarray:
     audio."""
     wave = audio.piece(window.path, window.start, window.samples)
     if effects:
-        wave = compat.apply_effects_tensor(torch.from_numpy(wave)[None], audio.RATE, effects)[0][0].numpy()
+        wave = apply_effects_tensor(torch.from_numpy(wave)[None], audio.RATE, effects)[0][0].numpy()
     if not len(wave):
         raise StarError(f"{window.path}: no sound from sample {window.start} on")
     if not np.isfinite(wave).all():

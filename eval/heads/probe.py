@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,6 @@ from star_upstream.errors import StarError
 from star_upstream.metrics import Counts
 
 from . import batches
-
-if TYPE_CHECKING:
-    from .train import Fitted
 
 
 @dataclass(frozen=True)
@@ -207,8 +204,9 @@ class Probe:
         """The rows that the head and its learning rate are chosen on; a row may come more than once."""
         return self.split["dev"]
 
-    def choose(self, features: Any, layers: int, say: Callable[[str], None], progress: Path, identity: str) -> Fitted:
-        """What is chosen on dev where the schedule has no steps, and so nothing is trained."""
+    def choose(self, features: Any, layers: int, say: Callable[[str], None], progress: Path, identity: str) -> Any:
+        """What is chosen on dev where the schedule has no steps, and so nothing is trained: an
+        :class:`eval.heads.train.Fitted`."""
         raise NotImplementedError
 
     def loss(self, head: nn.Module, x_BTD: Tensor, lengths_B: Tensor, rows: Sequence[int]) -> Tensor:

@@ -26,6 +26,13 @@ STYLE: Any = {
 
 
 def size_against_score(runs: list[Run], key: Group, beside: list[Row]) -> str | None:
+    """:func:`draw_sizes` as svg text."""
+    figure = draw_sizes(runs, key, beside)
+    with rc_context(STYLE):
+        return figure and _svg(figure)
+
+
+def draw_sizes(runs: list[Run], key: Group, beside: list[Row]) -> Figure | None:
     """Scores over millions of parameters, one model a point: ``overall`` if any model of ours has it, else every
     metric.
 

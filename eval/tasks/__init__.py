@@ -51,7 +51,12 @@ def get(name: str) -> Task:
         return importlib.import_module(f"{__name__}.{name}").TASK
     if name not in _REGISTERED:
         for entry in entry_points(group=GROUP, name=name):
-            task = entry.load()
+            try:
+                task = entry.load()
+            except Exception as error:
+                raise StarError(
+                    f"task {name!r}: {entry.value} cannot be loaded ({error}); mend or uninstall it"
+                ) from error
             if task.name != name:
                 raise StarError(f"task {name!r}: the entry point's task calls itself {task.name!r}; use one name")
             register(task)

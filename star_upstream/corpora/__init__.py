@@ -92,7 +92,11 @@ def register(corpus) -> None:
 def _find_installed() -> None:
     """The corpora of installed packages, once."""
     for entry in entry_points(group=GROUP):
-        register(entry.load())
+        try:
+            corpus = entry.load()
+        except Exception as error:
+            raise StarError(f"corpus {entry.name!r}: {entry.value} cannot be loaded ({error}); mend it") from error
+        register(corpus)
 
 
 def load(task: str, root: str | Path) -> pd.DataFrame:
