@@ -18,7 +18,8 @@ from typing import Any, Sequence
 
 import yaml
 
-from .. import augment, outputs, phone_probe, strict, units
+from .. import augment, outputs, strict, units
+from ..analysis import phone_probe
 from ..crops import Crops
 from ..data import Clip, scan
 from ..encoder import size

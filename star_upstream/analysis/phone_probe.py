@@ -1,6 +1,6 @@
 """Which layer knows the phones: a linear head a layer, trained with CTC for a minute, its phone error rate on other utterances.
 
-    python -m star_upstream.phone_probe ENCODER... --manifest pr.tsv
+    python -m star_upstream.analysis.phone_probe ENCODER... --manifest pr.tsv
 
 Shapes: U utterances, T frames, F features, C classes (blank first).
 """
@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import audio, units
-from .data import Clip
-from .errors import StarError
-from .formats import sources
-from .say import say
+from .. import audio, units
+from ..data import Clip
+from ..errors import StarError
+from ..formats import sources
+from ..say import say
 
 
 def read(manifest: str | Path, split: str, seconds: float, seed: int = 0) -> tuple[list[Clip], list[list[str]]]:
@@ -97,7 +97,7 @@ def by_layer(encoder, manifest: str | Path, wanted: Sequence[int] | None = None,
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m star_upstream.phone_probe", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m star_upstream.analysis.phone_probe", description=__doc__.split("\n\n")[0])
     parser.add_argument("encoders", nargs="+", help="checkpoints, or names of models")
     parser.add_argument("--manifest", required=True, help="tsv with path, samples, split (train, dev) and phones")
     parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")], metavar="5,6,7", help="default: all")
