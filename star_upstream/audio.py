@@ -14,6 +14,7 @@ import soundfile
 
 from . import extras
 from .errors import StarError
+from .files import pointer
 
 RATE = 16_000
 EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
@@ -130,5 +131,7 @@ def _reason(path: str | Path, error: Exception) -> str:
         return "a link to a file that is not there; in a git-annex folder: git annex get"
     if not os.path.exists(path):
         return "no such file"
+    if said := pointer(path):
+        return said
     text = str(error).strip().rstrip(".")
     return text.split(": ")[-1] or type(error).__name__

@@ -23,6 +23,7 @@ from typing import Any, Iterator, Literal, Mapping, NamedTuple
 
 from . import audio
 from .errors import StarError
+from .files import pointer
 
 KNOWN = "a table with a column path, fairseq's tsv, a path a line, wav.scp, SpeechBrain's csv or json, NeMo's or lhotse's jsonl"
 PATHS = (
@@ -51,6 +52,8 @@ class Entry(NamedTuple):
 
 def read(path: Path) -> tuple[list[Entry], Path | None]:
     """The entries, and the folder that the paths are below where the list says one. Raises :class:`StarError` for what is no list."""
+    if said := pointer(path):
+        raise StarError(f"{path}: {said}")
     lines = [(number, line.rstrip("\r")) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
     if not lines:
         raise StarError(f"{path}: is empty; expected {KNOWN}")
@@ -66,7 +69,8 @@ def read(path: Path) -> tuple[list[Entry], Path | None]:
     if _is_header(first.split("\t")):
         return list(_table(path, [(number, line.split("\t")) for number, line in lines])), None
     if _is_header(next(csv.reader([first]))):
-        reader = csv.reader(io.StringIO("\n".join(line for _, line in lines)))
+        # SpeechBrain's own files have a space after each comma
+        reader = csv.reader(io.StringIO("\n".join(line for _, line in lines)), skipinitialspace=True)
         return list(_table(path, [(number, row) for number, row in zip((n for n, _ in lines), reader)])), None
     return _paths(path, lines), None
 
@@ -109,11 +113,14 @@ def _text(path: Path) -> str:
 
 
 def _is_header(fields: list[str]) -> bool:
-    return any(field.strip().lower() in PATHS for field in fields)
+    return any(uncell(field.strip()).lower() in PATHS for field in fields)
 
 
 def _table(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[Entry]:
-    names = [name.strip().lower() for name in rows[0][1]]
+    names = [uncell(name.strip()).lower() for name in rows[0][1]]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise StarError(f"{path}: two columns are named {twice!r}; leave one of them")
     if "length" in names and not {"samples", *OWN_RATE, *SECONDS} & set(names):
         raise StarError(f"{path}: column 'length' has no unit; name it samples (at 16 kHz) or duration (seconds)")
     for number, fields in rows[1:]:
@@ -254,7 +261,7 @@ def _given(row: Mapping[str, Any], field: str) -> bool:
 def _number(value: Any, what: str, whole: bool = False) -> float:
     """Not below 0; ``32000.0`` is a whole number, too."""
     try:
-        number = float(value)
+        number = float(uncell(value.strip()) if isinstance(value, str) else value)
     except (TypeError, ValueError):
         number = -1.0
     if not 0 <= number < float("inf") or (whole and not number.is_integer()):

@@ -5,6 +5,7 @@ Shapes: B utterances, N samples (16 kHz).
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -129,7 +130,7 @@ def _is_audio(file: Path) -> bool:
         return True
     with open(file, "rb") as stream:
         head = stream.read(4096)
-    return head[:2] != b"\x1f\x8b" and b"\0" in head
+    return not head.startswith((b"\x1f\x8b", codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in head
 
 
 def _add(found: dict, path: str, measured: dict[str, audio.Header | Fault]) -> None:

@@ -54,6 +54,21 @@ def replacing(path: str | Path, own: Collection[str] | None = None) -> Iterator[
         _remove(part)
 
 
+def pointer(path: str | Path) -> str | None:
+    """What a file is that git-lfs or git-annex left in the place of another, as a phrase with what to do; None for any other."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(200)
+    except OSError:
+        return None
+    fetch = "in its repository, or download the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return f"a git-lfs pointer, not the content: run 'git lfs pull' {fetch}"
+    if start.startswith(b"/annex/objects/"):
+        return f"a git-annex pointer, not the content: run 'git annex get' on it {fetch}"
+    return None
+
+
 def leftovers(path: Path, kind: str) -> list[Path]:
     """What killed processes left of :func:`replacing` ``path``: new ones (``kind`` "part") or old ones ("old")."""
     name = re.compile(rf"{re.escape(f'.{path.name}.')}\d+\.{kind}")

@@ -8,6 +8,7 @@ Every configuration of the package (encoder, recipe, task) is read through :func
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import types
 import typing
@@ -68,8 +69,8 @@ def from_text(hint: Any, text: str, read: Callable[[str], Any]) -> Any:
     """What ``text``, as a command line has it, means for a field of type ``hint``.
 
     Where the field is text it is taken as it stands, whatever it looks like; where it is a list of texts, too, unless
-    it is written in brackets: ``[a, b]``, with quotes around what holds a comma. ``read`` (yaml) says what anything
-    else means.
+    it is written in brackets and no file of that name is there: ``[a, b]``, with quotes around what holds a comma.
+    ``read`` (yaml) says what anything else means.
     """
     origin = typing.get_origin(hint)
     options = typing.get_args(hint) if origin in (Union, types.UnionType) else (hint,)
@@ -79,7 +80,7 @@ def from_text(hint: Any, text: str, read: Callable[[str], Any]) -> Any:
     if str in options or text in literals:
         return text
     if any(typing.get_origin(option) is tuple and typing.get_args(option)[0] is str for option in options):
-        if text.startswith("[") and text.endswith("]"):
+        if text.startswith("[") and text.endswith("]") and not os.path.exists(text):
             found = re.findall(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^,]*?)\s*(?:,|$)""", text[1:-1].strip() + ",")
             words = [word for word in found if word]
             return [read(word) if word[0] in "\"'" else word for word in words]

@@ -347,6 +347,8 @@ LISTS = {
         "ID,duration,wav,spk_id,wrd\n1,2.0,audio/a.wav,s,\"YES, \"\"NO\"\"\"\n2,3.0,$data_root/audio/b.flac,s,X\n",
         {k: WHOLE[k] for k in ("a.wav", "b.flac")},
     ),
+    "speechbrain csv, spaces after commas": ("ID, duration, wav, wav_format\n1, 2.0, audio/a.wav, wav\n", {"a.wav": WHOLE["a.wav"]}),
+    "a table that a spreadsheet quoted": ('"path"\t"samples"\n"audio/a.wav"\t"32000"\n', {"a.wav": WHOLE["a.wav"]}),
     "speechbrain segments": ("ID,duration,wav,start,stop,spk_id\n1,4.0,audio/c.wav,16000,48000,s\n", {"c.wav": (32_000, 16_000)}),
     "speechbrain segments, own rate": ("ID,duration,wav,start,stop\n1,3.0,audio/b.flac,4000,12000\n", {"b.flac": (16_000, 8_000)}),
     "seconds from and to": ("ID,wav,start,stop\n1,audio/c.wav,0.5,2.0\n", {"c.wav": (24_000, 8_000)}),
@@ -378,6 +380,8 @@ def test_lists_are_told_apart_by_their_content(audio_folder, kind, form):
         ("seven green horses\nran over the hill\n", "no list of audio that is known here; expected a table with a column path, .*'seven green"),
         ("name\tspeaker\nx\ty\n", "no list of audio that is known here"),
         ("{\"audio_filepath\": \"a.wav\"\n", "line 1: not json"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n", "a git-lfs pointer, not the content: run 'git lfs pull'"),
+        ("path\tpath\naudio/a.wav\taudio/b.flac\n", "two columns are named 'path'"),
         ("{\"text\": \"a\"}\n", "line 1: no path; expected one of the fields path, wav"),
         ("{\"id\": \"s\", \"recording_id\": \"r\", \"start\": 0, \"duration\": 1}\n", "line 1: supervisions name no audio; give lhotse's"),
         ("/nowhere/at/all\na.wav\t32000\n", "line 1: the root folder /nowhere/at/all is not there"),
@@ -404,8 +408,11 @@ def test_what_is_no_list_and_what_a_header_contradicts(audio_folder, text, messa
 
 def test_a_binary_file_is_no_list(tmp_path):
     (tmp_path / "x.tsv").write_bytes("path\tsamples\nä.wav\t3\n".encode("utf-16"))
-    with pytest.raises(StarError, match="cannot be read as audio|no UTF-8 text"):
+    with pytest.raises(StarError, match="no audio and no UTF-8 text"):
         scan([tmp_path / "x.tsv"])
+    (tmp_path / "x.wav").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n")
+    with pytest.raises(StarError, match="x.wav: cannot be read as audio .a git-lfs pointer, not the content: run 'git lfs pull'"):
+        scan([tmp_path / "x.wav"])
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x80\x81")
     with pytest.raises(StarError, match="no audio and no UTF-8 text"):
         scan([tmp_path / "x.npy"])

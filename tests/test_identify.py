@@ -42,8 +42,8 @@ def archive(kind: str) -> bytes:
 
 
 CASES = {
-    "lfs": (LFS, "a git-lfs pointer, not the weights: run 'git lfs pull'"),
-    "annex": (b"/annex/objects/SHA256E-s12--aa.pt\n", "a git-annex pointer, not the weights: run 'git annex get'"),
+    "lfs": (LFS, "a git-lfs pointer, not the content: run 'git lfs pull'"),
+    "annex": (b"/annex/objects/SHA256E-s12--aa.pt\n", "a git-annex pointer, not the content: run 'git annex get'"),
     "page": (b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title>", "a web page saved in place of the file"),
     "empty": (b"", "an empty file"),
     "gguf": (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
@@ -70,6 +70,24 @@ def test_files_that_are_something_else(data, message, tmp_path):
     (tmp_path / "theirs" / "model.safetensors").write_bytes(data)
     with pytest.raises(StarError, match=message):
         sources.load(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors.index.json"])
+def test_pointers_in_the_place_of_a_folders_texts(name, tmp_path):
+    tiny("Hubert").save_pretrained(tmp_path, max_shard_size="20KB" if "index" in name else "5GB")
+    (tmp_path / name).write_bytes(LFS)
+    with pytest.raises(StarError, match=f"{name}: a git-lfs pointer, not the content: run 'git lfs pull'"):
+        sources.load(tmp_path)
+
+
+def test_a_part_of_the_weights_is_no_model(tmp_path):
+    tiny("Hubert").save_pretrained(tmp_path, max_shard_size="20KB")
+    part = next(tmp_path.glob("model-00001-of-*.safetensors"))
+    with pytest.raises(StarError, match="one of several files that hold a model's weights; give the folder"):
+        sources.load(part)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(StarError, match=r"holds parts of a model .* without their index"):
+        sources.load(tmp_path)
 
 
 def test_what_may_hold_weights_is_left_to_its_reader(tmp_path):

@@ -118,6 +118,12 @@ def test_a_list_of_texts_is_in_brackets(text, expected):
     assert recipe.load("star_mini", [f"data.valid={text}"]).data.valid == expected
 
 
+def test_a_folder_in_brackets_is_taken_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[a, b]").mkdir()
+    assert recipe.load("star_mini", ["data.train=[a, b]"]).data.train == ("[a, b]",)
+
+
 def test_options_of_a_loss_are_yaml_and_its_texts_stand():
     loaded = recipe.load("skill_mini", ["loss.skill.linkage=ward", "loss.skill.number=3", "loss.skill.contiguous=true"])
     assert {"linkage": "ward", "number": 3, "contiguous": True}.items() <= loaded.loss["skill"].items()

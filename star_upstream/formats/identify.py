@@ -8,20 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import StarError
+from ..files import pointer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _START = 512
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (
-        b"version https://git-lfs",
-        "a git-lfs pointer, not the weights: run 'git lfs pull' in its repository, or download the file itself",
-    ),
-    (
-        b"/annex/objects/",
-        "a git-annex pointer, not the weights: run 'git annex get' on it, or download the file itself",
-    ),
     (b"GGUF", "a GGUF file (llama.cpp); convert from the PyTorch or safetensors file that it was made of"),
     (b"\x89HDF\r\n", "an HDF5 file (Keras, TensorFlow); only PyTorch and safetensors weights are read"),
     (b"RIFF", "a sound file (RIFF), not weights"),
@@ -63,6 +56,8 @@ def what(path: str | Path) -> str | None:
             start = file.read(_START)
     except OSError:
         return None
+    if said := pointer(path):
+        return said
     if not start:
         return "an empty file: its download or copy did not finish; fetch it again"
     for beginning, sentence in _BEGINNINGS:

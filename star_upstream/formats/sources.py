@@ -25,6 +25,7 @@ import torch
 from .. import extras, outputs
 from ..encoder import Encoder
 from ..errors import StarError, nearest
+from ..files import pointer
 from ..mini import SHIPPED
 from . import checkpoint, published
 from .published import huggingface, known, torchaudio_style
@@ -126,11 +127,15 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
                 f"{path}: holds {', '.join(weights[:3])} without the config.json of a transformers folder or a checkpoint of star_upstream: "
                 f"put it beside, or give the file itself ({path / weights[0]})"
             )
+        if said := pointer(path / "config.json"):
+            raise StarError(f"{path / 'config.json'}: {said}")
         inside = sorted(entry.name for entry in path.iterdir())
         shown = f"{', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "nothing"
         raise StarError(
             f"{path}: neither a checkpoint of star_upstream nor a folder of transformers (no fitting config.json); it holds {shown}"
         )
+    if huggingface.PART.fullmatch(path.name):
+        raise StarError(f"{path}: one of several files that hold a model's weights; give the folder, with all of them and config.json")
     encoder = published.load(path, config, reference_padding)
     return encoder, {"format": published.detect(path, config), **origin, "sha256": _digest(path)}
 

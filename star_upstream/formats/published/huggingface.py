@@ -9,6 +9,7 @@ convolutional adapter of ``add_adapter``) is left out; the attention adapters of
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -16,14 +17,17 @@ from torch import Tensor
 
 from ...encoder import Encoder
 from ...errors import StarError
-from ..identify import read_safetensors
+from ...files import pointer
 from ...say import say
+from ..identify import read_safetensors
 from . import pickles
 from .names import build, divide, expect, fold_batch_norm, inside, rename, rules
 
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In order of preference; a large model has an index (``*.index.json``) that names its parts."""
+PART = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
+"""Such a part's name."""
 
 _TABLE = rules(
     (r"feature_extractor\.conv_layers\.(\d+)\.conv\.(weight|bias)", r"frontend.convs.\1.\2"),
@@ -180,6 +184,8 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             parts = [folder / part for part in sorted(set(listed.values()))]
         if index.exists() or parts[0].exists() or parts[0].is_symlink():
             return {key: tensor for part in parts for key, tensor in _read(part).items()}
+    if parts := sorted(entry.name for entry in folder.iterdir() if PART.fullmatch(entry.name)):
+        raise StarError(f"{folder}: holds parts of a model ({parts[0]}, ...) without their index (*.index.json), which is part of it too")
     raise StarError(f"{folder}: no weights ({' or '.join(WEIGHTS)}) beside config.json")
 
 
@@ -193,6 +199,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    if said := pointer(path):
+        raise StarError(f"{path}: {said}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
