@@ -102,7 +102,7 @@ def make(root: Path, task: str, train: int, held_out: int = 8, seconds: float | 
     if task == "asv":
         _trials(root, table)
     elif task == "sd":
-        table["rttm_path"] = [_rttm(root, row["id"], row["samples"] / RATE) for row in rows]
+        table["rttm_path"] = [_rttm(root, row.id, row.samples / RATE) for row in table.itertuples()]
     if task != "asv":
         table.to_csv(root / "manifests" / f"{task}.tsv", sep="\t", index=False)
     return root

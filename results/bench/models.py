@@ -40,6 +40,7 @@ def get(name: str) -> Upstream:
         raise StarError(f"--upstream {name}: unknown shape; with random weights there are: {', '.join(shapes())}")
     configs = {"hubert_base_random": EncoderConfig(), "tiny_random": TINY}
     config = configs.get(name) or recipe.load(name.removesuffix("_random")).student
+    assert isinstance(config, EncoderConfig), "these recipes' students have a shape of their own"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         expert = UpstreamExpert(Encoder(config), name)

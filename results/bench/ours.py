@@ -26,8 +26,9 @@ UNKNOWN = 10**6
 
 def table_of(task: Task, root: Path, stride: int, limit: int | None = None) -> pd.DataFrame:
     """The task's table, at most ``limit`` rows a split; of er's folds, the first is test."""
-    prepared = task.probe.prepare(task, corpora.load(task.name, root), root, stride, limit)
-    return task.probe.splits(task, prepared)[0]
+    probe: Any = task.probe
+    prepared = probe.prepare(task, corpora.load(task.name, root), root, stride, limit)
+    return probe.splits(task, prepared)[0]
 
 
 class Ours:
@@ -56,6 +57,7 @@ class Ours:
         self.upstream.expert.eval()  # s3prl switches between the two, and both sides share the module
         windows = encode.windows(part, self.task.crop_seconds if means else None, self.schedule.crops)
         begun = time.perf_counter()
+        made: Any
         if means:
             made = encode.Means(windows, self.upstream, self.store, self.task.effects)
         else:
@@ -67,7 +69,7 @@ class Ours:
 
     def train(
         self, features: Picked, batches: Sequence[Sequence[int]], steps: int, accumulate: int
-    ) -> tuple[list[float], train.Head]:
+    ) -> tuple[list[float], nn.Module]:
         """Our loop over ``batches`` again and again: seconds a step (reading features, forward, backward, update), and
         the head."""
         schedule = replace(
@@ -81,7 +83,7 @@ class Ours:
         starts = [*features.asked[: steps * accumulate : accumulate], given.over]
         return [b - a for a, b in itertools.pairwise(starts)], fitted.candidates[0].head
 
-    def evaluate(self, head: train.Head, features: Picked, rows: Sequence[int]) -> float:
+    def evaluate(self, head: Any, features: Picked, rows: Sequence[int]) -> float:
         """Seconds that predictions for ``rows`` take, from features that are there."""
         begun = time.perf_counter()
         train.predict(head, self.probe, features, list(rows))
@@ -118,7 +120,8 @@ class Picked:
     """Features of some of the table's rows, asked for by the table's numbers; notes when a batch was asked for."""
 
     def __init__(self, features: Any, rows: Sequence[int], upstream: Upstream):
-        self.features, self.upstream, self.asked = features, upstream, []
+        self.features, self.upstream = features, upstream
+        self.asked: list[float] = []
         self.places = {row: place for place, row in enumerate(rows)}
 
     def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from evaluation import unseeded
@@ -41,7 +41,7 @@ def _class(task: str) -> type:
     compat.apply()
     import s3prl.problem
 
-    base = getattr(s3prl.problem, PROBLEMS[task])
+    base: Any = getattr(s3prl.problem, PROBLEMS[task])
 
     class FromTable(base):
         csvs: tuple[pd.DataFrame, ...] = ()
@@ -133,7 +133,8 @@ class Theirs:
         samplers = default["build_batch_sampler"]
         self.batch_of_evaluation = samplers.get("valid", samplers.get("test"))["batch_size"]
         merged = OmegaConf.merge(OmegaConf.create(default), OmegaConf.create(fixed), OmegaConf.create(changes))
-        return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True) | {"device": "cpu", "num_workers": 0}
+        whole = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
+        return {**whole, "device": "cpu", "num_workers": 0}
 
     def _stop(self, arguments: dict) -> None:
         self.arguments = arguments
@@ -198,7 +199,7 @@ class Theirs:
 class _Embedding(nn.Module):
     """asv has no dev split: what its test does with a batch, on training utterances."""
 
-    def __init__(self, task: nn.Module):
+    def __init__(self, task: Any):
         super().__init__()
         self.task = task
 
@@ -230,7 +231,8 @@ class _Timed:
     """A data set that notes when each item was asked for."""
 
     def __init__(self, dataset: Any):
-        self.dataset, self.times = dataset, []
+        self.dataset = dataset
+        self.times: list[float] = []
 
     def __len__(self) -> int:
         return len(self.dataset)

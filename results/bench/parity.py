@@ -1,0 +1,281 @@
+"""``python results/bench/parity.py TASK ...``: the pipeline that made the published numbers, beside ours, on the same
+recordings.
+
+s3prl's downstream runner trains and tests a head of each task on corpora in their published layouts (the mini corpora
+unless ``--data`` names others), unchanged but for :mod:`star_upstream.compat`. Ours has the same upstream, steps,
+learning rate and seed, three times: with s3prl's batches and initial head and features as ``eval run --exact`` makes
+them; the same with features kept once; and as ``eval run`` does it, with its own batches and head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import follow
+import legacy
+import numpy as np
+import torch
+from evaluation import Task, Upstream, corpora_folder, environment, load_upstream, say, tasks
+from follow import Side
+from ours import table_of
+from parity_page import TITLE, page
+from pipelines import PIPELINES, Case
+from speed import check_page, guarded, path
+
+import star_upstream
+from star_upstream import compat, metrics
+from star_upstream.errors import StarError
+from star_upstream.files import replacing, write_json
+
+FORMAT = 2
+MAKER = "results/bench/parity.py"
+POOLED = (100, 1e-3)
+SHORT = {
+    "ks": POOLED,
+    "sid": POOLED,
+    "ic": POOLED,
+    "er": (60, 1e-3),
+    "pr": (40, 2e-3),
+    "asr": (60, 2e-3),
+    "sf": (40, 2e-3),
+    "asv": (10, 1e-4),
+    "sd": (10, 1e-3),
+}
+"""Updates and learning rate of each task: few, since s3prl encodes at every one of them."""
+LEAST_SECONDS = 0.5
+"""Of a training utterance of asv once silence is cut; the mini corpora have few of the published two seconds."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    tasks: tuple[str, ...]
+    out: Path
+    data: str = "mini"
+    upstream: str = "star_mini"
+    steps: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    checkout: Path | None = None
+    arguments: tuple[str, ...] = ()
+    """As they were typed, for the page."""
+
+
+def run(options: Options) -> int:
+    """Write ``options.out`` (Markdown) and the same with .json, after each task; tasks that are there of the same data
+    and upstream stay. Returns 1 where a task did not run."""
+    names = options.tasks or tuple(PIPELINES)
+    wanted = tasks.parse(",".join(names))
+    for task in wanted:
+        if task.name not in PIPELINES:
+            raise StarError(f"parity: s3prl's runner scores no {task.name!r}; tasks: {', '.join(PIPELINES)}")
+    if options.steps is not None and options.steps < 1:
+        raise StarError(f"--steps {options.steps}: must be at least 1")
+    if options.lr is not None and not 0 < options.lr < 1:
+        raise StarError(f"--lr {options.lr:g}: must be above 0 and below 1")
+    check_page(options.out, MAKER, TITLE, "runs")
+    root = corpora_folder(options.data)
+    _check_upstream(options.upstream)
+    upstream = load_upstream(options.upstream)
+    file = options.out.with_suffix(".json")
+    identity = {
+        "format": FORMAT,
+        "data": options.data,
+        "upstream": options.upstream,
+        "digest": upstream.digest,
+    }
+    _begun(file, identity)
+    failed = []
+    for task in wanted:
+        try:
+            record = compare(task, upstream, root, options)
+            told = record["sides"]["exact"]
+            say(f"{task.name}: s3prl {record['theirs']['value']:.2f}, ours {told['value']:.2f} (its batches and head)")
+        except Exception as error:  # the page says of each task that does not run why
+            if not isinstance(error, StarError):
+                traceback.print_exc()
+            reason = str(error).strip().splitlines() or [""]
+            kind = "" if isinstance(error, StarError) else f"{type(error).__name__}: "
+            record = {"task": task.name, "failed": kind + reason[0]}
+            failed.append(task.name)
+            say(f"{task.name}: {record['failed']}")
+        record |= {"command": shlex.join(["python", MAKER, *options.arguments]), "environment": environment()}
+        result = _begun(file, identity)  # another process may have written its tasks meanwhile
+        others = [old for old in result["runs"] if old["task"] != task.name]
+        result["runs"] = sorted([*others, record], key=lambda r: list(PIPELINES).index(r["task"]))
+        write_json(file, result)
+        with replacing(options.out) as part:
+            part.write_text(page(result), encoding="utf-8")
+    print(json.dumps({"out": str(options.out), "failed": failed}))
+    return 1 if failed else 0
+
+
+def _check_upstream(name: str) -> None:
+    star_upstream.register()
+    from s3prl import hub
+
+    if not hasattr(hub, name):
+        fix = "give one of star_upstream's names or of s3prl's"
+        raise StarError(f"--upstream {name}: s3prl's runner takes a name that its hub knows; {fix}")
+
+
+def _begun(file: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What is there of the same data and upstream: other tasks stay on the page."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if all(found[key] == value for key, value in identity.items()):
+            return found
+    except FileNotFoundError:
+        return {**identity, "runs": []}
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise StarError(f"{file}: is of other data or another upstream; choose another --out, or remove it")
+
+
+def compare(task: Task, upstream: Upstream, root: Path, options: Options) -> dict[str, Any]:
+    """All four sides' scores on test, and how far ours are from s3prl's."""
+    compat.apply()
+    pipeline = PIPELINES[task.name]
+    legacy.check(pipeline, options.checkout)
+    steps, lr = SHORT[task.name]
+    steps, lr = options.steps or steps, options.lr or lr
+    schedule = replace(task.schedules["superb"], steps=steps, eval_every=steps, lr=lr)
+    if pipeline.specaug:  # without augmentation and dropout, which each side draws for itself
+        schedule = replace(schedule, head=tasks.get("asr").schedules["mini"].head)
+    if task.name == "asv":
+        schedule = replace(schedule, min_seconds=LEAST_SECONDS)
+    table = table_of(task, root, upstream.stride)
+    own = task.probe(task, table, schedule, options.seed)
+    probe = task.probe(task, table, schedule, options.seed)
+    follow.as_published(probe)
+    with tempfile.TemporaryDirectory(prefix="star_parity_") as folder:
+        work = Path(folder)
+        their = legacy.run(pipeline, Case(probe, root, work), options.upstream, options.seed, options.checkout)
+        rows = follow.batches(probe, their)
+        initial = follow.initial(pipeline, probe, their, upstream)
+        say(f"{task.name}: s3prl's runner took {their.seconds:.0f} s")
+        kept = follow.features(own, upstream, work / "features", exact=False)
+        exact = follow.features(own, upstream, work, exact=True)
+        for side in (own, probe):
+            side.ready(kept)
+        sides = {
+            "exact": follow.fitted(follow.Following(probe, rows, initial), exact, upstream),
+            "kept": follow.fitted(follow.Following(probe, rows, initial), kept, upstream),
+            "own": follow.fitted(own, kept, upstream),
+        }
+    theirs = Side(follow.answers(probe, their), their.losses, their.seconds)
+    items = probe.split["test"]
+    value, interval = scored(probe, theirs.answers)
+    return {
+        "task": task.name,
+        "metric": task.metric,
+        "unit": task.unit,
+        "items": probe.items(items),
+        "train": len(probe.split["train"]),
+        "seed": options.seed,
+        "steps": steps,
+        "lr": lr,
+        "batch": schedule.batch,
+        "accumulate": schedule.accumulate,
+        "theirs": {"value": value, "interval_95": interval, "seconds": round(their.seconds, 1), "said": their.said},
+        "losses": {"first": their.losses[0], "last": their.losses[-1]},
+        "sides": {name: _beside(probe, side, theirs, schedule.accumulate) for name, side in sides.items()},
+    }
+
+
+def _beside(probe: Any, side: Side, theirs: Side, accumulate: int) -> dict[str, Any]:
+    value, interval = scored(probe, side.answers)
+    low, high = difference(probe, side.answers, theirs.answers)
+    found = {
+        "value": value,
+        "interval_95": interval,
+        "difference": value - scored(probe, theirs.answers)[0],
+        "difference_95": [low, high],
+        "inside": low <= 0.0 <= high,
+        "same_answers": same(probe, side.answers, theirs.answers),
+        "seconds": round(side.seconds, 1),
+    }
+    if side.losses:
+        apart = [abs(a - b) / max(abs(b), 1e-9) for a, b in zip(side.losses, theirs.losses, strict=True)]
+        found["losses"] = {
+            "first_update": max(apart[:accumulate]),
+            "median": float(np.median(apart)),
+            "worst": max(apart),
+        }
+    return found
+
+
+def scored(probe: Any, answers: list[Any]) -> tuple[float, list[float]]:
+    """The task's metric and its 95 % interval."""
+    rows = probe.split["test"]
+    return probe.value(answers, rows), list(metrics.bootstrap([_counts(probe, answers)], 0))
+
+
+def _counts(probe: Any, answers: list[Any]) -> Any:
+    counts = probe.counts(answers, probe.split["test"])
+    return counts if callable(counts) else np.asarray(counts, dtype=float)
+
+
+def difference(probe: Any, mine: list[Any], theirs: list[Any]) -> tuple[float, float]:
+    """95 % interval of the difference of the two scores: the same items are drawn for both."""
+    sides = [_counts(probe, answers) for answers in (mine, theirs)]
+
+    def drawn(generator: np.random.Generator) -> float:
+        twin = copy.deepcopy(generator)
+        return _draw(sides[0], generator) - _draw(sides[1], twin)
+
+    low, high = metrics.bootstrap([drawn], 0)
+    return float(low), float(high)
+
+
+def _draw(counts: np.ndarray | Callable[[np.random.Generator], float], generator: np.random.Generator) -> float:
+    if callable(counts):
+        return counts(generator)
+    top, bottom = counts[generator.integers(len(counts), size=len(counts))].sum(0)
+    return 100.0 * float(top / bottom)
+
+
+def same(probe: Any, mine: list[Any], theirs: list[Any]) -> float:
+    """The share of equal answers: of texts and labels; for sd of frames and speakers with the same decision (each
+    recording in the better order of the speakers); for asv of trials whose cosines are within 0.01."""
+    if probe.task.name == "sd":
+        equal = [max(float(((a > 0) == (b[:, o] > 0)).mean()) for o in ([0, 1], [1, 0])) for a, b in zip(mine, theirs)]
+        return float(np.mean(equal))
+    if probe.task.name == "asv":
+        place = {row: at for at, row in enumerate(probe.split["test"])}
+        cosines = [np.array([s[place[a]] @ s[place[b]] for _, a, b in probe.trials]) for s in (mine, theirs)]
+        return float((np.abs(cosines[0] - cosines[1]) < 0.01).mean())
+    return sum(a == b for a, b in zip(mine, theirs, strict=True)) / len(mine)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python {MAKER}", description=__doc__)
+    add = parser.add_argument
+    add("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(PIPELINES)} (default: all)")
+    add("--data", default="mini", help="mini (default), or a folder of corpora in their published layouts")
+    add("--upstream", default="star_mini", help="a star_upstream name that s3prl's hub knows (default star_mini)")
+    add("--steps", type=int, help="updates (default: a few tens or hundreds, by task)")
+    add("--lr", type=float, help="learning rate (default: one at which so few updates teach something)")
+    add("--seed", type=int, default=0)
+    add("--checkout", type=path, help="s3prl's repository at v0.4.18: pr and sf need a part that the wheel lacks")
+    add("--out", type=path, default=Path("results/parity.md"), help="the page; the numbers go beside it, in .json")
+    typed = tuple(sys.argv[1:] if argv is None else argv)
+    given = vars(parser.parse_args(typed))
+    torch.set_num_threads(1)
+    return guarded(run, Options(**{**given, "tasks": tuple(given["tasks"])}, arguments=typed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
