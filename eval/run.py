@@ -16,8 +16,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from star_upstream import compat, cores, corpora, jobs, outputs
+from star_upstream import compat, cores, jobs, outputs
 from star_upstream.audio import RATE
+from star_upstream.data import corpora
 from star_upstream.environment import cache_home
 from star_upstream.errors import StarError
 from star_upstream.files import write_json

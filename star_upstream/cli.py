@@ -67,44 +67,43 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _recipes(args: argparse.Namespace) -> None:
-    from .multitask import recipe as finetuning
     from .training import recipe as recipes
+    from .training.finetune_recipe import FinetuneRecipe
 
-    for title, kind in (("star distill", recipes), ("star finetune", finetuning)):
+    for title, kind in (("star distill", recipes.Recipe), ("star finetune", FinetuneRecipe)):
         print(f"{title}:")
-        for name in kind.names():
-            print(f"  {name:<20} {kind.load(name).about}")
+        for name in recipes.names(kind):
+            print(f"  {name:<20} {recipes.load(name, (), kind).about}")
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    from .multitask import recipe as recipes
+    from .training import recipe as recipes
+    from .training.finetune_recipe import FinetuneRecipe
 
     if args.table:
         extras.need("train")
-        from .multitask import table
+        from .training import finetune_table
 
         if args.recipe or args.grid:
             raise StarError("--table takes finished runs alone; leave out the recipe and --grid")
-        print(table.write(args.table, args.out), end="")
+        print(finetune_table.write(args.table, args.out), end="")
         return
     if args.recipe is None:
-        raise StarError(f"name a recipe ({', '.join(recipes.names())}) or a yaml file, or give --table RUN...")
+        raise StarError(f"name a recipe ({', '.join(recipes.names(FinetuneRecipe))}) or a yaml file, or give --table RUN...")
     if args.dry_run:
-        from .training import recipe
-
-        print(recipe.dump(recipes.load(args.recipe, args.values)), end="")
+        print(recipes.dump(recipes.load(args.recipe, args.values, FinetuneRecipe)), end="")
         return
     if args.out is None:
         raise StarError("--out: name the run's folder (or give --dry-run)")
     extras.need("train")
     if args.grid:
-        from .multitask import grid
+        from .training import grid
 
         print(grid.run(args.recipe, args.values, args.grid, args.seeds, args.out, args.jobs), end="")
         return
-    from .multitask import learning
+    from .training import finetune
 
-    result = learning.run(recipes.load(args.recipe, args.values), args.out)
+    result = finetune.run(recipes.load(args.recipe, args.values, FinetuneRecipe), args.out)
     if result:
         print(json.dumps({**result, "checkpoint": str(args.out / result["checkpoint"])}))
 

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, Sampler
 
 from . import audio, augment
 from .augment import AugmentConfig
-from .data import BucketSampler, Clip
+from .data.batches import BucketSampler
+from .data.clips import Clip
 from .encoder import EncoderConfig
 
 KEPT = 2 * 10**9

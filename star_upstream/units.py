@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from . import audio
-from .data import AudioDataset, BucketSampler, Clip, collate
+from .data.batches import AudioDataset, BucketSampler, collate
+from .data.clips import Clip
 from .encoder import Encoder, EncoderConfig
 from .errors import StarError
 from .files import replacing

@@ -16,7 +16,7 @@ from problem import Theirs, tables
 
 from eval import tasks
 from eval.features.store import Store
-from star_upstream import corpora
+from star_upstream.data import corpora
 from star_upstream.errors import StarError
 
 

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 from small_corpora import small
 
-from star_upstream import audio, compat, corpora
-from star_upstream.corpora import audio_snips, manifest, speech_commands, voxceleb1
+from star_upstream import audio, compat
+from star_upstream.data import corpora
+from star_upstream.data.corpora import audio_snips, manifest, speech_commands, voxceleb1
 
 TASKS = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_corpora import small
 
-from star_upstream import corpora
+from star_upstream.data import corpora
 from star_upstream.errors import StarError
 
 

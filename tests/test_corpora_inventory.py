@@ -6,7 +6,7 @@ import pytest
 from small_corpora import small
 
 from eval.data import inventory
-from star_upstream.corpora import BY_TASK
+from star_upstream.data.corpora import BY_TASK
 from star_upstream.errors import StarError
 
 

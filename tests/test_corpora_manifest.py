@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from star_upstream import audio, corpora
+from star_upstream import audio
+from star_upstream.data import corpora
 from star_upstream.errors import StarError
 
 

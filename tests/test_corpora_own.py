@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from eval.data import inventory
-from star_upstream import corpora
+from star_upstream.data import corpora
 from star_upstream.errors import StarError
 
 

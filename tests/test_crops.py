@@ -10,7 +10,7 @@ import torch
 from star_upstream import augment
 from star_upstream.augment import AugmentConfig
 from star_upstream.crops import Crops, CropSampler, collate
-from star_upstream.data import Clip, scan
+from star_upstream.data.clips import Clip, scan
 from star_upstream.encoder import EncoderConfig
 
 HUBERT = EncoderConfig()

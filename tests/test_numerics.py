@@ -7,13 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from star_upstream import strict
+from star_upstream.data.task_config import TaskConfig
 from star_upstream.encoder import Encoder, EncoderConfig, numerics
 from star_upstream.encoder.frontend import normalize
 from star_upstream.encoder.position import PositionalConvolution
 from star_upstream.formats import upstream
+from star_upstream.heads.model import MultitaskModel
 from star_upstream.losses.skill import SkillConfig, SkillLoss
-from star_upstream.multitask.heads import MultitaskModel
-from star_upstream.multitask.recipe import TaskConfig
 from star_upstream.pruning.config import GateConfig
 from star_upstream.pruning.gates import GatedEncoder
 

@@ -11,15 +11,15 @@ from tiny_corpus import tone
 
 from eval import tasks
 from eval.__main__ import main
-from star_upstream import corpora
-from star_upstream.corpora import manifest
+from star_upstream.data import corpora
+from star_upstream.data.corpora import manifest
 from star_upstream.errors import StarError
 
 CORPUS = '''
 """Tones, high or low, in TONES/<split>-<pitch>-<number>.wav."""
 from pathlib import Path
 import pandas as pd, soundfile
-from star_upstream.corpora.manifest import Table
+from star_upstream.data.corpora.manifest import Table
 
 NAME, LICENCE, FOLDERS = "Tones", "none", ("TONES",)
 COUNTS = {"tone": {"train": 8, "dev": 4, "test": 4}}

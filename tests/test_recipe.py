@@ -7,9 +7,10 @@ from star_upstream import losses
 from star_upstream.encoder import EncoderConfig
 from star_upstream.encoder.size import parameters
 from star_upstream.errors import StarError
-from star_upstream.multitask import recipe as finetuning
 from star_upstream.pruning.config import GateConfig
 from star_upstream.training import recipe
+from star_upstream.training.finetune_recipe import FinetuneRecipe
+from star_upstream.training.recipe import Recipe
 
 TEACHERS = {"star_mini_teacher": EncoderConfig(layers=8, width=256, heads=4, ffn=1024)}
 
@@ -101,7 +102,9 @@ def test_a_text_or_a_path_is_taken_as_it_stands(text, tmp_path):
     assert (loaded.data.train, loaded.data.valid, loaded.teacher, loaded.about) == ((text,), (text,), text, text)
     (tmp_path / "copy.yaml").write_text(recipe.dump(loaded), encoding="utf-8")
     assert recipe.load(tmp_path / "copy.yaml") == loaded
-    tuned = finetuning.load("multitask_mini", [f"data={text}", f"data.cache={text}", f"encoder={text}", f"name={text}"])
+    tuned = recipe.load(
+        "multitask_mini", [f"data={text}", f"data.cache={text}", f"encoder={text}", f"name={text}"], FinetuneRecipe
+    )
     assert (tuned.data.root, tuned.data.cache, tuned.encoder, tuned.name) == (text, text, text, text)
 
 
@@ -129,13 +132,13 @@ def test_options_of_a_loss_are_yaml_and_its_texts_stand():
     assert {"linkage": "ward", "number": 3, "contiguous": True}.items() <= loaded.loss["skill"].items()
 
 
-@pytest.mark.parametrize("kind, data", [(recipe, "data.train"), (finetuning, "data")])
+@pytest.mark.parametrize("kind, data", [(Recipe, "data.train"), (FinetuneRecipe, "data")])
 def test_a_folder_alone_is_told_its_key(kind, data, tmp_path):
-    name = "star_mini" if kind is recipe else "multitask_mini"
+    name = "star_mini" if kind is Recipe else "multitask_mini"
     (tmp_path / "a=b").mkdir()
     for word in (str(tmp_path), str(tmp_path / "a=b"), "~/no such", "./no"):
         with pytest.raises(StarError) as error:
-            kind.load(name, [word])
+            recipe.load(name, [word], kind)
         assert str(error.value).endswith(f"an override is key=value, e.g. {data}={word}")
 
 

@@ -7,7 +7,7 @@ import soundfile
 import torch
 
 from star_upstream import losses, strict
-from star_upstream.data import Clip
+from star_upstream.data.clips import Clip
 from star_upstream.encoder import Encoder, EncoderConfig, EncoderOutput
 from star_upstream.errors import StarError
 from star_upstream.losses.hint import HintConfig, HintLoss

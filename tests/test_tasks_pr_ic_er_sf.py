@@ -17,8 +17,9 @@ from eval.heads import train
 from eval.heads.ctc import CHARACTERS, lstm_head
 from eval.heads.probe import Schedule, limited
 from eval.report import score
-from star_upstream import compat, corpora
-from star_upstream.corpora import iemocap
+from star_upstream import compat
+from star_upstream.data import corpora
+from star_upstream.data.corpora import iemocap
 from star_upstream.errors import StarError
 
 compat.apply()

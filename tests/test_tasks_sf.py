@@ -8,8 +8,9 @@ from test_train import CTC_SMALL
 
 from eval import tasks
 from eval.heads import probe
-from star_upstream import compat, corpora
-from star_upstream.corpora import audio_snips
+from star_upstream import compat
+from star_upstream.data import corpora
+from star_upstream.data.corpora import audio_snips
 from star_upstream.errors import StarError
 
 compat.apply()

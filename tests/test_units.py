@@ -7,7 +7,7 @@ import soundfile
 import torch
 
 from star_upstream import units
-from star_upstream.data import scan
+from star_upstream.data.clips import scan
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 

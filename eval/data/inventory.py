@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from star_upstream.corpora import (
+from star_upstream.data.corpora import (
     BY_TASK,
     find,
     from_manifest,

@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from star_upstream import corpora, metrics
+from star_upstream import metrics
 from star_upstream.audio import RATE
+from star_upstream.data import corpora
 from star_upstream.errors import StarError
 
 from ..features.upstreams import OFF

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from star_upstream.corpora.speech_commands import SILENCE
+from star_upstream.data.corpora.speech_commands import SILENCE
 
 from ..heads import batches
 from ..heads.probe import MINI_POOLED, Metric, Schedule, Task, UtteranceClassification, protocols

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from star_upstream import corpora, metrics
+from star_upstream import metrics
+from star_upstream.data import corpora
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
 

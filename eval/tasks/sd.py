@@ -14,8 +14,9 @@ import torch
 from scipy.ndimage import median_filter
 from torch import Tensor, nn
 
-from star_upstream import corpora, metrics
+from star_upstream import metrics
 from star_upstream.audio import RATE
+from star_upstream.data import corpora
 from star_upstream.errors import StarError
 
 from ..heads import batches

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from star_upstream import corpora
+from star_upstream.data import corpora
 from star_upstream.errors import StarError
 
 from ..heads.ctc import CTC, OWN_CHARACTERS, SMALL_SPECAUG, SPECAUG, characters, lstm_head

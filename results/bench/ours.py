@@ -17,8 +17,9 @@ import torch
 from evaluation import Probe, Schedule, Task, Upstream, encode, train
 from torch import nn
 
-from star_upstream import compat, corpora
+from star_upstream import compat
 from star_upstream.audio import RATE
+from star_upstream.data import corpora
 
 UNKNOWN = 10**6
 """Frames and samples of an utterance that is not encoded: more than any filter asks for."""

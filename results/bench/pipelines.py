@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from evaluation import Schedule
 
-from star_upstream.corpora import audio_snips, fluent_commands, iemocap, libri2mix, librispeech, voxceleb1
-from star_upstream.corpora import speech_commands as commands
+from star_upstream.data.corpora import audio_snips, fluent_commands, iemocap, libri2mix, librispeech, voxceleb1
+from star_upstream.data.corpora import speech_commands as commands
 
 EMOTIONS = ("neutral", "happy", "angry", "sad")
 """In the order of s3prl's classes (``neu``, ``hap``, ``ang``, ``sad``)."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .. import audio, losses, outputs
-from ..data import Clip, scan
+from ..data.clips import Clip, scan
 from ..encoder import Encoder, EncoderConfig
 from ..errors import StarError
 from ..files import replacing, write_json

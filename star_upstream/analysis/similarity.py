@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from .. import audio
-from ..data import AudioDataset, Batch, BucketSampler, Clip, collate
+from ..data.batches import AudioDataset, Batch, BucketSampler, collate
+from ..data.clips import Clip
 from ..encoder import Encoder, EncoderOutput
 from ..encoder.frontend import valid_mask
 from ..errors import StarError

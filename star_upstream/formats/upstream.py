@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..encoder import Encoder
 from ..errors import StarError
-from ..multitask import export as multitask
-from ..multitask.heads import MultitaskModel
+from ..heads import export
+from ..heads.model import MultitaskModel
 from . import checkpoint, sources
 
 
@@ -130,7 +130,7 @@ def load(source: str | Path, config: str | Path | None = None, reference_padding
     fairseq and transformers (see :class:`Encoder`). In eval mode; its parameters may be trained.
     """
     if checkpoint.is_single(source) and config is None:
-        model = multitask.load(source, reference_padding)
+        model = export.load(source, reference_padding)
         return UpstreamExpert(model.encoder, str(source), model).eval()
     encoder = sources.load(source, config=config, reference_padding=reference_padding)
     return UpstreamExpert(encoder.requires_grad_(True), str(source)).eval()

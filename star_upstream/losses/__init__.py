@@ -32,7 +32,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import strict
-from ..data import Clip
+from ..data.clips import Clip
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..errors import StarError, nearest
 from .common import TrainedLayers

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..analysis import similarity
 from ..analysis.similarity import GroupingConfig, Groups
-from ..data import Clip
+from ..data.clips import Clip
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..encoder.numerics import wide
 from ..errors import StarError

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from .. import augment, cores, outputs, strict, units
 from ..augment import AugmentConfig
 from ..crops import Crops, CropSampler, collate
-from ..data import Clip, scan
+from ..data.clips import Clip, scan
 from ..encoder import Encoder, EncoderConfig
 from ..errors import StarError
 from ..files import replacing, write_json

@@ -21,7 +21,7 @@ import yaml
 from .. import augment, outputs, strict, units
 from ..analysis import phone_probe
 from ..crops import Crops
-from ..data import Clip, scan
+from ..data.clips import Clip, scan
 from ..encoder import size
 from ..errors import StarError
 from ..files import write_json

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .. import audio, losses, strict
-from ..data import AudioDataset, Batch, BucketSampler, Clip, Corpus, collate, scan
+from ..data.batches import AudioDataset, Batch, BucketSampler, collate
+from ..data.clips import Clip, Corpus, scan
 from ..encoder import Encoder, EncoderOutput
 from ..environment import versions
 from ..errors import StarError
@@ -112,7 +113,8 @@ class Run:
 
     def other_teacher(self) -> StarError:
         return StarError(
-            f"{self.folder.path}: was started with another teacher than {self.asked.teacher} is now; choose another folder"
+            f"{self.folder.path}: was started with another teacher than {self.asked.teacher} is now; "
+            "choose another folder"
         )
 
     def finish(self) -> None:
@@ -218,7 +220,8 @@ class Distillation(Training):
         clips, limit = sum(map(len, self.clips.values())), self.recipe.data.max_bad_share
         if len(self._bad) > limit * clips:
             raise StarError(
-                f"{len(self._bad)} of {clips} files cannot be used, above the limit of {limit:.1%} (data.max_bad_share); "
+                f"{len(self._bad)} of {clips} files cannot be used, above the limit of {limit:.1%} "
+                "(data.max_bad_share); "
                 f"the last: {batch.bad[-1][0]}: {batch.bad[-1][1]}; all are in {self.folder.path / 'skipped.tsv'}"
             )
 

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .. import cores
-from ..data import BatchStream
+from ..data.batches import BatchStream
 from ..errors import StarError
 from ..say import say
 from . import precision

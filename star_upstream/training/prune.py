@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import outputs, strict
-from ..data import Batch
+from ..data.batches import Batch
 from ..encoder import Encoder
 from ..encoder.size import profile
 from ..errors import StarError

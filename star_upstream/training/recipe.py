@@ -1,15 +1,18 @@
-"""Recipes: everything about a distillation, as data. Shipped ones are ``recipes/*.yaml``; nothing in a recipe is evaluated.
+"""Recipes: everything about a distillation, as data. Shipped ones are ``recipes/*.yaml``; nothing in a recipe is
+evaluated.
 
-A recipe file may name another one as its ``base`` and then states only what differs: mappings are merged key by key, any other
-value replaces the base's, and ``null`` takes a loss or a choice away.
+A recipe file may name another one as its ``base`` and then states only what differs: mappings are merged key by key,
+any other value replaces the base's, and ``null`` takes a loss or a choice away.
 """
 
 from __future__ import annotations
 
 import re
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import yaml
 
@@ -26,7 +29,7 @@ class DataConfig:
     """Which audio, and how it becomes batches."""
 
     train: tuple[str, ...] = ()
-    """Folders (searched whole), lists of audio (:mod:`star_upstream.audio_lists`) or audio files."""
+    """Folders (searched whole), lists of audio (:mod:`star_upstream.data.audio_lists`) or audio files."""
     valid: tuple[str, ...] = ()
     """The same for validation; empty: ``valid_share`` of the training clips are held out, always the same ones."""
     valid_share: float = 0.01
@@ -39,15 +42,16 @@ class DataConfig:
     batch_seconds: float = 160.0
     """Audio in a batch of one process."""
     counted: Literal["padded", "lengths"] = "padded"
-    """What ``batch_seconds`` limits: the audio with its padding, or the utterances' own lengths, before a crop to the shortest (DPHuBERT)."""
+    """What ``batch_seconds`` limits: the audio with its padding, or the utterances' own lengths, before a crop to the
+    shortest (DPHuBERT)."""
     batch_items: int | None = None
     """Utterances in a batch of one process, at most."""
     batches: Literal["mixed", "sorted", "repeated"] = "mixed"
-    """``mixed``: neighbours in length are drawn anew each epoch; ``sorted``: the same batches each epoch, in another order (s3prl,
-    ARMHuBERT); ``repeated``: the same batches in the same order (DPHuBERT)."""
+    """``mixed``: neighbours in length are drawn anew each epoch; ``sorted``: the same batches each epoch, in another
+    order (s3prl, ARMHuBERT); ``repeated``: the same batches in the same order (DPHuBERT)."""
     crop: Literal["none", "shortest", "shortest-random"] = "none"
-    """``shortest``: cut a batch's utterances to its shortest instead of padding them; ``shortest-random``: in training from a random
-    place of each (as DPHuBERT's recipe has it), not from its start."""
+    """``shortest``: cut a batch's utterances to its shortest instead of padding them; ``shortest-random``: in training
+    from a random place of each (as DPHuBERT's recipe has it), not from its start."""
     workers: int = 2
     """Processes that decode audio; 0 decodes between the updates."""
     max_bad_share: float = 0.05
@@ -55,7 +59,9 @@ class DataConfig:
 
     def __post_init__(self):
         if not 0 < self.min_seconds <= self.max_seconds:
-            raise StarError(f"min_seconds: must be above 0 and at most max_seconds ({self.max_seconds}), got {self.min_seconds}")
+            raise StarError(
+                f"min_seconds: must be above 0 and at most max_seconds ({self.max_seconds}), got {self.min_seconds}"
+            )
         if self.crop_seconds is not None and not self.crop_seconds >= self.min_seconds:
             raise StarError(f"crop_seconds: must be at least min_seconds ({self.min_seconds}), got {self.crop_seconds}")
         name = "max_seconds" if self.crop_seconds is None or self.max_seconds <= self.crop_seconds else "crop_seconds"
@@ -75,8 +81,8 @@ class Initialisation:
     """What the student takes over from the teacher instead of starting from random values."""
 
     frontend: bool = False
-    """Everything before the first layer: convolutions, projection, positional convolution, norm; without the norm before the
-    projection where the student has none."""
+    """Everything before the first layer: convolutions, projection, positional convolution, norm; without the norm
+    before the projection where the student has none."""
     norm: bool = True
     """With ``frontend``: the norm before the first layer too (DistilHuBERT's code leaves it at its start)."""
     layers: tuple[int, ...] | None = None
@@ -96,7 +102,8 @@ class StudentChanges:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long and how. Exactly one of ``epochs``, ``updates`` and ``minutes`` ends the run and stretches the schedule."""
+    """How long and how. Exactly one of ``epochs``, ``updates`` and ``minutes`` ends the run and stretches the
+    schedule."""
 
     epochs: float | None = None
     updates: int | None = None
@@ -111,7 +118,8 @@ class TrainingConfig:
     eps: float = 1e-6
     weight_decay: float = 0.01
     decay: Literal["matrices", "s3prl"] = "matrices"
-    """What has the weight decay: kernels and matrices alone, or all but what s3prl's optimizer leaves out: biases (:mod:`.decay`)."""
+    """What has the weight decay: kernels and matrices alone, or all but what s3prl's optimizer leaves out: biases
+    (:mod:`.decay`)."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     accumulate: int = 1
@@ -130,8 +138,19 @@ class TrainingConfig:
     def __post_init__(self):
         lengths = {n: getattr(self, n) for n in ("epochs", "updates", "minutes") if getattr(self, n) is not None}
         if len(lengths) != 1:
-            raise StarError(f"epochs, updates, minutes: set exactly one and the others to null, got {lengths or 'none'}")
-        for name in (*lengths, "learning_rate", "eps", "accumulate", "devices", "log_every", "validate_every", "save_every"):
+            raise StarError(
+                f"epochs, updates, minutes: set exactly one and the others to null, got {lengths or 'none'}"
+            )
+        for name in (
+            *lengths,
+            "learning_rate",
+            "eps",
+            "accumulate",
+            "devices",
+            "log_every",
+            "validate_every",
+            "save_every",
+        ):
             if not getattr(self, name) > 0:
                 raise StarError(f"{name}: must be above 0, got {getattr(self, name)}")
         for name in ("clip", "weight_decay", "seed"):
@@ -146,6 +165,9 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class Recipe:
     """One distillation."""
+
+    shipped = FOLDER
+    folder_key = ("data.train", "data.train")
 
     teacher: str
     """Any source that :func:`star_upstream.formats.sources.load` takes."""
@@ -162,13 +184,17 @@ class Recipe:
     select: Literal["valid", "last"] = "valid"
     """Which checkpoint is the result: that of the lowest validation loss (``best/``), or the last one (``last/``)."""
     choices: dict[str, str] = field(default_factory=dict)
-    """Where the authors' way is not taken, or not known, and why, by subject: part of the run's record, read by nothing."""
+    """Where the authors' way is not taken, or not known, and why, by subject: part of the run's record, read by
+    nothing."""
     about: str = ""
 
     def __post_init__(self):
         if self.student == "teacher":
             if self.training.initialise_from_teacher != Initialisation():
-                raise StarError("training.initialise_from_teacher: a student that is a copy of the teacher has its weights; leave it out")
+                raise StarError(
+                    "training.initialise_from_teacher: a student that is a copy of the teacher has its weights; "
+                    "leave it out"
+                )
         elif self.student_changes != StudentChanges():
             raise StarError("student_changes: only for student: teacher; write them into the student's configuration")
 
@@ -178,7 +204,8 @@ class Recipe:
         return "best" if self.select == "valid" else "last"
 
     def student_config(self, teacher: EncoderConfig | None = None) -> EncoderConfig:
-        """The student as it starts. Raises :class:`StarError` when it is a copy of the teacher and that is not given."""
+        """The student as it starts. Raises :class:`StarError` when it is a copy of the teacher and that is not
+        given."""
         if self.student != "teacher":
             return self.student
         if teacher is None:
@@ -187,50 +214,72 @@ class Recipe:
         return replace(teacher, **changes)
 
 
-def names(folder: Path = FOLDER) -> list[str]:
+class Kind(Protocol):
+    """What a class of recipes says of itself beside its fields."""
+
+    shipped: Path
+    """The folder of those that ship."""
+    folder_key: tuple[str, str]
+    """How the folder of the data is given, and what that is short for."""
+
+
+R = TypeVar("R", bound=Kind)
+
+
+def names(kind: type[Kind] = Recipe) -> list[str]:
     """The shipped recipes."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in kind.shipped.glob("*.yaml"))
 
 
-def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a shipped name or a yaml file, with ``"section.key=value"`` overrides. A value whose field is text or a path is
-    taken as it stands (:func:`.strict.from_text`), any other is read as yaml.
+@overload
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe: ...
+@overload
+def load(source: str | Path, overrides: Sequence[str], kind: type[R]) -> R: ...
+def load(source: str | Path, overrides: Sequence[str] = (), kind: type[Any] = Recipe) -> Any:
+    """The recipe of a shipped name or a yaml file, bases merged, with ``"section.key=value"`` overrides.
 
-    Raises :class:`StarError` for an unknown recipe, key or value.
+    A value whose field is text or a path is taken as it stands (:func:`.strict.from_text`), any other is read as yaml.
+    Entries that are null in a table of names (``loss``, ``tasks``) are left out, and ``tasks=keyword`` or
+    ``tasks=[a, b]`` keeps those alone. Raises :class:`StarError` for an unknown recipe, key or value.
     """
-    where, values = read(source, overrides)
+    where, values = _resolve(source, (), kind)
+    chosen: dict[str, tuple[list[Any], str]] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        unknown = key.partition(".")[0] not in kind.__dataclass_fields__
+        if not equals or (unknown and Path(override).expanduser().exists()):
+            place = Path(override).expanduser().exists() or re.match(r"[/~.]", override)
+            example = f"{kind.folder_key[0]}={override}" if place else "training.updates=1000"
+            raise StarError(f"{override!r}: an override is key=value, e.g. {example}")
+        if not key:
+            raise StarError(f"{override!r}: an override is key=value, e.g. training.updates=1000")
+        key = kind.folder_key[1] if key == kind.folder_key[0] else key
+        value = _from_text(kind, key, text, override)
+        if isinstance(value, (str, list)) and _is_table(kind, key):
+            names_ = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+            chosen[key] = names_, override
+        else:
+            _set(values, key, value)
+    for key, value in values.items():
+        if isinstance(value, dict) and _is_table(kind, key):
+            there = {name: entry for name, entry in value.items() if entry is not None}
+            kept, override = chosen.get(key, (list(there), ""))
+            if override and not (kept and all(name in list(there) for name in kept)):
+                raise StarError(f"{override}: the recipe's {key} are {', '.join(there)}")
+            values[key] = {name: entry for name, entry in there.items() if name in kept}
+    data = values.get("data")
     for key in ("train", "valid"):
-        data = values.get("data")
         if isinstance(data, dict) and isinstance(data.get(key), str):
             data[key] = [data[key]]
-    for key in ("loss", "choices"):
-        if isinstance(values.get(key), dict):
-            values[key] = {name: value for name, value in values[key].items() if value is not None}
     try:
-        return strict.build(Recipe, values)
+        return strict.build(kind, values)
     except StarError as error:
         raise StarError(f"{where}: {error}") from None
 
 
-def read(
-    source: str | Path, overrides: Sequence[str] = (), folder: Path = FOLDER, kind: type = Recipe, data: str = "data.train"
-) -> tuple[str, dict[str, Any]]:
-    """Where the recipe is and its values, bases merged and overrides set, not checked yet; ``folder`` holds the shipped ones.
-
-    ``kind``: the recipe's class, whose fields say how an override is read; ``data``: the one that a folder is most likely meant for.
-    """
-    where, values = _resolve(source, (), folder)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        unknown = key.partition(".")[0] not in kind.__dataclass_fields__
-        if not equals or unknown and Path(override).expanduser().exists():
-            place = Path(override).expanduser().exists() or re.match(r"[/~.]", override)
-            example = f"{data}={override}" if place else "training.updates=1000"
-            raise StarError(f"{override!r}: an override is key=value, e.g. {example}")
-        if not key:
-            raise StarError(f"{override!r}: an override is key=value, e.g. training.updates=1000")
-        _set(values, key, _from_text(kind, key, text, override))
-    return where, values
+def _is_table(kind: type, key: str) -> bool:
+    """Whether the field holds entries by name."""
+    return typing.get_origin(strict.hint_of(kind, key)) is dict
 
 
 def _from_text(kind: type, key: str, text: str, override: str) -> Any:
@@ -242,15 +291,20 @@ def _from_text(kind: type, key: str, text: str, override: str) -> Any:
 
 def dump(recipe: Any) -> str:
     """The recipe as yaml, whole: no base, every default written out. :func:`load` reads it back to an equal recipe."""
-    return yaml.dump(strict.plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return yaml.dump(
+        strict.plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
+    )
 
 
-def _resolve(source: str | Path, children: tuple[Path, ...], folder: Path) -> tuple[str, dict[str, Any]]:
-    path = folder / f"{source}.yaml"
+def _resolve(source: str | Path, children: tuple[Path, ...], kind: type[Kind]) -> tuple[str, dict[str, Any]]:
+    path = kind.shipped / f"{source}.yaml"
     if not path.is_file():
         path = Path(source)
         if not path.is_file():
-            raise StarError(f"{source}: no such recipe or yaml file{nearest(str(source), names(folder))} (shipped: {', '.join(names(folder))})")
+            raise StarError(
+                f"{source}: no such recipe or yaml file{nearest(str(source), names(kind))} (shipped: "
+                f"{', '.join(names(kind))})"
+            )
     path = path.resolve()
     if path in children:
         raise StarError(f"{path}: is its own base")
@@ -264,7 +318,7 @@ def _resolve(source: str | Path, children: tuple[Path, ...], folder: Path) -> tu
     base = values.pop("base", None)
     if base is not None:
         beside = path.parent / str(base)
-        values = _merge(_resolve(beside if beside.is_file() else str(base), (*children, path), folder)[1], values)
+        values = _merge(_resolve(beside if beside.is_file() else str(base), (*children, path), kind)[1], values)
     return str(source), values
 
 
@@ -306,7 +360,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def _parse(text: str, where: str) -> Any:

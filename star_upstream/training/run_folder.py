@@ -29,8 +29,8 @@ import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from .. import outputs
-from ..audio_lists import cell, uncell
-from ..data import Clip
+from ..data.audio_lists import cell, uncell
+from ..data.clips import Clip
 from ..environment import environment
 from ..errors import StarError
 from ..files import leftovers, put_back, replacing, write_json

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from star_upstream.corpora import fluent_commands
+from star_upstream.data.corpora import fluent_commands
 
 from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from star_upstream.audio import RATE
-from star_upstream.corpora import iemocap
+from star_upstream.data.corpora import iemocap
 
 from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 from . import grammar

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from star_upstream.audio import RATE
-from star_upstream.corpora import speech_commands
+from star_upstream.data.corpora import speech_commands
 
 from ..synthesis import Clip, level, noise, random_channel, recordings, voices, whole_folder, write
 

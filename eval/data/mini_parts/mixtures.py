@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from star_upstream.audio import RATE
-from star_upstream.corpora import libri2mix
+from star_upstream.data.corpora import libri2mix
 
 from .. import espeak
 from ..synthesis import level, noise, random_channel, spoken, voices, whole_folder, write

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from star_upstream.audio import RATE
-from star_upstream.corpora import quesst14
+from star_upstream.data.corpora import quesst14
 
 from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 

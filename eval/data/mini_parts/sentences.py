@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from star_upstream.corpora import librispeech
+from star_upstream.data.corpora import librispeech
 
 from ..synthesis import WOMEN, Clip, random_channel, recordings, voices, whole_folder, write
 from . import grammar

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from star_upstream.corpora import audio_snips
+from star_upstream.data.corpora import audio_snips
 
 from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
 

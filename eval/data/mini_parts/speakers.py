@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from star_upstream.corpora import voxceleb1
+from star_upstream.data.corpora import voxceleb1
 
 from ..synthesis import MEN, WOMEN, Clip, Speaker, random_channel, recordings, voices, whole_folder, write
 from . import grammar
