@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pandas as pd
 
@@ -183,7 +183,7 @@ def _contents(paths: Iterable[str]) -> dict[str, str]:
     """For each path a name that those of one content share. Files of one size are read: first their middles, then what
     is alike."""
     real = {path: os.path.realpath(path) for path in paths}
-    alike = defaultdict(list)
+    alike: dict[Any, list[str]] = defaultdict(list)
     for file in set(real.values()):
         alike[os.path.getsize(file)].append(file)
     name = {file: file for files in alike.values() for file in files if len(files) == 1}
