@@ -59,6 +59,9 @@ def test_loss_by_hand():
     total, terms = pair()(*given)
     assert terms["l1"].item() == pytest.approx(0.5) and terms["cosine"].item() == pytest.approx(sum(sigmoid) / 2)
     assert total.item() == pytest.approx(0.5 + sum(sigmoid) / 2)
+    # a student whose layers see half the frames predicts all of them
+    halved = given[1]._replace(states=[state_BTD[:, :1] for state_BTD in given[1].states])
+    assert pair()(given[0], halved)[0] == total
     assert pair(reduction="sum")(*given)[0].item() == pytest.approx(1.0 + sum(sigmoid))
     assert pair(l1=2.0, cosine=0.5)(*given)[0].item() == pytest.approx(1.0 + sum(sigmoid) / 4)
 

@@ -43,10 +43,16 @@ def layer_state(output: EncoderOutput, layer: int, zeroth: str) -> Tensor:
     return output.features_BTD if output.dropped_BTD is None else output.dropped_BTD
 
 
-def valid_in_both(teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, Tensor]:
-    """The frames of each utterance that are valid in both models (B), and their mask (B x T, T the shorter model's)."""
+def valid_in_both(
+    teacher: EncoderOutput, student: EncoderOutput, compared_BTD: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The frames of each utterance that are valid in both models (B), and their mask (B x T, T the shorter one's).
+
+    ``compared_BTD``: what the student gives, where that is none of its states.
+    """
     frames_B = torch.minimum(teacher.lengths_B, student.lengths_B)
-    return frames_B, valid_mask(frames_B, min(teacher.states[0].shape[1], student.states[0].shape[1]))
+    own_BTD = student.states[0] if compared_BTD is None else compared_BTD
+    return frames_B, valid_mask(frames_B, min(teacher.states[0].shape[1], own_BTD.shape[1]))
 
 
 def valid_frames(teacher: EncoderOutput, student: EncoderOutput) -> Callable[[Tensor], Tensor]:

@@ -73,7 +73,7 @@ class PredictionLoss(nn.Module):
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss (a scalar, fp32 or wider) and its unweighted terms, each over all layers."""
-        frames_B, mask_BT = valid_in_both(teacher, student)
+        frames_B, mask_BT = valid_in_both(teacher, student, student.predictions[0])
         size = mask_BT.shape[1]
         divisor = len(frames_B) if self.config.reduction == "sum" else mask_BT.sum()
         divisor = divisor * (len(self.layers) if self.config.layers == "mean" else 1)
