@@ -8,9 +8,9 @@ import star_upstream
 from star_upstream.data.task_config import TaskConfig
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
-from star_upstream.heads.export import untrained
 from star_upstream.heads.head import TaskHead, shape
 from star_upstream.heads.model import MultitaskModel
+from star_upstream.training.finetune import untrained
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attentive"])

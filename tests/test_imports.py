@@ -21,7 +21,7 @@ ORDER = (
     ("mini",),
     ("formats",),
     # from folders to batches
-    ("data", "audio_lists", "corpora"),
+    ("data",),
     ("augment",),
     ("crops", "units"),
     ("analysis.similarity",),  # SKILL's loss groups layers by it
@@ -32,8 +32,6 @@ ORDER = (
     ("training.precision",),
     ("heads",),
     ("training",),
-    ("multitask",),
-    ("phone_probe",),
     # the encoder handed out, and looked at
     ("formats.upstream", "export"),
     ("analysis",),

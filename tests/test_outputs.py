@@ -15,8 +15,8 @@ from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
 from star_upstream.formats import checkpoint
-from star_upstream.heads.export import untrained
 from star_upstream.mini import pretrain
+from star_upstream.training.finetune import untrained
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = EncoderConfig(
@@ -160,7 +160,7 @@ def test_trained_heads_are_not_replaced_by_untrained_ones(here, capsys):
     weights, stated = checkpoint.load_single("a.safetensors"), checkpoint.describe("a.safetensors")
     checkpoint.save_single("b.safetensors", weights, {**stated, "provenance": {"made_by": "star finetune"}})
     run = FILES["untrained"][1]
-    refused(run, here / "b", here, capsys, "b.safetensors: is there and was not made by star_upstream.heads.untrained")
+    refused(run, here / "b", here, capsys, "b.safetensors: is there and was not made by star_upstream.training.finetune.untrained")
 
 
 def test_a_report_is_made_again_over_an_earlier_one(here, capsys):

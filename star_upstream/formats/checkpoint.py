@@ -4,7 +4,7 @@ in it runs.
 ``config.json``: ``format`` ("star_upstream"), ``version`` (1), ``encoder`` (:class:`EncoderConfig`), ``provenance``
 (free), ``tensors_sha256`` (:func:`tensors_digest` of the weights; loading compares it, where it is there). A fine-tuned
 model with its heads is a single ``.safetensors`` file whose metadata holds the same json under ``star_upstream``
-(:mod:`star_upstream.multitask.export`); :func:`load` gives its encoder.
+(:mod:`star_upstream.heads.export`); :func:`load` gives its encoder.
 """
 
 from __future__ import annotations

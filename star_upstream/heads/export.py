@@ -56,16 +56,3 @@ def load(path: str | Path, reference_padding: bool = False) -> MultitaskModel:
     model = MultitaskModel(encoder, tasks, {name: head["labels"] for name, head in heads.items()})
     checkpoint.load_weights(model, weights, str(path))
     return model.eval()
-
-
-def untrained(encoder: str, path: str, keyword: list[str]) -> None:
-    """Write the file that ``star finetune multitask_mini`` would, with heads of random weights: for trying out what
-    reads it."""
-    from ..formats import sources
-    from ..training import recipe
-    from ..training.finetune_recipe import FinetuneRecipe
-
-    model = MultitaskModel(
-        sources.load(encoder), recipe.load("multitask_mini", (), FinetuneRecipe).tasks, {"keyword": keyword}
-    )
-    save(path, model, {"made_by": "star_upstream.heads.untrained"})

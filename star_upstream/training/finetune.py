@@ -282,3 +282,11 @@ def _shareable(recipe: FinetuneRecipe) -> dict[str, Any]:
     if Path(recipe.encoder).is_absolute():
         values["encoder"] = "/".join(Path(recipe.encoder).parts[-2:])
     return values
+
+
+def untrained(encoder: str, path: str, keyword: list[str]) -> None:
+    """Write the file that ``star finetune multitask_mini`` would, with heads of random weights: for trying out what
+    reads it."""
+    tasks = recipes.load("multitask_mini", (), FinetuneRecipe).tasks
+    model = MultitaskModel(sources.load(encoder), tasks, {"keyword": keyword})
+    save_model(path, model, {"made_by": "star_upstream.training.finetune.untrained"})
