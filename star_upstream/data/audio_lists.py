@@ -23,9 +23,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from . import audio
-from .errors import StarError
-from .files import pointer
+from .. import audio
+from ..errors import StarError
+from ..files import pointer
 
 KNOWN = (
     "a table with a column path, fairseq's tsv, a path a line, wav.scp, SpeechBrain's csv or json, "

@@ -43,8 +43,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..errors import StarError, nearest
-from ..say import say
+from ...errors import StarError, nearest
+from ...say import say
 from . import (
     audio_snips,
     fluent_commands,
