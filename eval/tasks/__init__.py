@@ -3,7 +3,7 @@
 A task of another package is added by :func:`register`, or is found by its name where that package is installed and
 declares an entry point ``mine = my_package.my_task:TASK`` of the group ``star_upstream.tasks`` (which ``--jobs`` needs:
 its processes know no more than what is installed). Its corpus comes the same way:
-:func:`star_upstream.corpora.register`.
+:func:`star_upstream.data.corpora.register`.
 """
 
 from __future__ import annotations
