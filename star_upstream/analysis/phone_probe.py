@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import audio, units
-from ..data import Clip
+from ..data.clips import Clip
 from ..errors import StarError
 from ..formats import sources
 from ..say import say
