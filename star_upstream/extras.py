@@ -30,8 +30,10 @@ BRINGS = {
 
 def installed(module: str) -> bool:
     """Whether ``module`` can be imported; it is not imported."""
+    if module in sys.modules:
+        return sys.modules[module] is not None  # None is how Python marks what must not be imported
     try:
-        return module in sys.modules or importlib.util.find_spec(module) is not None
+        return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
 

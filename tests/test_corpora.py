@@ -281,7 +281,7 @@ def test_slots_of_s3prl(copy, tmp_path):
 
     def bare_text(text, slots):  # s3prl's problem package leaves out accents and punctuation; the table has both
         words, names = audio_snips._plain(text).split(), re.sub(r"\b[BI]-", "", slots).split()
-        return zip(*(pair for pair in zip(words, names, strict=True) if pair[0] not in "?!.,;-–…"))
+        return tuple(zip(*(pair for pair in zip(words, names, strict=True) if pair[0] not in "?!.,;-–…")))
 
     pairs = [bare_text(t, s) for t, s in zip(table["text"], table["slots"])]
     bare = table.assign(text=[" ".join(words) for words, _ in pairs], slots=[" ".join(slots) for _, slots in pairs])
