@@ -358,7 +358,7 @@ def _validate(sweep: _Sweep, features: Features, step: int, device: torch.device
     say(f"{sweep.name}: step {step}/{probe.schedule.steps}, dev {name} {shown}")
 
 
-def _restore(progress: Path | None, identity: str, sweeps: list[_Sweep], device, say) -> tuple[int, float]:
+def _restore(progress: Path | None, identity: str, sweeps: list[_Sweep], device, tell) -> tuple[int, float]:
     """The step and the seconds that a broken run of this identity had come to; 0 and 0 where there is none."""
     if progress is None or not progress.is_file():
         return 0, 0.0
@@ -373,5 +373,5 @@ def _restore(progress: Path | None, identity: str, sweeps: list[_Sweep], device,
         raise StarError(
             f"{progress}: damaged progress file ({type(error).__name__}); remove it to start anew"
         ) from None
-    say(f"{progress.stem}: going on after step {state['step']}")
+    tell(f"{progress.stem}: going on after step {state['step']}")
     return state["step"], state["spent"]
