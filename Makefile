@@ -1,12 +1,13 @@
 # PYTHON    interpreter to use: one inside a virtual environment is used as it is, any other makes .venv (default: python3)
 # UPSTREAM  name, checkpoint or module:function to evaluate; without it superb-all runs on FBANK and the shipped models
 # DATA      "mini" or a folder with corpora or manifests       TASKS  tasks to run (default: all)       OUT  results folder
-# JOBS      tasks side by side without UPSTREAM (default: 2)
+# JOBS      tasks side by side without UPSTREAM (default: 2)     WORKERS  test files side by side (default: 2)
 TORCH ?= 2.11.0
 DATA ?= mini
 TASKS ?= all
 MINUTES ?= 2
 JOBS ?= 2
+WORKERS ?= 2
 
 ifdef PYTHON
   ENVIRONMENT := $(shell $(PYTHON) -c 'import sys; print(sys.prefix if sys.prefix != sys.base_prefix else "")')
@@ -43,7 +44,7 @@ $(STAMP): setup.cfg pyproject.toml
 	@touch $(STAMP)
 
 test: $(STAMP) ## run the test suite (under 6 minutes on 2 cores)
-	$(PY) -m pytest tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP) ## ruff (check, format) and mypy
 	@$(PY) -c 'import ruff, mypy' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
