@@ -65,7 +65,9 @@ def piece(path: str | Path, start: int, samples: int) -> np.ndarray:
     """``samples`` from ``start`` on, as :func:`read`. Raises :class:`StarError` also where the file holds fewer of them."""
     wave = read(path, start, samples)
     if not len(wave) or len(wave) < samples - SLACK:
-        raise StarError(f"{path}: {len(wave)} samples from sample {start} on when decoded, where {samples} were promised")
+        raise StarError(
+            f"{path}: {len(wave)} samples from sample {start} on when decoded, where {samples} were promised"
+        )
     return wave
 
 
@@ -123,7 +125,9 @@ def _check_whole(path: str | Path, file: soundfile.SoundFile) -> None:
     for promised, held in (map(int, found) for found in _PROMISED.findall(file.extra_info)):
         if promised < STREAMED and (not held or (promised / held - 1) * file.frames > 0.01 * file.samplerate):
             share, seconds = held / promised, file.frames / file.samplerate
-            raise StarError(f"{path}: cut short: {share:.1%} ({seconds:.2f} s) of the sound that its header promises is there")
+            raise StarError(
+                f"{path}: cut short: {share:.1%} ({seconds:.2f} s) of the sound that its header promises is there"
+            )
 
 
 def _reason(path: str | Path, error: Exception) -> str:

@@ -59,7 +59,9 @@ def frames_of_origin(frames: int, stride: int, field: int, speed: float, start: 
     return np.clip(np.rint((middle_T - field / 2) / stride), 0, total - 1).astype(np.int64)
 
 
-def add_overlap(wave_N: np.ndarray, other_N: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:
+def add_overlap(
+    wave_N: np.ndarray, other_N: np.ndarray, config: AugmentConfig, random: np.random.Generator
+) -> np.ndarray:
     """A part of ``other_N`` added somewhere: up to half of the wave's samples, quieter than the wave by what is drawn."""
     length = int(random.integers(1, max(2, min(len(wave_N) // 2, len(other_N)) + 1)))
     start, place = int(random.integers(len(other_N) - length + 1)), int(random.integers(len(wave_N) - length + 1))
@@ -68,7 +70,9 @@ def add_overlap(wave_N: np.ndarray, other_N: np.ndarray, config: AugmentConfig, 
     return mixed_N
 
 
-def add_noise(wave_N: np.ndarray, other_N: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:
+def add_noise(
+    wave_N: np.ndarray, other_N: np.ndarray, config: AugmentConfig, random: np.random.Generator
+) -> np.ndarray:
     """Noise over the whole wave with the long-term spectrum of ``other_N``: its Fourier coefficients with drawn phases."""
     spectrum = np.abs(np.fft.rfft(other_N, len(wave_N)))
     noise_N = np.fft.irfft(spectrum * np.exp(2j * np.pi * random.random(len(spectrum))), len(wave_N)).astype(np.float32)

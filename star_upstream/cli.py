@@ -89,7 +89,9 @@ def _finetune(args: argparse.Namespace) -> None:
         print(finetune_table.write(args.table, args.out), end="")
         return
     if args.recipe is None:
-        raise StarError(f"name a recipe ({', '.join(recipes.names(FinetuneRecipe))}) or a yaml file, or give --table RUN...")
+        raise StarError(
+            f"name a recipe ({', '.join(recipes.names(FinetuneRecipe))}) or a yaml file, or give --table RUN..."
+        )
     if args.dry_run:
         print(recipes.dump(recipes.load(args.recipe, args.values, FinetuneRecipe)), end="")
         return
@@ -122,7 +124,9 @@ def _models(text: str) -> dict[str, str]:
     # an encoder's path may hold commas and equals signs
     pairs = [word.partition("=") for word in re.split(r",(?=[^,=/]+=)", text)]
     if not all(name and source for name, _, source in pairs):
-        raise argparse.ArgumentTypeError(f"expected NAME=ENCODER,..., e.g. teacher=star_mini_teacher,student=runs/mine/best, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=ENCODER,..., e.g. teacher=star_mini_teacher,student=runs/mine/best, got {text!r}"
+        )
     return {name: source for name, _, source in pairs}
 
 
@@ -133,7 +137,11 @@ def _similarity(args: argparse.Namespace) -> None:
 
     keys = ("measure", "estimator", "linkage", "contiguous", "zeroth", "seconds")
     config = GroupingConfig(number=args.groups, **{key: getattr(args, key) for key in keys})
-    print(json.dumps(report(args.teacher, args.audio, config, args.student, args.distilled, args.out, args.seed, args.device)))
+    print(
+        json.dumps(
+            report(args.teacher, args.audio, config, args.student, args.distilled, args.out, args.seed, args.device)
+        )
+    )
 
 
 def _numbers(text: str) -> list[int]:
@@ -160,18 +168,30 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=_path, metavar="DIR", help="the run's folder: logs, state, last/ and best/")
     command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
 
-    command = add("profile", _profile, "Parameters, multiply-accumulates and time of recipes' students and of checkpoints.")
-    command.add_argument("source", nargs="+", help="a recipe, or anything that can be a teacher; with --time also RUN/stage1/gated")
+    command = add(
+        "profile", _profile, "Parameters, multiply-accumulates and time of recipes' students and of checkpoints."
+    )
+    command.add_argument(
+        "source", nargs="+", help="a recipe, or anything that can be a teacher; with --time also RUN/stage1/gated"
+    )
     command.add_argument("--json", action="store_true")
-    command.add_argument("--time", action="store_true", help="time one forward pass of each on this machine's CPU, in turns")
+    command.add_argument(
+        "--time", action="store_true", help="time one forward pass of each on this machine's CPU, in turns"
+    )
     command.add_argument("--seconds", type=float, default=10.0, help="length of the audio (10)")
     command.add_argument("--repeats", type=int, default=15, help="rounds (15)")
     command.add_argument("--threads", type=int, help="CPU threads (torch's own number)")
 
-    command = add("cut", _cut, "Cut a pruned run's gated student once more: channels rounded for speed, or another sparsity.")
+    command = add(
+        "cut", _cut, "Cut a pruned run's gated student once more: channels rounded for speed, or another sparsity."
+    )
     command.add_argument("gated", type=_path, help="RUN/stage1/gated")
-    command.add_argument("target_folder", type=_path, metavar="folder", help="the checkpoint to write; it has had no second stage")
-    command.add_argument("--round", type=int, help="convolution channels and FFN units are kept in multiples of this, e.g. 8")
+    command.add_argument(
+        "target_folder", type=_path, metavar="folder", help="the checkpoint to write; it has had no second stage"
+    )
+    command.add_argument(
+        "--round", type=int, help="convolution channels and FFN units are kept in multiples of this, e.g. 8"
+    )
     command.add_argument("--sparsity", type=float, help="0 to 1; without it the run's own target")
 
     command = add("convert", _convert, "Write a checkpoint of any known format in ours.")
@@ -179,34 +199,52 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("target", type=_path, help="the folder to write")
     command.add_argument("--config", metavar="FILE", help="the configuration file that some published checkpoints need")
 
-    command = add("similarity", _similarity, "Which layers of a teacher are alike, and how far a student's are from them.")
+    command = add(
+        "similarity", _similarity, "Which layers of a teacher are alike, and how far a student's are from them."
+    )
     command.add_argument("teacher", help="a name, folder or file, as in a recipe")
-    command.add_argument("audio", nargs="+", help="folders, lists of audio (tsv, csv, jsonl, a path a line) or audio files")
+    command.add_argument(
+        "audio", nargs="+", help="folders, lists of audio (tsv, csv, jsonl, a path a line) or audio files"
+    )
     command.add_argument("--groups", type=int, default=4, metavar="N", help="groups of layers to make (4)")
     command.add_argument("--measure", choices=["cka", "cosine", "l2"], default="cka")
     estimators = ["exact", "minibatch"]
-    command.add_argument("--estimator", choices=estimators, default="exact", help="of cka: minibatch for little audio or wide models")
+    command.add_argument(
+        "--estimator", choices=estimators, default="exact", help="of cka: minibatch for little audio or wide models"
+    )
     command.add_argument("--linkage", choices=["average", "complete", "single", "ward"], default="average")
     command.add_argument("--contiguous", action="store_true", help="only groups of neighbouring layers")
-    command.add_argument("--zeroth", choices=["features", "layer_input", "none"], default="features", help="what layer 0 is")
-    command.add_argument("--seconds", type=float, default=300.0, metavar="S", help="audio to measure on (300), drawn at random")
+    command.add_argument(
+        "--zeroth", choices=["features", "layer_input", "none"], default="features", help="what layer 0 is"
+    )
+    command.add_argument(
+        "--seconds", type=float, default=300.0, metavar="S", help="audio to measure on (300), drawn at random"
+    )
     command.add_argument("--seed", type=int, default=0, help="draws the clips")
     command.add_argument("--student", metavar="CKPT", help="also its distance from the teacher, layer by layer")
-    command.add_argument("--distilled", type=_numbers, metavar="4,8,12", help="its distilled layers, if the checkpoint is silent")
+    command.add_argument(
+        "--distilled", type=_numbers, metavar="4,8,12", help="its distilled layers, if the checkpoint is silent"
+    )
     command.add_argument("--device", default="auto", help="cpu, cuda (auto: cuda where there is one)")
     command.add_argument("--out", type=_path, metavar="DIR", help="write similarity.json and the pictures there")
 
-    command = add("finetune", _finetune, "Fine-tune an encoder on keywords and speakers, or set finished runs in a table.")
+    command = add(
+        "finetune", _finetune, "Fine-tune an encoder on keywords and speakers, or set finished runs in a table."
+    )
     command.add_argument("recipe", nargs="?", help="a shipped recipe (see: star recipes) or a yaml file")
     example = "e.g. data=/data/corpora encoder=runs/mine/best frozen=true tasks=keyword training.updates=1000"
     command.add_argument("values", nargs="*", metavar="key=value", help=example)
-    command.add_argument("--out", type=_path, metavar="DIR", help="the run's folder; with --grid of all runs; with --table of the table")
+    command.add_argument(
+        "--out", type=_path, metavar="DIR", help="the run's folder; with --grid of all runs; with --table of the table"
+    )
     command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     about = "every model frozen and fine-tuned, on each task alone and on all, once a seed, then the table"
     command.add_argument("--grid", type=_models, metavar="NAME=ENCODER,...", help=about)
     command.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="of --grid (default 0)")
     command.add_argument("--jobs", type=int, default=1, help="runs of --grid at once (default 1)")
-    command.add_argument("--table", nargs="+", type=_path, metavar="RUN", help="print finished runs as a table beside the published rows")
+    command.add_argument(
+        "--table", nargs="+", type=_path, metavar="RUN", help="print finished runs as a table beside the published rows"
+    )
 
     add("recipes", _recipes, "List the shipped recipes.")
     return top

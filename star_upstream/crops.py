@@ -59,7 +59,14 @@ class CropSampler(Sampler[list[Place]]):
 class Crops(Dataset):
     """Crops and the units of their frames. ``units[i]`` are those of clip i as it is; None gives crops alone."""
 
-    def __init__(self, clips: Sequence[Clip], units: Sequence[np.ndarray], encoder: EncoderConfig, config: AugmentConfig, seed: int):
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        units: Sequence[np.ndarray],
+        encoder: EncoderConfig,
+        config: AugmentConfig,
+        seed: int,
+    ):
         self.clips, self.units, self.encoder, self.config, self.seed = clips, units, encoder, config, seed
         self.decoded: dict[int, np.ndarray] = {}
         self.bytes = 0
@@ -79,7 +86,9 @@ class Crops(Dataset):
                 crop_N = add(crop_N, self._wave(int(random.integers(len(self.clips)))), self.config, random)
         units_T = self.units[place.clip]
         frames = self.encoder.frames(place.samples)
-        origin_T = augment.frames_of_origin(frames, self.encoder.stride, self.encoder.receptive_field, speed, start, len(units_T))
+        origin_T = augment.frames_of_origin(
+            frames, self.encoder.stride, self.encoder.receptive_field, speed, start, len(units_T)
+        )
         return torch.from_numpy(crop_N), torch.from_numpy(units_T[origin_T].astype(np.int64))
 
     def _wave(self, clip: int) -> np.ndarray:

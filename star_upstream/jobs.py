@@ -36,7 +36,9 @@ def side_by_side(
             while waiting and len(running) < jobs:
                 name = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
-                running[receiver] = context.Process(target=_child, args=(work, name, log(name), share, torch.get_num_threads(), sender), name=name)
+                running[receiver] = context.Process(
+                    target=_child, args=(work, name, log(name), share, torch.get_num_threads(), sender), name=name
+                )
                 running[receiver].start()
                 sender.close()  # so that the child's end is the only one, and its death is noticed
             for receiver in multiprocessing.connection.wait(list(running)):

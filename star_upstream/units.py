@@ -35,7 +35,9 @@ def mfcc(clip: Clip, config: EncoderConfig) -> np.ndarray:
     )
     cepstra = np.pad(cepstra, ((0, 0), (0, max(0, frames - cepstra.shape[1]))), mode="edge")[:, :frames]
     width = min(9, frames - (frames + 1) % 2)
-    differences = [librosa.feature.delta(cepstra, order=k, width=width) for k in (1, 2)] if width >= 3 else [0 * cepstra] * 2
+    differences = (
+        [librosa.feature.delta(cepstra, order=k, width=width) for k in (1, 2)] if width >= 3 else [0 * cepstra] * 2
+    )
     table_TF = np.concatenate([cepstra, *differences]).T
     return ((table_TF - table_TF.mean(0)) / (table_TF.std(0) + 1e-5)).astype(np.float16)
 
@@ -48,7 +50,9 @@ def all_mfcc(clips: Sequence[Clip], config: EncoderConfig, jobs: int) -> list[np
 
 
 @torch.inference_mode()
-def layers(clips: Sequence[Clip], encoder: Encoder, wanted: Sequence[int], seconds: float = 60.0) -> list[list[np.ndarray]]:
+def layers(
+    clips: Sequence[Clip], encoder: Encoder, wanted: Sequence[int], seconds: float = 60.0
+) -> list[list[np.ndarray]]:
     """For each of the ``wanted`` layers (0 is the first one's input) one T x F array of float16 a clip."""
     sampler = BucketSampler(clips, max(seconds, max(c.samples for c in clips) / audio.RATE), shuffle=False)
     loader = DataLoader(AudioDataset(clips), batch_sampler=sampler, collate_fn=collate)

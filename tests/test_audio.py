@@ -70,7 +70,10 @@ def test_every_codec_of_wav_is_read_whole_and_in_parts(tmp_path, kind, rate):
     whole = audio.read(path)
     assert len(whole) == audio.length(path) == pytest.approx(32_000, abs=700)
     assert np.corrcoef(whole[:30_000], tone(16_000, 2.0)[:30_000])[0, 1] > 0.95
-    assert np.allclose(audio.read(path, 5_000, 7_000), whole[5_000:12_000], atol=1e-6) and len(audio.read(path, 5_000)) == len(whole) - 5_000
+    assert (
+        np.allclose(audio.read(path, 5_000, 7_000), whole[5_000:12_000], atol=1e-6)
+        and len(audio.read(path, 5_000)) == len(whole) - 5_000
+    )
 
 
 def test_channels_in_opposite_phase_are_not_silence(tmp_path):
@@ -83,7 +86,9 @@ def test_channels_in_opposite_phase_are_not_silence(tmp_path):
     assert not audio.read(path).any()
 
 
-@pytest.mark.parametrize("kind", [{}, {"subtype": "FLOAT"}, {"format": "AIFF"}, {"format": "AU"}, {"subtype": "GSM610"}])
+@pytest.mark.parametrize(
+    "kind", [{}, {"subtype": "FLOAT"}, {"format": "AIFF"}, {"format": "AU"}, {"subtype": "GSM610"}]
+)
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_a_file_cut_short_is_no_shorter_file(tmp_path, kind, share):
     soundfile.write(tmp_path / "a.wav", tone(16000, 2.0), 16000, **kind)
@@ -91,7 +96,9 @@ def test_a_file_cut_short_is_no_shorter_file(tmp_path, kind, share):
     (tmp_path / "b.wav").write_bytes(content[: int(share * len(content))])
     assert audio.length(tmp_path / "a.wav") == 32_000
     for read in (audio.read, audio.length):
-        with pytest.raises(StarError, match=f"b.wav: cut short: {100 * share:.0f}|b.wav: cut short: {100 * share - 1:.0f}"):
+        with pytest.raises(
+            StarError, match=f"b.wav: cut short: {100 * share:.0f}|b.wav: cut short: {100 * share - 1:.0f}"
+        ):
             read(tmp_path / "b.wav")
 
 
@@ -109,7 +116,9 @@ def test_a_wav_from_a_pipe_has_no_length_in_its_header(tmp_path, length):
 def test_a_piece_is_whole(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(16000), 16000)
     assert len(audio.piece(tmp_path / "a.wav", 4_000, 12_000)) == 12_000
-    with pytest.raises(StarError, match="a.wav: 12000 samples from sample 4000 on when decoded, where 16000 were promised"):
+    with pytest.raises(
+        StarError, match="a.wav: 12000 samples from sample 4000 on when decoded, where 16000 were promised"
+    ):
         audio.piece(tmp_path / "a.wav", 4_000, 16_000)
     with pytest.raises(StarError, match="a.wav: 0 samples from sample 16000 on"):
         audio.piece(tmp_path / "a.wav", 16_000, 100)

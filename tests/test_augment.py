@@ -42,7 +42,9 @@ def test_a_click_keeps_its_unit_when_the_speed_changes():
         start = 4321
         crop = augment.change_speed(wave[start:], speed)[:20000]
         frame = (int(np.abs(crop).argmax()) - 200) / 320
-        origin = augment.frames_of_origin(hubert.frames(20000), hubert.stride, hubert.receptive_field, speed, start, hubert.frames(32000))
+        origin = augment.frames_of_origin(
+            hubert.frames(20000), hubert.stride, hubert.receptive_field, speed, start, hubert.frames(32000)
+        )
         assert abs(origin[round(frame)] - 61) <= 1
 
 

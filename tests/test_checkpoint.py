@@ -99,7 +99,9 @@ def test_a_flipped_bit_in_the_weights_is_an_error(folder):
             checkpoint.load(folder)
         except StarError:
             continue
-        assert load_file(file).keys() and checkpoint.tensors_digest(load_file(file)) == checkpoint.tensors_digest(checkpoint.load(folder).state_dict())
+        assert load_file(file).keys() and checkpoint.tensors_digest(load_file(file)) == checkpoint.tensors_digest(
+            checkpoint.load(folder).state_dict()
+        )
     file.write_bytes(whole)
     checkpoint.load(folder)
 
@@ -122,7 +124,11 @@ def test_the_shipped_models_and_files_of_one_piece_keep_a_digest(encoder, tmp_pa
         assert len(checkpoint.describe(place)["tensors_sha256"]) == 64
     weights = {f"encoder.{k}": v.contiguous() for k, v in encoder.state_dict().items()}
     for name, save, load in (
-        ("one.safetensors", lambda p: checkpoint.save_single(p, weights, {"encoder": strict.plain(encoder.config)}), checkpoint.load),
+        (
+            "one.safetensors",
+            lambda p: checkpoint.save_single(p, weights, {"encoder": strict.plain(encoder.config)}),
+            checkpoint.load,
+        ),
         ("gates.safetensors", lambda p: checkpoint.save_tensors(p, weights), checkpoint.load_tensors),
     ):
         save(tmp_path / name)
@@ -135,13 +141,19 @@ def test_the_shipped_models_and_files_of_one_piece_keep_a_digest(encoder, tmp_pa
 
 
 def test_digest_of_quantised_and_of_half_models(encoder):
-    digests = [checkpoint.digest(encoder), checkpoint.digest(copy.deepcopy(encoder).bfloat16()), checkpoint.digest(copy.deepcopy(encoder).half())]
+    digests = [
+        checkpoint.digest(encoder),
+        checkpoint.digest(copy.deepcopy(encoder).bfloat16()),
+        checkpoint.digest(copy.deepcopy(encoder).half()),
+    ]
     engine = next((e for e in ("x86", "qnnpack", "fbgemm") if e in torch.backends.quantized.supported_engines), None)
     if engine is not None:
         torch.backends.quantized.engine = engine
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            quantised = [torch.ao.quantization.quantize_dynamic(copy.deepcopy(encoder), {torch.nn.Linear}) for _ in range(2)]
+            quantised = [
+                torch.ao.quantization.quantize_dynamic(copy.deepcopy(encoder), {torch.nn.Linear}) for _ in range(2)
+            ]
         assert checkpoint.digest(quantised[0]) == checkpoint.digest(quantised[1])
         digests.append(checkpoint.digest(quantised[0]))
     assert len(set(digests)) == len(digests)

@@ -40,7 +40,9 @@ def test_recipes_are_listed_with_what_they_are(capsys):
     cli.main(["recipes"])
     lines = capsys.readouterr().out.splitlines()
     shown = [line.split() for line in lines if line.startswith("  ")]
-    assert [words[0] for words in shown] == [*recipe.names(), *recipe.names(FinetuneRecipe)] and all(len(words) > 3 for words in shown)
+    assert [words[0] for words in shown] == [*recipe.names(), *recipe.names(FinetuneRecipe)] and all(
+        len(words) > 3 for words in shown
+    )
     assert [line for line in lines if not line.startswith("  ")] == ["star distill:", "star finetune:"]
 
 
@@ -48,7 +50,11 @@ def test_dry_run_prints_the_resolved_recipe(capsys):
     # words may stand on both sides of an option
     cli.main(["distill", "star_mini", "training.minutes=2", "--dry-run", "data.train=[/a, /b]"])
     values = yaml.safe_load(capsys.readouterr().out)
-    assert values["training"]["minutes"] == 2.0 and values["data"]["train"] == ["/a", "/b"] and len(values["student"]["heads"]) == 8
+    assert (
+        values["training"]["minutes"] == 2.0
+        and values["data"]["train"] == ["/a", "/b"]
+        and len(values["student"]["heads"]) == 8
+    )
 
 
 def test_profile_of_a_recipe_and_of_a_checkpoint(capsys, tiny):

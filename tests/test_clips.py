@@ -252,7 +252,9 @@ def test_a_binary_file_is_no_list(tmp_path):
     with pytest.raises(StarError, match="no audio and no UTF-8 text"):
         scan([tmp_path / "x.tsv"])
     (tmp_path / "x.wav").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n")
-    with pytest.raises(StarError, match="x.wav: cannot be read as audio .a git-lfs pointer, not the content: run 'git lfs pull'"):
+    with pytest.raises(
+        StarError, match="x.wav: cannot be read as audio .a git-lfs pointer, not the content: run 'git lfs pull'"
+    ):
         scan([tmp_path / "x.wav"])
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x80\x81")
     with pytest.raises(StarError, match="no audio and no UTF-8 text"):
@@ -316,7 +318,18 @@ def test_links_to_what_is_not_there_are_left_out(audio_folder):
 
 
 def test_a_run_keeps_every_name(tmp_path):
-    names = ["tab\there", "line\nbreak", "return\rhere", '"quoted"', 'a "quote', "back\\slash", "uni\u2028code\x85", "#1", " space ", "\udcff"]
+    names = [
+        "tab\there",
+        "line\nbreak",
+        "return\rhere",
+        '"quoted"',
+        'a "quote',
+        "back\\slash",
+        "uni\u2028code\x85",
+        "#1",
+        " space ",
+        "\udcff",
+    ]
     for i, name in enumerate(names):
         write(tmp_path / "in" / "written.wav", 1 + i / 10).rename(tmp_path / "in" / f"{name}.wav")
     corpus = scan([tmp_path / "in"], progress=False)

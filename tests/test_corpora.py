@@ -122,7 +122,9 @@ def test_trials(made):
 def test_both_parts_of_voxceleb_in_one_folder(copy):
     before = corpora.load("asv", copy)
     for part in ("dev", "test"):
-        shutil.copytree(copy / "VoxCeleb1" / part / "wav", copy / "VoxCeleb1" / "wav", symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(
+            copy / "VoxCeleb1" / part / "wav", copy / "VoxCeleb1" / "wav", symlinks=True, dirs_exist_ok=True
+        )
         shutil.rmtree(copy / "VoxCeleb1" / part)
     assert corpora.load("asv", copy).drop(columns="path").equals(before.drop(columns="path"))
 
@@ -148,7 +150,10 @@ def test_only_the_english_part_of_quesst(copy):
     listing = copy / "quesst14Database" / "scoring" / "language_key_utterances.lst"
     whole = corpora.load("qbe", copy)
     lines = listing.read_text().splitlines()
-    rewrite(listing, "\n".join([lines[0].replace("nnenglish", "czech"), *lines[1:], "quesst14Database/Audio/gone.wav basque"]))
+    rewrite(
+        listing,
+        "\n".join([lines[0].replace("nnenglish", "czech"), *lines[1:], "quesst14Database/Audio/gone.wav basque"]),
+    )
     table, truth = corpora.load("qbe", copy), corpora.truth(copy)
     assert set(whole["id"]) - set(table["id"]) == {"quesst14_00001"} and len(table) == len(whole) - 1
     assert "quesst14_00001" not in set(truth["doc"])
@@ -158,7 +163,9 @@ def test_excited_is_happy_and_other_emotions_are_left_out(made):
     table = corpora.load("er", made)
     text = "".join(p.read_text() for p in made.glob("IEMOCAP/Session*/dialog/EmoEvaluation/*.txt"))
     assert set(table["label"]) == {"neutral", "happy", "sad", "angry"}
-    assert (table["label"] == "happy").sum() == text.count("\texc\t") + text.count("\thap\t") > text.count("\thap\t") > 0
+    assert (
+        (table["label"] == "happy").sum() == text.count("\texc\t") + text.count("\thap\t") > text.count("\thap\t") > 0
+    )
     assert text.count("\tfru\t") and len(table) == text.count("[2.5000") - text.count("\tfru\t")
     assert (table["speaker"] == [f"{uid[:5]}{uid.split('_')[-1][0]}" for uid in table["id"]]).all()
     assert table["speaker"].nunique() == 10
@@ -168,11 +175,15 @@ def test_excited_is_happy_and_other_emotions_are_left_out(made):
     "line, text, slots",
     [
         ("BOS PLAY SONG EOS\tO O music_item PlayMusic", "PLAY SONG", "O B-music_item"),
-        ("BOS IN NEW YORK , ROME EOS\tO O city city city city X", "IN NEW YORK , ROME", "O B-city I-city I-city I-city"),
+        (
+            "BOS IN NEW YORK , ROME EOS\tO O city city city city X",
+            "IN NEW YORK , ROME",
+            "O B-city I-city I-city I-city",
+        ),
         ("BOS A B C EOS\tO a b b X", "A B C", "B-a B-b I-b"),
         ("BOS A ? B EOS\tO a O a X", "A ? B", "B-a O B-a"),
         ("BOS ØRE ÇÉ–Ñ EOS\tO O O X", "ØRE ÇÉ–Ñ", "O O"),
-        ('BOS A 官方杂志 B EOS\tO O a X', "A B", "O B-a"),  # only the problem package's text has a slot for each word
+        ("BOS A 官方杂志 B EOS\tO O a X", "A B", "O B-a"),  # only the problem package's text has a slot for each word
     ],
 )
 def test_slots(line, text, slots):
@@ -190,7 +201,9 @@ def test_other_names_of_the_folders(copy):
 
 def splits(table: pd.DataFrame, column: str) -> list[dict]:
     """Of each split, {path: the column}."""
-    return [dict(zip(part["path"], part[column])) for part in (table[table["split"] == s] for s in ("train", "dev", "test"))]
+    return [
+        dict(zip(part["path"], part[column])) for part in (table[table["split"] == s] for s in ("train", "dev", "test"))
+    ]
 
 
 def test_keywords_of_s3prl(made):
@@ -222,7 +235,10 @@ def test_verification_of_s3prl(made, tmp_path):
     paths = {split: set(part["path"]) for split, part in table.groupby("split")}
     assert {i["wav_path"] for i in (train | dev).values()} == paths["train"]
     assert {i["wav_path"] for i in test.values()} >= paths["test"]
-    ours = [(target, f"{enroll}.wav", f"{test}.wav") for target, enroll, test in corpora.trials(made).itertuples(index=False)]
+    ours = [
+        (target, f"{enroll}.wav", f"{test}.wav")
+        for target, enroll, test in corpora.trials(made).itertuples(index=False)
+    ]
     assert trials == ours
 
 
@@ -248,7 +264,12 @@ def test_recordings_of_s3prl(made, tmp_path):
         theirs = pd.read_csv(tmp_path / "out.csv")
         rows = table[table["split"] == split].set_index("id")
         ours = segments[segments["id"].isin(rows.index)]
-        for ours_name, name in (("id", "record_id"), ("speaker", "speaker"), ("start", "start_sec"), ("end", "end_sec")):
+        for ours_name, name in (
+            ("id", "record_id"),
+            ("speaker", "speaker"),
+            ("start", "start_sec"),
+            ("end", "end_sec"),
+        ):
             assert ours[ours_name].tolist() == theirs[name].tolist()
         assert rows["samples"][theirs["record_id"]].tolist() == (theirs["duration"] * audio.RATE).round().tolist()
 
@@ -257,8 +278,17 @@ def test_commands_of_s3prl(made):
     compat.apply()
     from s3prl.dataio.corpus.fluent_speech_commands import FluentSpeechCommands
 
-    theirs, table = FluentSpeechCommands(str(made / "fluent_speech_commands_dataset")).data_split, corpora.load("ic", made)
-    names = {"action": "action", "object": "object", "location": "location", "text": "transcription", "speaker": "speakerId"}
+    theirs, table = (
+        FluentSpeechCommands(str(made / "fluent_speech_commands_dataset")).data_split,
+        corpora.load("ic", made),
+    )
+    names = {
+        "action": "action",
+        "object": "object",
+        "location": "location",
+        "text": "transcription",
+        "speaker": "speakerId",
+    }
     for column, name in names.items():
         assert [{str(i["path"]): i[name] for i in part.values()} for part in theirs] == splits(table, column)
 

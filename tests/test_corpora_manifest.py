@@ -225,7 +225,12 @@ def test_a_trial_names_its_file_as_it_likes(tmp_path, verification, way):
     [
         ("asv_train", 0, {"speaker": "b"}, "asv_test.tsv: line 2: speaker 'b' is in train and in test"),
         ("asv_test", 1, {"id": "u0"}, "asv_test.tsv: line 3: id 'u0' is used twice"),
-        ("asv_trials", 1, {"enroll_path": "0.wav"}, "asv_trials.tsv: line 3: enroll_path '0.wav' is not in asv_test.tsv"),
+        (
+            "asv_trials",
+            1,
+            {"enroll_path": "0.wav"},
+            "asv_trials.tsv: line 3: enroll_path '0.wav' is not in asv_test.tsv",
+        ),
         ("asv_trials", 0, {"target": "same"}, "asv_trials.tsv: line 2: target is 'same'; it must be 1 or 0"),
         ("asv_trials", 2, {"target": 1}, "asv_trials.tsv: no trial has target 0"),
         ("asv_trials", None, {}, "asv_trials.tsv is missing"),
@@ -261,7 +266,11 @@ def test_rttm(diarization):
     (diarization / "u1.rttm").write_text(others + LINE.format("u1", 0.04, 0.05, "x"))
     table, segments = corpora.load("sd", diarization), corpora.segments(diarization)
     assert list(table.columns) == ["id", "path", "start", "samples", "split"]
-    assert segments.values.tolist()[:3] == [["u0", 0.0, 0.05, "anna"], ["u0", 0.02, 0.1, "bert"], ["u1", 0.04, 0.09, "x"]]
+    assert segments.values.tolist()[:3] == [
+        ["u0", 0.0, 0.05, "anna"],
+        ["u0", 0.02, 0.1, "bert"],
+        ["u1", 0.04, 0.09, "x"],
+    ]
     assert len(segments) == 11
 
 
@@ -274,11 +283,23 @@ def test_rttm(diarization):
         (LINE.format("u1", 0.01, 0, "x"), "u1.rttm: line 1: from 0.01 s to 0.01 s is no segment"),
         (LINE.format("u1", -0.01, 0.05, "x"), "u1.rttm: line 1: from -0.01 s to 0.04 s is no segment"),
         (LINE.format("u1", 20, 60, "x"), "u1.rttm: line 1: ends at 80 s, but 'u1' has 0.1 s; are these milliseconds"),
-        (LINE.format("u1", 0.01, 0.05, "x") + LINE.format("u1", 0.12, 0.05, "x"), "u1.rttm: line 2: ends at 0.17 s, but 'u1' has 0.1 s"),
+        (
+            LINE.format("u1", 0.01, 0.05, "x") + LINE.format("u1", 0.12, 0.05, "x"),
+            "u1.rttm: line 2: ends at 0.17 s, but 'u1' has 0.1 s",
+        ),
         (LINE.format("u1", 0, 0.1, "anna lee"), "line 1: after the name 'anna' come 'lee <NA> <NA>'"),
-        (LINE.format("u1", 0, 0.1, "anna lee").replace(" <NA>\n", "\n"), "line 1: after the name 'anna' come 'lee <NA>'"),
-        (LINE.format("u1", 0, 0.1, "anna lee").replace(" <NA> <NA>\n", "\n"), "line 1: after the name 'anna' come 'lee'"),
-        (LINE.format("u1", 0, 0.1, "speaker 2").replace(" <NA>\n", "\n"), "line 1: after the name 'speaker' come '2 <NA>'"),
+        (
+            LINE.format("u1", 0, 0.1, "anna lee").replace(" <NA>\n", "\n"),
+            "line 1: after the name 'anna' come 'lee <NA>'",
+        ),
+        (
+            LINE.format("u1", 0, 0.1, "anna lee").replace(" <NA> <NA>\n", "\n"),
+            "line 1: after the name 'anna' come 'lee'",
+        ),
+        (
+            LINE.format("u1", 0, 0.1, "speaker 2").replace(" <NA>\n", "\n"),
+            "line 1: after the name 'speaker' come '2 <NA>'",
+        ),
         (LINE.format("u1", 0, 0.1, "anna\u00a0lee"), "line 1: after the name 'anna' come 'lee <NA> <NA>'"),
         (LINE.format("u1", 0, 0.1, "x").lower(), "line 1: expected 'SPEAKER <id> 1"),
         (LINE.format("u1", 0, "nan", "x"), "u1.rttm: line 1: from 0 s to nan s is no segment"),
@@ -302,7 +323,11 @@ def test_a_byte_order_mark_takes_no_segment(diarization):
 
 
 def test_names_between_tabs_and_confidences(diarization):
-    lines = ["SPEAKER u1 1 0.00 0.05 <NA> <NA> anna 0.97 <NA>", "SPEAKER u1 1 0.00 0.05 <NA> <NA> bert", "SPEAKER\tu1\t1\t0.0\t0.04\t<NA>\t<NA>\tanna lee\t<NA>\t<NA>"]
+    lines = [
+        "SPEAKER u1 1 0.00 0.05 <NA> <NA> anna 0.97 <NA>",
+        "SPEAKER u1 1 0.00 0.05 <NA> <NA> bert",
+        "SPEAKER\tu1\t1\t0.0\t0.04\t<NA>\t<NA>\tanna lee\t<NA>\t<NA>",
+    ]
     (diarization / "u1.rttm").write_text("\n".join(lines) + "\n")
     segments = corpora.segments(diarization)
     assert segments["speaker"][segments["id"] == "u1"].tolist() == ["anna", "bert", "anna lee"]
@@ -311,7 +336,13 @@ def test_names_between_tabs_and_confidences(diarization):
 @pytest.fixture
 def search(tmp_path, rows) -> dict[str, list[dict]]:
     """One query and one document of dev, the same of eval, and a document of both."""
-    kinds = [("qbe_queries", "dev"), ("qbe_docs", "dev"), ("qbe_queries", "eval"), ("qbe_docs", "eval"), ("qbe_docs", "both")]
+    kinds = [
+        ("qbe_queries", "dev"),
+        ("qbe_docs", "dev"),
+        ("qbe_queries", "eval"),
+        ("qbe_docs", "eval"),
+        ("qbe_docs", "both"),
+    ]
     parts: dict[str, list[dict]] = {"qbe_queries": [], "qbe_docs": []}
     for row, (name, group) in zip(rows, kinds):
         parts[name].append({k: v for k, v in row.items() if k != "split"} | {"set": group})
@@ -327,15 +358,30 @@ def test_search(tmp_path, search):
     assert table[["id", "split", "kind"]].values.tolist() == [
         ["u0", "dev", "query"], ["u2", "eval", "query"], ["u1", "dev", "doc"], ["u3", "eval", "doc"], ["u4", "both", "doc"],
     ]  # fmt: skip
-    assert corpora.truth(tmp_path).values.tolist() == [["u0", "u1", 1], ["u0", "u4", 0], ["u2", "u3", 0], ["u2", "u4", 1]]
+    assert corpora.truth(tmp_path).values.tolist() == [
+        ["u0", "u1", 1],
+        ["u0", "u4", 0],
+        ["u2", "u3", 0],
+        ["u2", "u4", 1],
+    ]
 
 
 @pytest.mark.parametrize(
     "part, row, change, words",
     [
         ("qbe_queries", 0, {"set": "both"}, "qbe_queries.tsv: line 2: a query is in dev or in eval"),
-        ("qbe_queries", 1, {"set": "test"}, "qbe_queries.tsv: line 3: unknown split 'test'; it must be dev, eval or both"),
-        ("qbe_queries", 0, {"set": "eval"}, "manifests: no query in dev; qbe needs queries and documents in dev and in eval"),
+        (
+            "qbe_queries",
+            1,
+            {"set": "test"},
+            "qbe_queries.tsv: line 3: unknown split 'test'; it must be dev, eval or both",
+        ),
+        (
+            "qbe_queries",
+            0,
+            {"set": "eval"},
+            "manifests: no query in dev; qbe needs queries and documents in dev and in eval",
+        ),
         ("qbe_docs", 0, {"id": "u0"}, "qbe_docs.tsv: line 2: id 'u0' is used twice"),
         ("qbe_truth", 0, {"doc_id": "u9"}, "qbe_truth.tsv: line 2: doc 'u9' is not in qbe_docs.tsv"),
         ("qbe_truth", 0, {"query_id": "u1"}, "qbe_truth.tsv: line 2: query 'u1' is not in qbe_queries.tsv"),
@@ -380,7 +426,9 @@ def test_real_trials_segments_and_truth(shared):
     trials, table = corpora.trials(root), corpora.load("asv", root).set_index("id")
     assert trials["target"].value_counts().to_dict() == {0: 1300, 1: 1300}
     speaker = table["speaker"]
-    assert ((speaker[trials["enroll"]].to_numpy() == speaker[trials["test"]].to_numpy()) == (trials["target"] == 1)).all()
+    assert (
+        (speaker[trials["enroll"]].to_numpy() == speaker[trials["test"]].to_numpy()) == (trials["target"] == 1)
+    ).all()
     segments, seconds = corpora.segments(root), corpora.load("sd", root).set_index("id")["samples"] / audio.RATE
     assert (segments.groupby("id")["speaker"].nunique() == 2).all()
     assert (segments["end"] <= segments["id"].map(seconds) + 0.01).all()

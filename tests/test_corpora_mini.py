@@ -38,7 +38,9 @@ def test_half_made_folder_is_remade_to_the_same_bytes(made, tmp_path, monkeypatc
 
 
 def test_other_seed_other_bytes(made, tmp_path):
-    queries.make(tmp_path, np.random.default_rng([1, mini.PARTS.index(queries)]), lambda items: max(1, round(items * SCALE)))
+    queries.make(
+        tmp_path, np.random.default_rng([1, mini.PARTS.index(queries)]), lambda items: max(1, round(items * SCALE))
+    )
     other, ours = files(tmp_path / "quesst14Database"), files(made / "quesst14Database")
     assert other.keys() == ours.keys()
     assert all(other[name] != ours[name] for name in ours if name.endswith(".wav"))
@@ -119,7 +121,10 @@ def test_mixture_is_loud_where_somebody_speaks():
 def test_emotions_differ_in_level(made):
     table = corpora.load("er", made)
     power = [10 * np.log10(np.mean(audio.read(row.path) ** 2)) for row in table.itertuples()]
-    mean = {label: np.mean([p for p, other in zip(power, table["label"]) if other == label]) for label in set(table["label"])}
+    mean = {
+        label: np.mean([p for p, other in zip(power, table["label"]) if other == label])
+        for label in set(table["label"])
+    }
     assert mean["sad"] + 3 < mean["neutral"] < mean["angry"] - 3
 
 
@@ -140,6 +145,8 @@ def test_a_file_among_the_corpora_stays_when_they_are_made_anew(made, tmp_path):
     root = Path(shutil.copytree(made, tmp_path / "mini"))
     (root / "IEMOCAP" / "Session1" / "notes.txt").write_text("mine")
     before = files(root)
-    with pytest.raises(StarError, match="IEMOCAP: is to be made anew, but eval.data.mini did not make Session1/notes.txt in it"):
+    with pytest.raises(
+        StarError, match="IEMOCAP: is to be made anew, but eval.data.mini did not make Session1/notes.txt in it"
+    ):
         mini.make(root, seed=1, scale=SCALE)
     assert files(root) == before

@@ -27,7 +27,16 @@ def rows(tmp_path) -> list[dict]:
     for number in range(8):
         sound(tmp_path / "wav" / f"{number}.wav", seed=number)
         split, label = ("train", "train", "dev", "test")[number // 2], ("yes", "no")[number % 2]
-        out.append({"id": f"u{number}", "path": f"wav/{number}.wav", "samples": 3_200, "split": split, "label": label, "speaker": label})
+        out.append(
+            {
+                "id": f"u{number}",
+                "path": f"wav/{number}.wav",
+                "samples": 3_200,
+                "split": split,
+                "label": label,
+                "speaker": label,
+            }
+        )
     return out
 
 
@@ -41,7 +50,9 @@ def remarks(root: Path, task: str = "ks") -> list[str]:
     entry = inventory.look(task, root)
     assert entry["error"] is None
     found = corpora.load(task, root).attrs["remarks"]
-    assert found == entry["remarks"] and all(f"     note: {remark}" in inventory._lines(task, entry) for remark in found)
+    assert found == entry["remarks"] and all(
+        f"     note: {remark}" in inventory._lines(task, entry) for remark in found
+    )
     return found
 
 
@@ -96,7 +107,9 @@ def test_one_class_alone_and_classes_that_look_alike(tmp_path, rows):
     found = remarks(save(tmp_path, rows))
     assert "'Yes' and 'yes'" in found[0] and "'cafe\u0301' and 'caf\u00e9' differ by case" in found[0]
     rows[4]["label"] = rows[5]["label"] = "Yes"
-    assert "every test row has the same label ('Yes'): a constant answer would be right" in remarks(save(tmp_path, rows))
+    assert "every test row has the same label ('Yes'): a constant answer would be right" in remarks(
+        save(tmp_path, rows)
+    )
 
 
 def test_one_text_alone(tmp_path, rows):
@@ -111,7 +124,9 @@ def test_folds_that_share_recordings(tmp_path, rows):
         row["fold"] = "ab"[number // 4]
     assert remarks(save(tmp_path, rows, "er"), "er") == []
     rows[4]["path"] = "wav/0.wav"
-    assert remarks(save(tmp_path, rows, "er"), "er") == ["2 of 8 recordings are in several folds: they are tested on what was learnt"]
+    assert remarks(save(tmp_path, rows, "er"), "er") == [
+        "2 of 8 recordings are in several folds: they are tested on what was learnt"
+    ]
     for row in range(4, 8):
         rows[row]["path"] = f"wav/{row - 4}.wav"
     with pytest.raises(StarError, match="er: every recording is in several folds"):
@@ -159,7 +174,10 @@ def test_a_recording_has_one_speaker(tmp_path, rows):
     for number, row in enumerate(rows):
         row["speaker"] = "ab"[number % 2]
     rows[1] |= {"path": "wav/0.wav", "samples": 1_600}
-    with pytest.raises(StarError, match="sid.tsv: line 2: .*0.wav has speaker 'a' here and 'b' in 'u1'|line 3: .*0.wav has speaker 'b' here and 'a' in 'u0'"):
+    with pytest.raises(
+        StarError,
+        match="sid.tsv: line 2: .*0.wav has speaker 'a' here and 'b' in 'u1'|line 3: .*0.wav has speaker 'b' here and 'a' in 'u0'",
+    ):
         corpora.load("sid", save(tmp_path, rows, "sid"))
 
 

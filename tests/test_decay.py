@@ -7,7 +7,14 @@ from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
 from star_upstream.formats.published import names, students
 from star_upstream.training import decay, optimizer, recipe
 
-TINY = {"conv_layers": ((8, 10, 5), (8, 3, 2)), "width": 16, "position_kernel": 4, "position_groups": 2, "layers": 2, "heads": 2}
+TINY = {
+    "conv_layers": ((8, 10, 5), (8, 3, 2)),
+    "width": 16,
+    "position_kernel": 4,
+    "position_groups": 2,
+    "layers": 2,
+    "heads": 2,
+}
 TINY |= {"head_width": 8, "ffn": 12}
 
 
@@ -21,7 +28,13 @@ def test_what_is_decayed_in_starhubert():
         student = Encoder(recipe.load("star_hubert").student)
     front = [*(f"frontend.convs.{i}.weight" for i in range(9)), "frontend.norms.0.weight", "frontend.norm.weight"]
     position = ["position.direction", "position.magnitude", "norm.weight"]
-    parts = [*(f"attention.{n}" for n in ("query", "key", "value", "output")), "attention_norm", "ffn_in", "ffn_out", "ffn_norm"]
+    parts = [
+        *(f"attention.{n}" for n in ("query", "key", "value", "output")),
+        "attention_norm",
+        "ffn_in",
+        "ffn_out",
+        "ffn_norm",
+    ]
     layers = [f"layers.{i}.{part}.weight" for i in range(12) for part in parts]
     assert decayed(student, "s3prl") == {*front, *position, *layers}
     left_out = {name for name, _ in student.named_parameters()} - {*front, *position, *layers}
@@ -38,7 +51,13 @@ def test_recipes_on_s3prls_optimizer_have_its_decay(name):
 
 
 def test_names_lead_back_to_ours():
-    config = EncoderConfig(**TINY, relative_position=RelativePosition(total_heads=2), output_projection=3, conv_norm="layer", conv_bias=True)
+    config = EncoderConfig(
+        **TINY,
+        relative_position=RelativePosition(total_heads=2),
+        output_projection=3,
+        conv_norm="layer",
+        conv_bias=True,
+    )
     own = {f"student.{name}": p for name, p in Encoder(config).named_parameters()}
     theirs = {decay.authors_name(name): p for name, p in own.items()}
     assert len(theirs) == len(own) and not any(name.startswith("student.") for name in theirs)
@@ -53,7 +72,13 @@ def test_groups_are_those_of_s3prls_optimizer_on_its_distilhubert():
     optimizers = pytest.importorskip("s3prl.optimizers")
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
-    sizes = {"encoder_layers": 2, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 12, "encoder_attention_heads": 2, "conv_pos": 4}
+    sizes = {
+        "encoder_layers": 2,
+        "encoder_embed_dim": 16,
+        "encoder_ffn_embed_dim": 12,
+        "encoder_attention_heads": 2,
+        "conv_pos": 4,
+    }
     sizes |= {"conv_pos_groups": 2, "final_dim": 16, "extractor_conv_feature_layers": "[(8, 10, 5), (8, 3, 2)]"}
     theirs = DistillerModel(DistillerConfig({**sizes, "n_tasks": 2, "pred_layer_id": [1, 2]}))
     places = {id(p): name for name, p in theirs.named_parameters()}

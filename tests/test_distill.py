@@ -48,7 +48,13 @@ def make(world: Path, name: str = "recipe.yaml", **overrides) -> Path:
         "teacher": str(world / "teacher"),
         "student": dict(STUDENT),
         "loss": {"star": {}},
-        "data": {"train": [str(world / "audio")], "valid_share": 0.2, "min_seconds": 0.4, "max_seconds": 2.0, "batch_seconds": 4.0},
+        "data": {
+            "train": [str(world / "audio")],
+            "valid_share": 0.2,
+            "min_seconds": 0.4,
+            "max_seconds": 2.0,
+            "batch_seconds": 4.0,
+        },
         "training": {"updates": 24, "log_every": 1, "validate_every": 8, "save_every": 3, "accelerator": "cpu"},
     }
     fields = {"data": recipe.DataConfig.__dataclass_fields__, "training": TrainingConfig.__dataclass_fields__}
@@ -66,7 +72,14 @@ def make(world: Path, name: str = "recipe.yaml", **overrides) -> Path:
 def unbroken(world):
     """A run with dropout and accumulation, from start to end."""
     student = {**STUDENT, "dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "feature_dropout": 0.05}
-    options = {"accumulate": 2, "updates": 100, "learning_rate": 5e-3, "validate_every": 20, "save_every": 7, "workers": 1}
+    options = {
+        "accumulate": 2,
+        "updates": 100,
+        "learning_rate": 5e-3,
+        "validate_every": 20,
+        "save_every": 7,
+        "workers": 1,
+    }
     file = make(world, "unbroken.yaml", student=student, **options)
     distill.run(recipe.load(file), world / "unbroken")
     return file, world / "unbroken"
@@ -80,7 +93,11 @@ def test_a_run_learns_and_leaves_its_marks(world, unbroken):
     assert np.mean(train[-20:]) < 0.5 * np.mean(train[:3]) and min(valid) < 0.7 * np.mean(train[:3])
 
     best = checkpoint.describe(run / "best")["provenance"]
-    assert best["validation_loss"] == pytest.approx(min(valid)) == json.loads((run / "done.json").read_text())["validation_loss"]
+    assert (
+        best["validation_loss"]
+        == pytest.approx(min(valid))
+        == json.loads((run / "done.json").read_text())["validation_loss"]
+    )
     assert best["teacher"]["sha256"] == checkpoint.digest(checkpoint.load(world / "teacher"))
     assert best["clips"] == {"train": 24, "valid": 6} and best["recipe"]["data"]["train"] == ["audio"]
     assert checkpoint.describe(run / "last")["provenance"]["updates"] == 100
@@ -127,7 +144,16 @@ def test_two_processes_killed_and_resumed_equal_unbroken(world):
 
 
 def test_the_last_checkpoint_can_be_the_result_and_an_older_state_is_refused(world, tmp_path, capsys):
-    file = make(world, "last.yaml", updates=4, validate_every=1, learning_rate=0.3, select="last", choices={"why": "a test"}, workers=0)
+    file = make(
+        world,
+        "last.yaml",
+        updates=4,
+        validate_every=1,
+        learning_rate=0.3,
+        select="last",
+        choices={"why": "a test"},
+        workers=0,
+    )
     run = tmp_path / "run"
     assert distill.run(recipe.load(file), run) == run / "last"
     done = json.loads((run / "done.json").read_text())
@@ -142,7 +168,10 @@ def test_the_last_checkpoint_can_be_the_result_and_an_older_state_is_refused(wor
     state = torch.load(run / "state.pt", weights_only=True)
     assert state.pop("version") == run_folder.STATE_VERSION
     torch.save(state, run / "state.pt")
-    with pytest.raises(StarError, match="state.pt: is the state of an older version of the training loop, .*finish the run with the star_upstream that began it"):
+    with pytest.raises(
+        StarError,
+        match="state.pt: is the state of an older version of the training loop, .*finish the run with the star_upstream that began it",
+    ):
         distill.run(recipe.load(file), run)
     torch.save({**state, "version": run_folder.STATE_VERSION + 1}, run / "state.pt")
     with pytest.raises(StarError, match=f"is the state of version {run_folder.STATE_VERSION + 1} of"):
@@ -158,7 +187,10 @@ def test_a_budget_in_minutes_ends_with_a_validation(world, monkeypatch, capsys):
     rows = log(world / "budget")
     assert rows[-1]["valid/loss"] and float(rows[-2]["learning_rate"]) < 2e-5 and len(rows) > 60
     assert "too_few_updates" not in checkpoint.describe(world / "budget" / "best")["provenance"]
-    assert "too_few_updates" not in json.loads((world / "budget" / "done.json").read_text()) and "least" not in capsys.readouterr().err
+    assert (
+        "too_few_updates" not in json.loads((world / "budget" / "done.json").read_text())
+        and "least" not in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("validate_every, name", [(10_000, "at the end"), (1, "before the end")])
@@ -203,7 +235,9 @@ def test_progress_is_shown_before_the_first_row_of_the_log(world, tmp_path, monk
 
 def test_threads_and_workers_are_no_more_than_cores(world, tmp_path, monkeypatch):
     seen, before = set(), torch.get_num_threads()
-    monkeypatch.setattr(distill.Distillation, "taken", lambda self, batch: seen.add((torch.get_num_threads(), self.workers)))
+    monkeypatch.setattr(
+        distill.Distillation, "taken", lambda self, batch: seen.add((torch.get_num_threads(), self.workers))
+    )
     distill.run(recipe.load(make(world, "many.yaml", updates=2, workers=50)), tmp_path / "run")
     ((threads, workers),) = seen
     assert threads + workers <= max(1, cores.available()) and torch.get_num_threads() == before
@@ -255,7 +289,9 @@ def test_a_folder_in_use_is_refused(world, tmp_path):
         "import sys; from star_upstream.training.run_folder import RunFolder\n"
         "folder = RunFolder(sys.argv[1]); folder.claim(len); print('claimed', flush=True); input()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         assert process.stdout.readline() == b"claimed\n"
         with pytest.raises(StarError, match="another process is training there"):
@@ -279,7 +315,11 @@ def test_teacher_is_neither_trained_nor_saved(world, tmp_path):
         loaded, student.make_student(loaded, teacher), distill.Teacher(teacher), folder, clips, provenance
     )
     names = {name for name, _ in training.model.named_parameters()}
-    assert names == {f"student.{name}" for name, _ in training.student.named_parameters()} == set(training.model.state_dict())
+    assert (
+        names
+        == {f"student.{name}" for name, _ in training.student.named_parameters()}
+        == set(training.model.state_dict())
+    )
     assert loop.fit(training, folder) == 2
     assert not teacher.training and checkpoint.digest(teacher) == before
 
@@ -332,7 +372,9 @@ def test_student_starts_from_named_teacher_parts():
     teacher.norm.weight.data += 1
     bare = Encoder(EncoderConfig(**{**TEACHER, "projection_norm": False}))
     student.initialise(bare, teacher, Initialisation(frontend=True, norm=False))
-    assert torch.equal(bare.frontend.projection.weight, teacher.frontend.projection.weight) and bare.norm.weight.unique().tolist() == [1.0]
+    assert torch.equal(
+        bare.frontend.projection.weight, teacher.frontend.projection.weight
+    ) and bare.norm.weight.unique().tolist() == [1.0]
     student.initialise(bare, teacher, Initialisation(frontend=True))
     assert torch.equal(bare.norm.weight, teacher.norm.weight)
     student.initialise(small, teacher, Initialisation(layers=(1, 3)))
@@ -366,7 +408,9 @@ def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
     again = run_folder.RunFolder(tmp_path)
     again.open_log(2)
     again.log({"update": 3, "train/loss": 0.3, "valid/loss": 4.0})
-    assert (tmp_path / "log.csv").read_text() == f"update,train/loss,valid/loss\n1,0.1,\n2,{1 / 3!r},\n2,,5.0\n3,0.3,4.0\n"
+    assert (
+        tmp_path / "log.csv"
+    ).read_text() == f"update,train/loss,valid/loss\n1,0.1,\n2,{1 / 3!r},\n2,,5.0\n3,0.3,4.0\n"
 
 
 def test_a_checkpoint_lost_in_a_replacement_is_put_back(tmp_path):

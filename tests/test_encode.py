@@ -42,7 +42,9 @@ def tiny():
 def small_encoder():
     torch.manual_seed(0)
     convs = ((16, 10, 5), (16, 3, 2), (16, 3, 2), (16, 3, 2), (16, 3, 2), (16, 2, 2), (16, 2, 2))
-    return Encoder(EncoderConfig(conv_layers=convs, width=32, layers=2, heads=2, head_width=16, ffn=64, position_kernel=16)).eval()
+    return Encoder(
+        EncoderConfig(conv_layers=convs, width=32, layers=2, heads=2, head_width=16, ffn=64, position_kernel=16)
+    ).eval()
 
 
 def s3prl_upstream(monkeypatch, name, expert):
@@ -112,7 +114,9 @@ def test_states_are_those_of_s3prls_featurizer_in_a_padded_batch(kind):
     x_BLTD, lengths_B = exact.states(ours, waves)
     for x_LTD, length, expected_LTD in zip(x_BLTD, lengths_B, published(expert, waves), strict=True):
         assert int(length) == expected_LTD.shape[1]
-        assert torch.allclose(x_LTD[:, :length], expected_LTD, atol=1e-5, equal_nan=True) and not x_LTD[:, length:].any()
+        assert (
+            torch.allclose(x_LTD[:, :length], expected_LTD, atol=1e-5, equal_nan=True) and not x_LTD[:, length:].any()
+        )
     if kind == "ours":
         assert [int(n) for n in lengths_B] == [50, 1, 2, 16, 103, 999]
         once = ours.encode(waves)
@@ -125,7 +129,11 @@ def test_an_upstream_is_refused_where_s3prls_featurizer_refuses_it():
         missing = 0
 
         def forward(self, wavs):
-            return {"hidden_states": [x_BTD[:, : x_BTD.shape[1] - self.missing] for x_BTD in super().forward(wavs)["hidden_states"]]}
+            return {
+                "hidden_states": [
+                    x_BTD[:, : x_BTD.shape[1] - self.missing] for x_BTD in super().forward(wavs)["hidden_states"]
+                ]
+            }
 
     expert, wave = Cut(), np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32)
     ours = upstreams.Upstream("u", expert, "d")
@@ -195,7 +203,10 @@ def test_frames_are_padded_and_close_to_fp32(tiny, waves, tmp_path):
     x_BLTD, lengths_B = frames.batch([2, 0])
     assert lengths_B.tolist() == [54, 98] and x_BLTD.shape == (2, 3, 98, 24)
     assert x_BLTD[0, :, 54:].abs().max() == 0
-    assert frames.samples(2) == 9_000 and Frames([[waves[2]]], tiny, Store(tmp_path / "c"), (("gain", "-3.0"),)).samples(0) == 9_000
+    assert (
+        frames.samples(2) == 9_000
+        and Frames([[waves[2]]], tiny, Store(tmp_path / "c"), (("gain", "-3.0"),)).samples(0) == 9_000
+    )
     assert torch.allclose(x_BLTD[1], tiny.encode([encode.waveform(waves[0])])[0], atol=5e-3)
 
 
@@ -308,7 +319,11 @@ def test_a_cache_that_is_too_small_says_so_and_keeps_what_fits(tiny, waves, tmp_
     assert capsys.readouterr().err == ""
     small = Frames(many, tiny, Store(tmp_path / "small", budget_gb=40_000e-9))
     line = capsys.readouterr().err
-    assert "need about 7.2e-05 GB, of which --cache-gb 4e-05 holds 50%; the others are encoded again in every epoch" in line and line.count("\n") == 1
+    assert (
+        "need about 7.2e-05 GB, of which --cache-gb 4e-05 holds 50%; the others are encoded again in every epoch"
+        in line
+        and line.count("\n") == 1
+    )
     assert small.kept == [True] * 5 + [False] * 5
     calls = tiny.expert.calls
     assert torch.equal(small.batch(range(10))[0], whole.batch(range(10))[0])
@@ -346,11 +361,18 @@ def test_store_stays_within_its_budget(tmp_path):
 
 def test_crops_are_fixed_and_cover_the_utterance():
     table = pd.DataFrame(
-        {"path": ["a", "a", "b"], "start": [0, 100, 0], "samples": [320_000, 320_000, 1000], "split": ["train", "test", "train"]}
+        {
+            "path": ["a", "a", "b"],
+            "start": [0, 100, 0],
+            "samples": [320_000, 320_000, 1000],
+            "split": ["train", "test", "train"],
+        }
     )
     rows = encode.windows(table, crop_seconds=8.0, crops=3)
     assert [(w.start, w.samples) for w in rows[0]] == [(0, 128_000), (96_000, 128_000), (192_000, 128_000)]
-    assert [(w.start, w.samples) for w in rows[1]] == [(100, 320_000)] and [(w.start, w.samples) for w in rows[2]] == [(0, 1000)]
+    assert [(w.start, w.samples) for w in rows[1]] == [(100, 320_000)] and [(w.start, w.samples) for w in rows[2]] == [
+        (0, 1000)
+    ]
 
 
 def test_crops_are_drawn_by_the_generator_alone(tiny, waves, tmp_path):
@@ -426,7 +448,8 @@ class Small(TinyUpstream):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("no memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [torch.OutOfMemoryError("no memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
 def test_out_of_memory_halves_the_batch_and_skips_nothing(error, waves, tiny, tmp_path, capsys):
     many = [Window(waves[i % 2].path, 0, 16_000 - i) for i in range(9)]

@@ -33,7 +33,9 @@ def randomised(module: torch.nn.Module, seed=0) -> torch.nn.Module:
 
 
 def config(**changes) -> EncoderConfig:
-    base = dict(conv_layers=CONVS, width=32, heads=4, head_width=8, ffn=48, layers=3, position_kernel=16, position_groups=4)
+    base = dict(
+        conv_layers=CONVS, width=32, heads=4, head_width=8, ffn=48, layers=3, position_kernel=16, position_groups=4
+    )
     return strict.build(EncoderConfig, base | changes)
 
 
@@ -49,13 +51,29 @@ VARIANTS = {
     "left-out parts": {"heads": [4, 0, 2], "ffn": [48, 20, 0]},
     "left-out parts, pre-norm": {"heads": [4, 0, 2], "ffn": [48, 20, 0], "norm": "pre"},
     "batch norm before the positional convolution": {"position_norm": "batch"},
-    "stacked positional convolutions": {"position_norm": "layer", "position_layers": 3, "position_kernel": 6, "norm": "pre"},
+    "stacked positional convolutions": {
+        "position_norm": "layer",
+        "position_layers": 3,
+        "position_kernel": 6,
+        "norm": "pre",
+    },
     "adapters": {"norm": "pre", "adapter": 6},
     "output heads": {"output_projection": 10, "hidden_states": "projections"},
     "merged frames": {"time_reduction": 2, "relative_position": RELATIVE},
-    "merged frames, heads": {"time_reduction": 3, "upsampling": "heads", "output_projection": 10, "hidden_states": "projections"},
-    "merged frames, last": {"time_reduction": 2, "upsampling": "last", "hidden_states": "last", "prediction_layers": [2, 3],
-                            "prediction_inner": 12, "prediction_width": 7},
+    "merged frames, heads": {
+        "time_reduction": 3,
+        "upsampling": "heads",
+        "output_projection": 10,
+        "hidden_states": "projections",
+    },
+    "merged frames, last": {
+        "time_reduction": 2,
+        "upsampling": "last",
+        "hidden_states": "last",
+        "prediction_layers": [2, 3],
+        "prediction_inner": 12,
+        "prediction_width": 7,
+    },
     "no projection": {"conv_layers": (*CONVS[:-1], (32, 2, 2)), "projection": False, "feature_scale": True},
 }
 
@@ -104,7 +122,9 @@ def test_maps_are_what_the_layers_attend_with(name):
 @torch.no_grad()
 def test_reused_maps_are_those_of_the_layer_that_computed_them():
     torch.manual_seed(0)
-    maps = randomised(Encoder(config(reuse_attention=[False, True, True])))(batch(), LENGTHS, attention_maps=True).attentions
+    maps = randomised(Encoder(config(reuse_attention=[False, True, True])))(
+        batch(), LENGTHS, attention_maps=True
+    ).attentions
     assert torch.equal(maps[0], maps[1]) and torch.equal(maps[0], maps[2])
     again = randomised(Encoder(config(reuse_attention=[False, True, True], reuse_softmax=True)))(
         batch(), attention_maps=True
@@ -119,7 +139,9 @@ def test_waveform_normalisation_undoes_gain_and_offset():
     encoder = randomised(Encoder(config(normalize_waveform=True, conv_norm="layer")))
     plain = randomised(Encoder(config(conv_norm="layer")))
     moved = torch.where(batch() != 0, 3.0 * batch() + 0.5, 0.0)
-    torch.testing.assert_close(encoder(moved, LENGTHS).states[-1], encoder(batch(), LENGTHS).states[-1], atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        encoder(moved, LENGTHS).states[-1], encoder(batch(), LENGTHS).states[-1], atol=2e-3, rtol=0
+    )
     assert (plain(moved, LENGTHS).states[-1] - plain(batch(), LENGTHS).states[-1]).abs().max() > 0.05
     wave = batch()[:1]
     normal = (wave - wave.mean()) / (wave.var(unbiased=False) + 1e-5).sqrt()
@@ -145,7 +167,10 @@ def test_exposed_states_follow_the_convention():
         assert encoder.config.exposed == (len(exposed), exposed[-1].shape[-1])
         if convention == "features":
             frames = int(output.lengths_B[1])
-            assert torch.equal(exposed[0][1, :frames], output.features_BTD[1, :frames]) and not exposed[0][1, frames:].any()
+            assert (
+                torch.equal(exposed[0][1, :frames], output.features_BTD[1, :frames])
+                and not exposed[0][1, frames:].any()
+            )
 
 
 def test_the_last_state_is_the_layers_or_its_heads():
@@ -185,14 +210,20 @@ def test_every_parameter_receives_a_gradient():
         ({"relative_position": RELATIVE | {"max_distance": 4}}, "relative_position: needs 4 buckets or more"),
         ({"relative_position": {"total_heads": 3}}, "relative_position.total_heads: 3 heads of 8"),
         ({"relative_position": RELATIVE, "heads": [4, 2, 4]}, "relative_position.kept_heads: needed"),
-        ({"relative_position": RELATIVE | {"kept_heads": [[0], [0], [4]]}, "heads": 1}, "relative_position.kept_heads[2]"),
+        (
+            {"relative_position": RELATIVE | {"kept_heads": [[0], [0], [4]]}, "heads": 1},
+            "relative_position.kept_heads[2]",
+        ),
         ({"hidden_states": "projections"}, "'projections' needs output_projection"),
         ({"hidden_states": "last", "layers": 0, "heads": 1, "ffn": 1}, "hidden_states: 'last' needs one layer"),
         ({"time_reduction": 0}, "time_reduction: must be 1 or more"),
         ({"upsampling": "heads"}, "upsampling: 'heads' needs a time_reduction of 2 or more"),
         ({"time_reduction": 2, "hidden_states": "features"}, "'features' would mix frame rates"),
         ({"time_reduction": 2, "upsampling": "heads"}, "take 'projections' or 'last'"),
-        ({"time_reduction": 2, "upsampling": "last", "hidden_states": "last", "output_projection": 8}, "'last' goes without"),
+        (
+            {"time_reduction": 2, "upsampling": "last", "hidden_states": "last", "output_projection": 8},
+            "'last' goes without",
+        ),
         ({"prediction_width": -1}, "prediction_width: must be 0 or more"),
         ({"hidden_states": "some"}, "hidden_states: expected 'all' or"),
         ({"position_layers": 2}, "position_layers: 2 convolutions need position_norm 'layer'"),
@@ -215,7 +246,12 @@ def test_frames_are_what_the_forward_pass_gives_also_below_one_frame():
             wave = torch.linspace(-1, 1, samples)[None]
             output, padded = encoder(wave), encoder(torch.nn.functional.pad(wave, (0, max(0, shortest - samples))))
             counted = encoder.config.frames(samples)
-            assert output.states[-1].shape[1] == int(output.lengths_B) == counted == int(encoder.config.frames(torch.tensor(samples)))
+            assert (
+                output.states[-1].shape[1]
+                == int(output.lengths_B)
+                == counted
+                == int(encoder.config.frames(torch.tensor(samples)))
+            )
             assert counted >= 1 and torch.equal(output.states[-1], padded.states[-1])
             together = encoder(torch.nn.functional.pad(wave, (0, 700)), torch.tensor([samples]))
             torch.testing.assert_close(together.states[-1][:, :counted], output.states[-1], atol=1e-5, rtol=0)
@@ -238,7 +274,12 @@ def test_merged_frames_are_the_convolutions_and_leave_none_half_done(upsampling,
         features = plain(wave).states[0]
         merged = features.shape[1] // 3
         assert output.states[0].shape[1] == merged and encoder.config.feature_frames(count) == features.shape[1]
-        assert encoder.config.frames(count) == output.lengths_B.item() == encoder.exposed(output)[0].shape[1] == merged * given
+        assert (
+            encoder.config.frames(count)
+            == output.lengths_B.item()
+            == encoder.exposed(output)[0].shape[1]
+            == merged * given
+        )
         weight, bias = encoder.time_reduction.weight, encoder.time_reduction.bias
         by_hand = torch.einsum("odk,btkd->bto", weight, features[:, : 3 * merged].unflatten(1, (merged, 3))) + bias
         torch.testing.assert_close(output.states[0], by_hand, atol=1e-5, rtol=0)
@@ -253,7 +294,9 @@ def test_merged_frames_are_the_convolutions_and_leave_none_half_done(upsampling,
 def test_frames_and_receptive_field():
     hubert = EncoderConfig()
     assert (hubert.stride, hubert.receptive_field, hubert.frames(400), hubert.frames(16000)) == (320, 400, 1, 49)
-    assert sum(p.numel() for p in Encoder(hubert).parameters()) == 94_370_944  # HuBERT Base without its mask embedding (768)
+    assert (
+        sum(p.numel() for p in Encoder(hubert).parameters()) == 94_370_944
+    )  # HuBERT Base without its mask embedding (768)
 
 
 TINY = dict(
@@ -272,13 +315,17 @@ STABLE = dict(feat_extract_norm="layer", conv_bias=True, do_stable_layer_norm=Tr
 
 
 @pytest.mark.parametrize("kind", ["Hubert", "Wav2Vec2", "WavLM"])
-@pytest.mark.parametrize("variant", [{}, STABLE, {**STABLE, "do_stable_layer_norm": False}], ids=["base", "large", "layer-post"])
+@pytest.mark.parametrize(
+    "variant", [{}, STABLE, {**STABLE, "do_stable_layer_norm": False}], ids=["base", "large", "layer-post"]
+)
 @torch.no_grad()
 def test_parity_with_transformers(kind, variant, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     extra = {"num_buckets": 16, "max_bucket_distance": 40} if kind == "WavLM" else {}
-    theirs = randomised(getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**TINY, **variant, **extra)))
+    theirs = randomised(
+        getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**TINY, **variant, **extra))
+    )
     theirs.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
     ours = huggingface.load(tmp_path, reference_padding=True)
@@ -307,7 +354,9 @@ def test_the_gradient_of_the_convolutions_alone_is_scaled():
         before = name.startswith(("frontend.convs", "frontend.norms"))
         torch.testing.assert_close(tenth[name], gradient * (0.1 if before else 1.0), rtol=1e-4, atol=1e-7)
         assert (none[name] is None) == before
-    assert torch.equal(gradients(0.1, False)["frontend.convs.0.weight"], gradients(1.0, False)["frontend.convs.0.weight"])
+    assert torch.equal(
+        gradients(0.1, False)["frontend.convs.0.weight"], gradients(1.0, False)["frontend.convs.0.weight"]
+    )
     with pytest.raises(StarError, match="feature_gradient: must be 0 to 1"):
         config(feature_gradient=1.5)
 
@@ -324,4 +373,6 @@ def test_features_are_given_before_and_after_their_dropout():
 
 
 def test_a_scale_that_pruning_left_is_not_trained():
-    assert [name for name, p in Encoder(config(feature_scale=True)).named_parameters() if not p.requires_grad] == ["frontend.scale"]
+    assert [name for name, p in Encoder(config(feature_scale=True)).named_parameters() if not p.requires_grad] == [
+        "frontend.scale"
+    ]

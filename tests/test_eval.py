@@ -47,7 +47,19 @@ def error_line(text):
 
 def test_three_tasks_end_to_end(corpus, tmp_path, capsys):
     out = tmp_path / "results" / "tiny"
-    arguments = [*FAST, "--data", corpus, "--out", out, "--steps", 20, "--tasks", "ks,sid,asr", "--lr-grid", "1e-3,1e-2"]
+    arguments = [
+        *FAST,
+        "--data",
+        corpus,
+        "--out",
+        out,
+        "--steps",
+        20,
+        "--tasks",
+        "ks,sid,asr",
+        "--lr-grid",
+        "1e-3,1e-2",
+    ]
     assert evaluate(*arguments) == 0
     printed = json.loads(capsys.readouterr().out)
     records = {name: json.loads((out / f"{name}.json").read_text()) for name in ("ks", "sid", "asr")}
@@ -60,7 +72,11 @@ def test_three_tasks_end_to_end(corpus, tmp_path, capsys):
     assert (ks["items"], sid["items"], asr["items"]) == (12, 8, 4)
     for record in records.values():
         assert record["limited"] is True and record["steps"] == 20 and record["schedule"] == "mini"
-        assert record["corpus"] == f"manifest:{corpus.name}" and record["stride"] == 160 and record["parameters"] == 3 * 201 * 24
+        assert (
+            record["corpus"] == f"manifest:{corpus.name}"
+            and record["stride"] == 160
+            and record["parameters"] == 3 * 201 * 24
+        )
         assert [g["lr"] for g in record["grid"]] == [1e-3, 1e-2] and record["lr"] in (1e-3, 1e-2)
         assert len(record["layer_weights"]) == 3 and sum(record["layer_weights"]) == pytest.approx(1, abs=1e-4)
         assert record["versions"]["s3prl"] and record["peak_memory_mb"] > 10 and len(record["upstream_digest"]) == 64
@@ -164,7 +180,9 @@ def test_bad_corpora_are_one_line_and_do_not_stop_other_tasks(change, message, c
     assert message in error(capsys)
     assert evaluate(*FAST, "--data", data, "--out", tmp_path / "o", "--steps", 2, "--tasks", "ks,sid") == 1
     captured = capsys.readouterr()
-    assert message in json.loads(captured.out)["failed"]["ks"] and list(json.loads(captured.out)["metrics"]) == ["sid_acc"]
+    assert message in json.loads(captured.out)["failed"]["ks"] and list(json.loads(captured.out)["metrics"]) == [
+        "sid_acc"
+    ]
 
 
 def test_a_crash_is_logged_and_the_others_go_on(corpus, tmp_path, monkeypatch, capsys):

@@ -48,7 +48,9 @@ def test_training_draws_crops_of_the_sound(rows):
     found = {}
     for seed in range(8):
         x_BLTD, lengths_B = exact.batch([3, 2], torch.Generator().manual_seed(seed))
-        assert lengths_B.tolist() == [48, 4] and torch.equal(x_BLTD, exact.batch([3, 2], torch.Generator().manual_seed(seed))[0])
+        assert lengths_B.tolist() == [48, 4] and torch.equal(
+            x_BLTD, exact.batch([3, 2], torch.Generator().manual_seed(seed))[0]
+        )
         found[float(x_BLTD.sum())] = x_BLTD
     assert len(found) == 8
     assert exact.batch([3, 2])[1].tolist() == [186, 4]  # dev and test are whole
@@ -83,7 +85,9 @@ def test_out_of_memory_halves_the_batch_and_keeps_its_padding(rows, capsys):
     expert.room = 2
     exact = Padded(rows, upstream)
     assert torch.allclose(exact.batch([0, 1, 2, 3])[0], whole_BLTD, atol=1e-5)
-    assert "out of memory on cpu with 4 utterances of up to 1.9 s; encoding at most 2 at once" in capsys.readouterr().err
+    assert (
+        "out of memory on cpu with 4 utterances of up to 1.9 s; encoding at most 2 at once" in capsys.readouterr().err
+    )
     expert.batches = ()
     exact.batch([0, 1, 2, 3])
     assert expert.batches == (2, 2, 2) and capsys.readouterr().err == ""
@@ -130,7 +134,11 @@ def test_records_of_the_two_ways_do_not_mix(tmp_path, monkeypatch, capsys):
     assert main([*arguments, "--exact"]) == 0
     records = {name: json.loads((out / f"{name}.json").read_text()) for name in ("ks", "sid", "asr")}
     for record in records.values():
-        assert record["encoding"] == "every step" and record["features"] == "frames, fp32" and record["seconds_encoding"] == 0
+        assert (
+            record["encoding"] == "every step"
+            and record["features"] == "frames, fp32"
+            and record["seconds_encoding"] == 0
+        )
         assert not any("fp16" in line or "fixed, evenly" in line or "alone" in line for line in record["differences"])
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     capsys.readouterr()

@@ -32,14 +32,22 @@ def named(model, layered: bool = False) -> dict[str, torch.Tensor]:
     """The tensors of a transformers model under fairseq's names."""
     weights = {fairseq_name(name): tensor for name, tensor in model.state_dict().items()}
     if layered:
-        weights = {k.replace(".2.weight", ".2.1.weight").replace(".2.bias", ".2.1.bias") if "conv_layers" in k else k: v for k, v in weights.items()}
+        weights = {
+            k.replace(".2.weight", ".2.1.weight").replace(".2.bias", ".2.1.bias") if "conv_layers" in k else k: v
+            for k, v in weights.items()
+        }
     return weights
 
 
 def finetuned(model, prefix: str) -> dict[str, torch.Tensor]:
     weights = {prefix + name: tensor for name, tensor in named(model, True).items() if name != "mask_emb"}
     head = prefix.removesuffix("w2v_model.")
-    return {**weights, f"{prefix}mask_emb": torch.zeros(32), f"{head}proj.weight": torch.zeros(5, 32), f"{head}proj.bias": torch.zeros(5)}
+    return {
+        **weights,
+        f"{prefix}mask_emb": torch.zeros(32),
+        f"{head}proj.weight": torch.zeros(5, 32),
+        f"{head}proj.bias": torch.zeros(5),
+    }
 
 
 def omegaconf(monkeypatch, values):
@@ -79,12 +87,18 @@ def test_models_fine_tuned_for_recognition(style, tmp_path, monkeypatch):
 
 def test_a_fine_tuned_model_normalises_as_the_pre_trained_one(tmp_path):
     inner = {"model": LARGE, "task": {"normalize": True}}
-    content = {"cfg": {"model": CTC | {"w2v_args": inner}, "task": {}}, "model": finetuned(tiny("Wav2Vec2", **STABLE), "w2v_encoder.w2v_model.")}
+    content = {
+        "cfg": {"model": CTC | {"w2v_args": inner}, "task": {}},
+        "model": finetuned(tiny("Wav2Vec2", **STABLE), "w2v_encoder.w2v_model."),
+    }
     torch.save(content, tmp_path / "ctc.pt")
     assert sources.load(tmp_path / "ctc.pt").config.normalize_waveform
     content["cfg"]["model"]["w2v_args"] = None
     torch.save(content, tmp_path / "ctc.pt")
-    with pytest.raises(StarError, match="without the configuration of its encoder .w2v_args.; load the pre-trained model .*elsewhere/base.pt"):
+    with pytest.raises(
+        StarError,
+        match="without the configuration of its encoder .w2v_args.; load the pre-trained model .*elsewhere/base.pt",
+    ):
         sources.load(tmp_path / "ctc.pt")
 
 
@@ -116,7 +130,10 @@ def test_a_batch_norm_before_the_positional_convolution(tmp_path):
         weights[name.replace("encoder.pos_conv_embed.conv.weight", "encoder.pos_conv.1.weight")] = tensor
     weights["encoder.pos_conv.1.bias"] = model.state_dict()["encoder.pos_conv_embed.conv.bias"]
     weights["encoder.pos_conv.0.bias"] = model.state_dict()["encoder.pos_conv_embed.batch_norm.bias"]
-    torch.save({"cfg": {"model": OPTIONS | {"conv_pos_batch_norm": True}, "task": {}}, "model": weights}, tmp_path / "hubert.pt")
+    torch.save(
+        {"cfg": {"model": OPTIONS | {"conv_pos_batch_norm": True}, "task": {}}, "model": weights},
+        tmp_path / "hubert.pt",
+    )
     check(sources.load(tmp_path / "hubert.pt", reference_padding=True), model)
 
 
@@ -139,7 +156,10 @@ def test_files_that_s3prl_converted(kind, tmp_path):
 def test_bare_weights_with_a_configuration(prefix, sections, tmp_path):
     model, file = tiny("Hubert"), tmp_path / "bare.pt"
     torch.save({prefix + name: tensor for name, tensor in named(model).items()}, file)
-    with pytest.raises(StarError, match="the names of fairseq and no configuration; give fairseq's options .* put it beside as bare.yaml"):
+    with pytest.raises(
+        StarError,
+        match="the names of fairseq and no configuration; give fairseq's options .* put it beside as bare.yaml",
+    ):
         sources.load(file)
     options = {"model": OPTIONS, "task": {"normalize": False}} if sections else OPTIONS
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(options))
@@ -153,7 +173,9 @@ def test_bare_weights_with_a_configuration(prefix, sections, tmp_path):
 def test_bare_weights_under_the_usual_keys_and_with_transformers_names(tmp_path):
     model, file = tiny("WavLM"), tmp_path / "bare.bin"
     torch.save({"state_dict": {f"model.{name}": t for name, t in model.state_dict().items()}, "epoch": 3}, file)
-    with pytest.raises(StarError, match="the names of transformers and no configuration; give transformers' config.json"):
+    with pytest.raises(
+        StarError, match="the names of transformers and no configuration; give transformers' config.json"
+    ):
         sources.load(file)
     model.config.save_pretrained(tmp_path / "elsewhere")
     check(sources.load(file, config=tmp_path / "elsewhere" / "config.json", reference_padding=True), model)
@@ -163,7 +185,10 @@ def test_bare_weights_under_the_usual_keys_and_with_transformers_names(tmp_path)
     "weights, message",
     [
         ({"modality_encoders.AUDIO.local_encoder.weight": 1}, "data2vec 2.0 .data2vec_multi. is not supported"),
-        ({"feature_aggregator.conv_layers.0.weight": 1}, "wav2vec 1 or vq-wav2vec, which has no transformer is not supported"),
+        (
+            {"feature_aggregator.conv_layers.0.weight": 1},
+            "wav2vec 1 or vq-wav2vec, which has no transformer is not supported",
+        ),
         ({"encoders.0.layers.0.fc1.weight": 1}, "multi-resolution HuBERT is not supported"),
     ],
 )
@@ -179,9 +204,15 @@ class _Soft(torch.nn.Module):
     def __init__(self, width=24, channels=8):
         super().__init__()
         kernels = [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)]
-        self.feature_extractor, self.feature_projection, self.positional_embedding = (torch.nn.Module() for _ in range(3))
+        self.feature_extractor, self.feature_projection, self.positional_embedding = (
+            torch.nn.Module() for _ in range(3)
+        )
         for i, (kernel, stride) in enumerate(kernels):
-            setattr(self.feature_extractor, f"conv{i}", torch.nn.Conv1d(channels if i else 1, channels, kernel, stride, bias=False))
+            setattr(
+                self.feature_extractor,
+                f"conv{i}",
+                torch.nn.Conv1d(channels if i else 1, channels, kernel, stride, bias=False),
+            )
         self.feature_extractor.norm0 = torch.nn.GroupNorm(channels, channels)
         self.feature_projection.norm = torch.nn.LayerNorm(channels)
         self.feature_projection.projection = torch.nn.Linear(channels, width)
@@ -190,7 +221,9 @@ class _Soft(torch.nn.Module):
         self.norm = torch.nn.LayerNorm(width)
         layer = torch.nn.TransformerEncoderLayer(width, 12, 40, activation="gelu", batch_first=True)
         self.encoder = torch.nn.Module()
-        self.encoder.layers = torch.nn.ModuleList([layer, torch.nn.TransformerEncoderLayer(width, 12, 40, activation="gelu", batch_first=True)])
+        self.encoder.layers = torch.nn.ModuleList(
+            [layer, torch.nn.TransformerEncoderLayer(width, 12, 40, activation="gelu", batch_first=True)]
+        )
         self.proj, self.label_embedding = torch.nn.Linear(width, 6), torch.nn.Embedding(5, 6)
         self.masked_spec_embed = torch.nn.Parameter(torch.rand(width))
 
@@ -222,7 +255,11 @@ def test_hubert_soft(wrapped, tmp_path):
 
 def test_a_config_that_is_none(tmp_path):
     torch.save(named(tiny("Hubert")), tmp_path / "bare.pt")
-    for text, message in (("[1]", "expected keys with values"), ("a: [", "neither yaml nor json"), (json.dumps({"encoder_layers": 7}), "does not fit")):
+    for text, message in (
+        ("[1]", "expected keys with values"),
+        ("a: [", "neither yaml nor json"),
+        (json.dumps({"encoder_layers": 7}), "does not fit"),
+    ):
         (tmp_path / "bare.yaml").write_text(text)
         with pytest.raises(StarError, match=message):
             sources.load(tmp_path / "bare.pt")

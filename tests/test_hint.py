@@ -11,7 +11,13 @@ from star_upstream.losses.hint import HintConfig, HintLoss
 
 def config(layers=1, width=2, stride=5):
     return EncoderConfig(
-        conv_layers=((width, 10, stride),), width=width, layers=layers, heads=1, head_width=width, ffn=4, position_groups=1
+        conv_layers=((width, 10, stride),),
+        width=width,
+        layers=layers,
+        heads=1,
+        head_width=width,
+        ffn=4,
+        position_groups=1,
     )
 
 
@@ -33,7 +39,9 @@ L1, COSINE = (1.5, 0.75), (0.48, 0.0)
 
 def test_by_hand():
     total, terms = hint(teacher_layers=[0, 1])(output(TEACHER), output(STUDENT))
-    assert terms["l1"].item() == pytest.approx(sum(L1) / 2) and terms["cosine"].item() == pytest.approx(-sum(COSINE) / 2)
+    assert terms["l1"].item() == pytest.approx(sum(L1) / 2) and terms["cosine"].item() == pytest.approx(
+        -sum(COSINE) / 2
+    )
     assert total.item() == pytest.approx((sum(L1) - sum(COSINE)) / 2)
     total, _ = hint(teacher_layers=[0, 1], reduction="sum", l1=2.0, cosine=0.5)(output(TEACHER), output(STUDENT))
     assert total.item() == pytest.approx(2 * sum(L1) - 0.5 * sum(COSINE))
@@ -44,8 +52,12 @@ def test_by_hand():
 
 def test_layer_zero_is_the_cnn_output_or_the_first_layers_input():
     features = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
-    one = hint(teacher_layers=[0], cosine=0.0)(output(TEACHER, features=features), output(STUDENT, features=STUDENT[0]))[0]
-    other = hint(teacher_layers=[0], cosine=0.0, zeroth="layer_input")(output(TEACHER, features=features), output(STUDENT))[0]
+    one = hint(teacher_layers=[0], cosine=0.0)(
+        output(TEACHER, features=features), output(STUDENT, features=STUDENT[0])
+    )[0]
+    other = hint(teacher_layers=[0], cosine=0.0, zeroth="layer_input")(
+        output(TEACHER, features=features), output(STUDENT)
+    )[0]
     assert one.item() == pytest.approx(0.25) and other.item() == pytest.approx(L1[0])
 
 
@@ -54,7 +66,9 @@ def test_layer_zero_of_a_student_in_training_is_after_its_dropout():
     loss = hint(teacher_layers=[0], cosine=0.0)
     # |3| + |-2| + |-4| + |2| over 4
     assert loss(output(TEACHER), dropped)[0].item() == pytest.approx(11 / 4)
-    assert hint(teacher_layers=[0], cosine=0.0, zeroth="layer_input")(output(TEACHER), dropped)[0].item() == pytest.approx(L1[0])
+    assert hint(teacher_layers=[0], cosine=0.0, zeroth="layer_input")(output(TEACHER), dropped)[
+        0
+    ].item() == pytest.approx(L1[0])
 
 
 def test_a_model_is_at_no_distance_from_itself_until_a_map_moves():
@@ -75,7 +89,8 @@ def test_zero_maps_give_the_teachers_own_size_and_finite_gradients():
     assert terms["l1"].item() == pytest.approx((9 / 4 + 2 / 4) / 2) and terms["cosine"].item() == 0.0
     total.backward()
     assert (
-        all(p.grad.isfinite().all() for p in [*loss.parameters(), *student]) and loss.distance.maps[0].weight.grad.abs().sum() > 0
+        all(p.grad.isfinite().all() for p in [*loss.parameters(), *student])
+        and loss.distance.maps[0].weight.grad.abs().sum() > 0
     )
 
 
@@ -86,7 +101,8 @@ def test_weight_zero_asks_no_gradient_and_is_still_shown():
 
 
 @pytest.mark.parametrize(
-    ("maps", "numbers"), [("zero_apart", [0, 1, 1, 1]), ("shared", [0, 0, 0, 0]), ("separate", [0, 1, 2, 3]), ("none", None)]
+    ("maps", "numbers"),
+    [("zero_apart", [0, 1, 1, 1]), ("shared", [0, 0, 0, 0]), ("separate", [0, 1, 2, 3]), ("none", None)],
 )
 def test_arrangements_of_maps(maps, numbers):
     loss = hint(config(12), config(12), maps=maps)
@@ -103,11 +119,16 @@ def test_widths_may_differ_and_maps_start_as_a_cut_identity():
     assert loss.distance.maps[0].weight.tolist() == [[1, 0], [0, 1], [0, 0]]
     teacher = [torch.tensor([[[1.0, 2.0, 3.0]]])] * 2
     assert loss(output(teacher), output([torch.tensor([[[1.0, 2.0]]])] * 2))[1]["l1"].item() == pytest.approx(1.0)
-    assert hint(config(width=2), config(width=3), teacher_layers=[1]).distance.maps[0].weight.tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert hint(config(width=2), config(width=3), teacher_layers=[1]).distance.maps[0].weight.tolist() == [
+        [1, 0, 0],
+        [0, 1, 0],
+    ]
 
 
 def random_output(frames, generator, size=None, width=4):
-    return output([torch.randn(len(frames), size or max(frames), width, generator=generator) for _ in range(2)], list(frames))
+    return output(
+        [torch.randn(len(frames), size or max(frames), width, generator=generator) for _ in range(2)], list(frames)
+    )
 
 
 def test_alone_equals_in_a_padded_batch():
@@ -176,7 +197,10 @@ def test_a_student_learns_through_the_table():
     ("options", "message"),
     [
         ({}, r"hint.teacher_layers: the teacher has layers 0 to 2, got 4"),
-        ({"teacher_layers": [0, 2], "student_layers": [0, 3]}, r"hint.student_layers: the student has layers 0 to 2, got 3"),
+        (
+            {"teacher_layers": [0, 2], "student_layers": [0, 3]},
+            r"hint.student_layers: the student has layers 0 to 2, got 3",
+        ),
         ({"teacher_layers": [-1]}, r"hint.teacher_layers: the teacher has layers 0 to 2, got -1"),
         ({"teacher_layers": []}, r"loss.hint.teacher_layers: name at least one"),
         ({"teacher_layers": [1, 2], "student_layers": [1]}, r"loss.hint.student_layers: expected 2 layers.* got \[1\]"),

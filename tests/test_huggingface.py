@@ -12,7 +12,9 @@ from star_upstream.formats import sources
 
 FAMILIES = ["Hubert", "Wav2Vec2", "WavLM", "UniSpeech", "UniSpeechSat", "Data2VecAudio"]
 HEADS = ["Model", "ForCTC", "ForPreTraining", "ForSequenceClassification", "ForAudioFrameClassification", "ForXVector"]
-TDNN = dict(tdnn_dim=[12, 20], tdnn_kernel=[3, 1], tdnn_dilation=[1, 1], xvector_output_dim=8, use_weighted_layer_sum=True)
+TDNN = dict(
+    tdnn_dim=[12, 20], tdnn_kernel=[3, 1], tdnn_dilation=[1, 1], xvector_output_dim=8, use_weighted_layer_sum=True
+)
 
 
 def body(model):
@@ -39,13 +41,18 @@ VARIANTS = {
     "layer norm, post-norm": dict(feat_extract_norm="layer", conv_bias=True),
     "layer norm, pre-norm": STABLE,
     "group norm, pre-norm": dict(do_stable_layer_norm=True),
-    "wide, one head, odd kernels": dict(hidden_size=48, num_attention_heads=1, num_conv_pos_embeddings=9, conv_pos_kernel_size=5),
+    "wide, one head, odd kernels": dict(
+        hidden_size=48, num_attention_heads=1, num_conv_pos_embeddings=9, conv_pos_kernel_size=5
+    ),
     "three convolutions of position": dict(num_conv_pos_embeddings=3, conv_pos_kernel_size=6),
     "25 Hz": dict(conv_stride=[5, 4, 4]),
 }
 
 
-@pytest.mark.parametrize("kind, name", [(kind, n) for i, kind in enumerate(FAMILIES) for j, n in enumerate(VARIANTS) if (i + j) % 2 or i == 5])
+@pytest.mark.parametrize(
+    "kind, name",
+    [(kind, n) for i, kind in enumerate(FAMILIES) for j, n in enumerate(VARIANTS) if (i + j) % 2 or i == 5],
+)
 def test_variants_alone_and_in_a_padded_batch(kind, name, tmp_path):
     model = tiny(kind, **VARIANTS[name])
     write(model, tmp_path)
@@ -126,7 +133,9 @@ def test_families_with_another_encoder_are_refused_by_name(kind, tmp_path):
     config = getattr(transformers, f"{kind}Config")(hidden_size=SIZES["hidden_size"])
     config.save_pretrained(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(StarError, match=f"model_type: '{config.model_type}' .known: .*data2vec-audio. is not supported"):
+    with pytest.raises(
+        StarError, match=f"model_type: '{config.model_type}' .known: .*data2vec-audio. is not supported"
+    ):
         sources.load(tmp_path)
 
 

@@ -44,7 +44,10 @@ def archive(kind: str) -> bytes:
 CASES = {
     "lfs": (LFS, "a git-lfs pointer, not the content: run 'git lfs pull'"),
     "annex": (b"/annex/objects/SHA256E-s12--aa.pt\n", "a git-annex pointer, not the content: run 'git annex get'"),
-    "page": (b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title>", "a web page saved in place of the file"),
+    "page": (
+        b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title>",
+        "a web page saved in place of the file",
+    ),
     "empty": (b"", "an empty file"),
     "gguf": (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
     "hdf5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file .Keras"),
@@ -100,7 +103,10 @@ def test_what_may_hold_weights_is_left_to_its_reader(tmp_path):
 def test_links_to_nothing(tmp_path):
     (tmp_path / "a.pt").symlink_to(".git/annex/objects/xx/yy/SHA256E-s12--aa.pt")
     (tmp_path / "b.pt").symlink_to("/nowhere/b.pt")
-    for name, message in (("a.pt", "a git-annex link whose content is not here"), ("b.pt", "a link to /nowhere/b.pt, which does not exist")):
+    for name, message in (
+        ("a.pt", "a git-annex link whose content is not here"),
+        ("b.pt", "a link to /nowhere/b.pt, which does not exist"),
+    ):
         with pytest.raises(StarError, match=message):
             sources.load(tmp_path / name)
 
@@ -111,7 +117,9 @@ def test_weights_without_their_configuration(tmp_path):
     for given in ("theirs/model.safetensors", "theirs"):
         with pytest.raises(StarError, match="config.json"):
             sources.load(tmp_path / given)
-    ours = Encoder(EncoderConfig(conv_layers=((8, 10, 5),), width=16, heads=2, head_width=8, ffn=8, layers=1, position_groups=2))
+    ours = Encoder(
+        EncoderConfig(conv_layers=((8, 10, 5),), width=16, heads=2, head_width=8, ffn=8, layers=1, position_groups=2)
+    )
     checkpoint.save(tmp_path / "ours", ours, {})
     (tmp_path / "ours" / "config.json").unlink()
     with pytest.raises(StarError, match="the weights of a checkpoint of star_upstream without its config.json"):
@@ -119,9 +127,14 @@ def test_weights_without_their_configuration(tmp_path):
 
 
 def test_lightning_files_of_dphuberts_training(tmp_path):
-    weights = {"student_model.feature_extractor.conv_layers.0.conv.weight": torch.zeros(1), "student_model.encoder.transformer.layers.0.a": torch.zeros(1)}
+    weights = {
+        "student_model.feature_extractor.conv_layers.0.conv.weight": torch.zeros(1),
+        "student_model.encoder.transformer.layers.0.a": torch.zeros(1),
+    }
     torch.save({"state_dict": weights}, tmp_path / "last.ckpt")
-    with pytest.raises(StarError, match="DPHuBERT's training, after its final distillation; the authors' save_final_ckpt.py"):
+    with pytest.raises(
+        StarError, match="DPHuBERT's training, after its final distillation; the authors' save_final_ckpt.py"
+    ):
         sources.load(tmp_path / "last.ckpt")
     weights["student_model.feature_extractor.conv_layers.0.hard_concrete.log_alpha"] = torch.zeros(1)
     torch.save({"state_dict": weights}, tmp_path / "last.ckpt")

@@ -23,7 +23,9 @@ def work(name):
 
 
 def test_results_logs_and_deaths(tmp_path):
-    ended = {name: rest for name, *rest in side_by_side(work, ["dies", "a", "fails"], 2, lambda n: tmp_path / f"{n}.log")}
+    ended = {
+        name: rest for name, *rest in side_by_side(work, ["dies", "a", "fails"], 2, lambda n: tmp_path / f"{n}.log")
+    }
     assert ended == {"a": ["A", 0], "dies": [None, -signal.SIGKILL], "fails": [None, 1]}
     for name in ended:
         assert (tmp_path / f"{name}.log").read_text().startswith(f"here is {name}\n")

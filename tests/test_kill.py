@@ -15,7 +15,18 @@ from tiny_runs import PATIENCE
 from eval.__main__ import main
 
 HERE = Path(__file__).resolve().parent
-DECIDED = ("value", "interval_95", "grid", "layer_weights", "dev_value", "lr", "items", "rows", "table_digest", "upstream_digest")
+DECIDED = (
+    "value",
+    "interval_95",
+    "grid",
+    "layer_weights",
+    "dev_value",
+    "lr",
+    "items",
+    "rows",
+    "table_digest",
+    "upstream_digest",
+)
 """What of a record must not depend on how often its run was broken; times and memory do."""
 
 
@@ -26,7 +37,9 @@ def start(folder, code, *arguments):
         **os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "STAR_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     with open(folder / "log", "ab") as log:
-        return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment, stderr=log, stdout=log)
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)], env=environment, stderr=log, stdout=log
+        )
 
 
 def finish(folder, *arguments):
@@ -39,7 +52,9 @@ def killed_when(process, condition):
     """SIGKILL as soon as ``condition()`` holds."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None and time.monotonic() < end, "ended, or nothing happened, before it could be killed"
+        assert process.poll() is None and time.monotonic() < end, (
+            "ended, or nothing happened, before it could be killed"
+        )
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -33,7 +33,10 @@ def local(folder: Path, **changes) -> known.Known:
 def test_a_known_checkpoint_is_fetched_once(tmp_path, cache, monkeypatch, capfd):
     entry = local(tmp_path)
     path = known.fetch(entry)
-    assert path == cache / "tiny" / "tiny.ckpt" and sorted(f.name for f in path.parent.iterdir()) == ["tiny.ckpt", "tiny.yaml"]
+    assert path == cache / "tiny" / "tiny.ckpt" and sorted(f.name for f in path.parent.iterdir()) == [
+        "tiny.ckpt",
+        "tiny.yaml",
+    ]
     captured = capfd.readouterr()
     assert captured.out == "" and "100%" in captured.err
     (tmp_path / "tiny.ckpt").unlink()
@@ -46,7 +49,8 @@ def test_a_known_checkpoint_is_fetched_once(tmp_path, cache, monkeypatch, capfd)
 
 def test_a_wrong_digest_leaves_nothing_behind(tmp_path, cache):
     with pytest.raises(
-        StarError, match="tiny.ckpt could not be downloaded: invalid hash value.*fetch https://example.org/page and save"
+        StarError,
+        match="tiny.ckpt could not be downloaded: invalid hash value.*fetch https://example.org/page and save",
     ):
         known.fetch(local(tmp_path, sha256="0" * 64), progress=False)
     assert [f.name for f in (cache / "tiny").iterdir()] == ["tiny.yaml"]
@@ -57,7 +61,11 @@ def test_offline_says_which_files_to_fetch_and_where_to_put_them(tmp_path, cache
     (tmp_path / "tiny.ckpt").unlink(), (tmp_path / "tiny.yaml").unlink()
     with pytest.raises(StarError) as error:
         known.fetch(entry, progress=False)
-    for part in ("https://example.org/page ", "https://example.org/page2 ", f"save it as {cache / 'tiny' / 'tiny.ckpt'}"):
+    for part in (
+        "https://example.org/page ",
+        "https://example.org/page2 ",
+        f"save it as {cache / 'tiny' / 'tiny.ckpt'}",
+    ):
         assert part in str(error.value)
     assert not list((cache / "tiny").iterdir())
 
@@ -72,7 +80,9 @@ def test_a_web_page_in_place_of_the_file_is_recognised(tmp_path, cache):
 
 def test_another_model_under_the_name_is_recognised(tmp_path, cache, monkeypatch):
     monkeypatch.setitem(known.KNOWN, "tiny", local(tmp_path, parameters=5_000, note="one link for two models"))
-    with pytest.raises(StarError, match="3,924 parameters, but tiny has 5,000: this is another model; one link for two models"):
+    with pytest.raises(
+        StarError, match="3,924 parameters, but tiny has 5,000: this is another model; one link for two models"
+    ):
         sources.load("tiny")
 
 

@@ -31,7 +31,9 @@ def noise(*lengths: int) -> torch.Tensor:
 
 
 def test_filters_and_energies_are_torchaudios():
-    torch.testing.assert_close(mel_filters(80), torchaudio.functional.melscale_fbanks(257, 0.0, 8000.0, 80, 16000), atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(
+        mel_filters(80), torchaudio.functional.melscale_fbanks(257, 0.0, 8000.0, 80, 16000), atol=1e-5, rtol=0.0
+    )
     waves = noise(6000)
     theirs = torchaudio.transforms.MelSpectrogram(n_fft=512, win_length=400, hop_length=160, n_mels=80, center=False)
     # torchaudio centres the window in the 512 points of the transform, which changes phases alone: 56 samples more at both ends
@@ -98,7 +100,9 @@ def test_gradients_reach_every_parameter_and_bf16_keeps_the_energies_in_fp32():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in front)
     with torch.autocast("cpu", torch.bfloat16):
         assert encoder.frontend.mel(waves, None).dtype == torch.float32
-    torch.testing.assert_close(encoder.frontend.mel.bfloat16()(waves, None).float(), LogMel(20)(waves, None), atol=0.0, rtol=0.01)
+    torch.testing.assert_close(
+        encoder.frontend.mel.bfloat16()(waves, None).float(), LogMel(20)(waves, None), atol=0.0, rtol=0.01
+    )
 
 
 def test_it_is_saved_without_its_constants_and_has_its_own_digest(tmp_path):
@@ -122,7 +126,10 @@ def test_size_and_cost_by_hand():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"conv_layers": [[24, 3, 1], [32, 2, 2]]}, "conv_layers[1]: kernels over log-mel frames must be odd (frontend: mel), got [32, 2, 2]"),
+        (
+            {"conv_layers": [[24, 3, 1], [32, 2, 2]]},
+            "conv_layers[1]: kernels over log-mel frames must be odd (frontend: mel), got [32, 2, 2]",
+        ),
         ({"conv_layers": EncoderConfig().conv_layers}, "conv_layers[0]: kernels over log-mel frames must be odd"),
         ({"frontend": "mels"}, "frontend: expected 'waveform' or 'mel', got 'mels'"),
         ({"mel_bins": 0}, "mel_bins: must be 1 or more, got 0"),

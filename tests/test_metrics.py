@@ -18,7 +18,10 @@ def error_rate(reference, hypothesis):
 def test_diarization_errors_by_hand():
     ada, bob = (0.0, 10.0, "ada"), (5.0, 15.0, "bob")
     assert metrics.diarization_errors([ada, bob], [(0.0, 10.0, "1"), (5.0, 15.0, "2")]) == (0.0, 20.0)
-    assert metrics.diarization_errors([ada, bob], [(0.0, 10.0, "2"), (5.0, 15.0, "1")]) == (0.0, 20.0)  # names mean nothing
+    assert metrics.diarization_errors([ada, bob], [(0.0, 10.0, "2"), (5.0, 15.0, "1")]) == (
+        0.0,
+        20.0,
+    )  # names mean nothing
     assert error_rate([ada, bob], [(0.0, 10.0, "1")]) == 10 / 20  # 10 s missed
     assert error_rate([ada], [(0.0, 12.0, "1")]) == pytest.approx(2 / 10)  # 2 s false alarm
     assert error_rate([ada], [(0.0, 6.0, "1"), (6.0, 10.0, "2")]) == pytest.approx(4 / 10)  # 4 s of another speaker
@@ -26,7 +29,10 @@ def test_diarization_errors_by_hand():
     assert error_rate([ada, bob], [(0.0, 16.0, "1")]) == pytest.approx((5 + 5 + 1) / 20)
     assert error_rate([ada], []) == 1.0 and metrics.diarization_errors([], []) == (0.0, 0.0)
     assert metrics.diarization_errors([], [(1.0, 3.0, "1")]) == (2.0, 0.0)
-    assert metrics.diarization_errors([(0.0, 4.0, "a"), (2.0, 6.0, "a")], [(0.0, 6.0, "1")]) == (0.0, 6.0)  # counts once
+    assert metrics.diarization_errors([(0.0, 4.0, "a"), (2.0, 6.0, "a")], [(0.0, 6.0, "1")]) == (
+        0.0,
+        6.0,
+    )  # counts once
 
 
 def test_diarization_maps_speakers_for_the_whole_recording():
@@ -59,7 +65,9 @@ def test_diarization_errors_are_the_prototypes():
 def test_equal_error_rate_by_hand():
     assert metrics.Trials([1, 1, 0, 0], [4, 3, 2, 1]).eer() == 0.0
     assert metrics.Trials([0, 0, 1, 1], [4, 3, 2, 1]).eer() == 1.0
-    assert metrics.Trials([1, 0, 1, 0], [4, 3, 2, 1]).eer() == 0.5  # at every threshold from 3 to 2: 1 of 2 missed, 1 of 2 let in
+    assert (
+        metrics.Trials([1, 0, 1, 0], [4, 3, 2, 1]).eer() == 0.5
+    )  # at every threshold from 3 to 2: 1 of 2 missed, 1 of 2 let in
     assert metrics.Trials([1, 1, 1, 0, 0, 0], [6, 5, 2, 4, 1, 0]).eer() == pytest.approx(1 / 3)
     assert metrics.Trials([1, 0, 1, 0], [1, 1, 1, 1]).eer() == 0.5  # no information
     for targets in ([1, 1], [0, 0]):
@@ -106,7 +114,10 @@ def test_term_weighted_value_by_hand():
     assert metrics.TERM_WEIGHT == pytest.approx(12.49)
     value = metrics.maximum_term_weighted_value
     assert value(np.array([[1, 1, 0]]), np.array([[3.0, 2.0, 1.0]])) == (1.0, 2.0)
-    assert value(np.array([[1, 0, 0, 1]]), np.array([[3.0, 2.0, 1.0, 0.0]])) == (0.5, 3.0)  # the second costs 12.49 for 0.5
+    assert value(np.array([[1, 0, 0, 1]]), np.array([[3.0, 2.0, 1.0, 0.0]])) == (
+        0.5,
+        3.0,
+    )  # the second costs 12.49 for 0.5
     assert value(np.array([[0, 1]]), np.array([[2.0, 1.0]])) == (0.0, float("inf"))  # rather detect nothing
     assert value(np.array([[0, 1, 1]]), np.array([[3.0, 2.0, 1.0]]), beta=0.25)[0] == pytest.approx(0.75)
     # One threshold for both queries: 2 gives (1 + 1) / 2 - 0.5 / 2 / 2 with a false alarm among the first's two; 3 gives 1 / 2.
@@ -168,7 +179,9 @@ def test_warping_finds_a_query_said_at_another_speed():
     rng = np.random.default_rng(5)
     query = rng.standard_normal((12, 8))
     slow, fast = query.repeat(2, 0), query[::2]
-    documents = [np.concatenate([rng.standard_normal((20, 8)), part, rng.standard_normal((20, 8))]) for part in (slow, query)]
+    documents = [
+        np.concatenate([rng.standard_normal((20, 8)), part, rng.standard_normal((20, 8))]) for part in (slow, query)
+    ]
     costs = Documents([*documents, rng.standard_normal((52, 8))]).costs(query)
     assert costs[1] == pytest.approx(0.0, abs=1e-9) and costs[0] < 1e-9 < 0.1 < costs[2]
     # A query of half the speed of the document needs steps of two; of double the speed, it repeats frames.
@@ -179,7 +192,6 @@ def test_warping_finds_a_query_said_at_another_speed():
 def test_silence_has_no_direction():
     document, query = np.zeros((5, 3)), np.ones((5, 3))
     assert np.isfinite(Documents([document]).costs(query)).all()
-
 
 
 def test_bootstrap_interval():

@@ -185,7 +185,10 @@ def test_heads_answer_in_fp32_whatever_the_model(path):
     torch.manual_seed(0)
     tasks = {name: strict.build(TaskConfig, values) for name, values in TASKS.items()}
     model = MultitaskModel(expert({}).encoder, tasks, {name: list("abc") for name in tasks}).eval()
-    waves, lengths = torch.nn.utils.rnn.pad_sequence([speech(5.0), speech(2.0)], batch_first=True), torch.tensor([80000, 32000])
+    waves, lengths = (
+        torch.nn.utils.rnn.pad_sequence([speech(5.0), speech(2.0)], batch_first=True),
+        torch.tensor([80000, 32000]),
+    )
     right = {name: model.heads[name].loss.logits(model(name, waves, lengths)) for name in tasks}
     model = model if autocast else model.to(kind)
     for name in tasks:

@@ -70,11 +70,17 @@ FOLDERS = {
     "star distill": lambda out, here: star("distill", "star_mini", f"data.train={here}", "--out", out),
     "star distill, pruning": lambda out, here: star("distill", "dphubert_mini", f"data.train={here}", "--out", out),
     "star finetune": lambda out, here: star("finetune", "multitask_mini", f"data={here}", "--out", out),
-    "star finetune --grid": lambda out, here: star("finetune", "multitask_mini", f"data={here}", "--grid", "a=star_mini", "--out", out),
+    "star finetune --grid": lambda out, here: star(
+        "finetune", "multitask_mini", f"data={here}", "--grid", "a=star_mini", "--out", out
+    ),
     "star finetune --table": lambda out, here: star("finetune", "--table", here / "model", "--out", out),
     "star similarity": lambda out, here: star("similarity", "star_mini", here, "--out", out),
-    "eval run": lambda out, here: run_eval("run", "--upstream", "fbank", "--tasks", "ks,sid", "--data", here, "--out", out),
-    "eval run --overwrite": lambda out, here: run_eval("run", "--upstream", "fbank", "--data", here, "--out", out, "--overwrite"),
+    "eval run": lambda out, here: run_eval(
+        "run", "--upstream", "fbank", "--tasks", "ks,sid", "--data", here, "--out", out
+    ),
+    "eval run --overwrite": lambda out, here: run_eval(
+        "run", "--upstream", "fbank", "--data", here, "--out", out, "--overwrite"
+    ),
     "eval.data.mini": lambda out, here: mini.main([str(out)]),
     "star_upstream.mini.pretrain": lambda out, here: called(pretrain.main, [str(here), "--out", str(out)]),
     "checkpoint.save": lambda out, here: called(checkpoint.save, out, Encoder(TINY), {}),
@@ -141,8 +147,12 @@ def test_somebody_elses_files_stay(command, here, capsys):
 def test_a_conversion_is_made_again_and_no_other_takes_its_place(here, capsys):
     assert star("convert", "star_mini", here / "out") == star("convert", "star_mini", here / "out") == 0
     capsys.readouterr()
-    refused(lambda out, _: star("convert", here / "model", out), here / "out", here, capsys, "holds another conversion, of ")
-    refused(FOLDERS["star convert"], here / "model", here, capsys, "model: is not empty and was not made by star convert")
+    refused(
+        lambda out, _: star("convert", here / "model", out), here / "out", here, capsys, "holds another conversion, of "
+    )
+    refused(
+        FOLDERS["star convert"], here / "model", here, capsys, "model: is not empty and was not made by star convert"
+    )
     refused(lambda out, _: star("convert", out, out), here / "out", here, capsys, "is the source itself")
     (here / "out" / "notes.txt").write_text("mine")
     assert star("convert", "star_mini", here / "out") == 0 and (here / "out" / "notes.txt").read_text() == "mine"
@@ -151,7 +161,9 @@ def test_a_conversion_is_made_again_and_no_other_takes_its_place(here, capsys):
 def test_a_run_is_not_another_commands_folder(here, capsys):
     outputs.claim_folder(here / "run", "star finetune")
     refused(FOLDERS["star distill"], here / "run", here, capsys, "run: was made by star finetune, not by star distill")
-    refused(FOLDERS["star similarity"], here / "run", here, capsys, "run: was made by star finetune, not by star similarity")
+    refused(
+        FOLDERS["star similarity"], here / "run", here, capsys, "run: was made by star finetune, not by star similarity"
+    )
 
 
 def test_trained_heads_are_not_replaced_by_untrained_ones(here, capsys):
@@ -160,7 +172,13 @@ def test_trained_heads_are_not_replaced_by_untrained_ones(here, capsys):
     weights, stated = checkpoint.load_single("a.safetensors"), checkpoint.describe("a.safetensors")
     checkpoint.save_single("b.safetensors", weights, {**stated, "provenance": {"made_by": "star finetune"}})
     run = FILES["untrained"][1]
-    refused(run, here / "b", here, capsys, "b.safetensors: is there and was not made by star_upstream.training.finetune.untrained")
+    refused(
+        run,
+        here / "b",
+        here,
+        capsys,
+        "b.safetensors: is there and was not made by star_upstream.training.finetune.untrained",
+    )
 
 
 def test_a_report_is_made_again_over_an_earlier_one(here, capsys):

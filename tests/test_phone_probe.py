@@ -44,7 +44,9 @@ def test_a_linear_head_reads_phones_that_are_there_and_not_those_that_are_not():
 
 def test_the_probe_reads_splits_and_names_what_is_missing(clips, tmp_path):
     rows = [(c.path, c.samples, "train" if i < 4 else "dev", "AA B") for i, c in enumerate(clips)]
-    pd.DataFrame(rows, columns=["path", "samples", "split", "phones"]).to_csv(tmp_path / "pr.tsv", sep="\t", index=False)
+    pd.DataFrame(rows, columns=["path", "samples", "split", "phones"]).to_csv(
+        tmp_path / "pr.tsv", sep="\t", index=False
+    )
     found, phones = phone_probe.read(tmp_path / "pr.tsv", "train", 100.0)
     assert [c.samples for c in found] == sorted(c.samples for c in clips[:4]) and phones == [["AA", "B"]] * 4
     assert len(phone_probe.read(tmp_path / "pr.tsv", "train", 1.5)[0]) == 2

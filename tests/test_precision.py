@@ -50,7 +50,9 @@ def settle(model, kind=torch.bfloat16):
 
 
 @pytest.mark.parametrize("kind", precision.TOLERANCE)
-@pytest.mark.parametrize("changes", [{}, {"norm": "pre", "conv_norm": "layer"}, {"reuse_attention": [False, True], "output_projection": 8}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm": "pre", "conv_norm": "layer"}, {"reuse_attention": [False, True], "output_projection": 8}]
+)
 def test_what_is_right_is_left_alone(kind, changes):
     model = encoder(**changes).train()
     random = torch.get_rng_state()
@@ -95,7 +97,11 @@ def test_several_faults_and_one_in_a_modules_own_code(monkeypatch):
         return right(self, x_BTD, mask_BT) * (2.0 if torch.is_autocast_enabled("cpu") else 1.0)
 
     monkeypatch.setattr(PositionalConvolution, "forward", doubled)
-    assert set(settle(model).moved) == {"student.position", "student.layers.0.ffn_out", "student.layers.1.attention.value"}
+    assert set(settle(model).moved) == {
+        "student.position",
+        "student.layers.0.ffn_out",
+        "student.layers.1.attention.value",
+    }
 
 
 def test_a_fault_in_one_channel_is_not_lost_in_the_whole():
@@ -120,7 +126,9 @@ def test_where_fp32_does_not_help_the_run_stops_with_the_name():
         return output * count
 
     model.layers[1].ffn_in.register_forward_hook(drifting)
-    with pytest.raises(StarError, match=r"student\.layers\.1\.ffn_in: .* moving it to fp32 does not help; set training\.precision=32"):
+    with pytest.raises(
+        StarError, match=r"student\.layers\.1\.ffn_in: .* moving it to fp32 does not help; set training\.precision=32"
+    ):
         settle(model)
 
 
@@ -168,7 +176,9 @@ def test_a_run_is_compared_once_and_resumes_with_the_same_modules(world, monkeyp
 
     # the validation loss is that of the file in fp32: the wrong function's would be another
     model, batches = checkpoint.load(world / "unbroken" / "best"), distill.Run(asked, world / "again")
-    training = distill.Distillation(batches.recipe, model, batches.teacher, batches.folder, batches.clips, batches.provenance)
+    training = distill.Distillation(
+        batches.recipe, model, batches.teacher, batches.folder, batches.clips, batches.provenance
+    )
     training.model.eval()
     sums = [
         (float(training.model(batch)[0]) * training.seconds(batch), training.seconds(batch))

@@ -13,7 +13,9 @@ from star_upstream.formats import checkpoint, sources
 from star_upstream.losses.prediction import PredictionConfig, PredictionLoss
 from star_upstream.training import recipe
 
-TINY = dict(conv_layers=((8, 10, 5), (8, 3, 4)), width=16, position_kernel=8, position_groups=2, heads=2, head_width=8, ffn=20)
+TINY = dict(
+    conv_layers=((8, 10, 5), (8, 3, 4)), width=16, position_kernel=8, position_groups=2, heads=2, head_width=8, ffn=20
+)
 
 
 def test_published_parameters():
@@ -29,7 +31,9 @@ def test_published_parameters():
 
 def test_heads_start_as_torchs_own_linear_maps():
     torch.manual_seed(0)
-    heads = Encoder(EncoderConfig(**{**TINY, "width": 256, "head_width": 128}, layers=1, prediction_layers=(1, 2))).predictions
+    heads = Encoder(
+        EncoderConfig(**{**TINY, "width": 256, "head_width": 128}, layers=1, prediction_layers=(1, 2))
+    ).predictions
     for linear in (heads.shared, *heads.each):
         for values in (linear.weight, linear.bias):
             assert values.abs().max() <= 1 / 16 and values.std().item() == pytest.approx(1 / 16 / math.sqrt(3), rel=0.1)
@@ -71,10 +75,17 @@ def test_the_means_are_those_of_distilhuberts_code():
     torch.manual_seed(0)
     states, guesses = [torch.randn(3, 7, 4) for _ in range(3)], [torch.randn(3, 7, 4) for _ in range(2)]
     target, guess = torch.stack(states[1:], 1), torch.stack(guesses, 1)
-    expected = (guess - target).abs().mean() - torch.nn.functional.logsigmoid(torch.cosine_similarity(guess, target, dim=-1)).mean()
+    expected = (guess - target).abs().mean() - torch.nn.functional.logsigmoid(
+        torch.cosine_similarity(guess, target, dim=-1)
+    ).mean()
     found = pair(layers=(1, 2), over="mean")(*outputs(states, guesses, [7] * 3))[0]
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert recipe.load("distilhubert").loss["prediction"] == {"l1": 1.0, "cosine": 1.0, "reduction": "mean", "layers": "mean"}
+    assert recipe.load("distilhubert").loss["prediction"] == {
+        "l1": 1.0,
+        "cosine": 1.0,
+        "reduction": "mean",
+        "layers": "mean",
+    }
 
 
 def test_layers_are_summed_and_matched_by_number():
@@ -89,14 +100,19 @@ def test_layers_are_summed_and_matched_by_number():
 
 def test_an_utterance_counts_the_same_alone_and_padded():
     torch.manual_seed(0)
-    teacher, student = Encoder(EncoderConfig(**TINY, layers=3)).eval(), Encoder(EncoderConfig(**TINY, layers=2, prediction_layers=(1, 3))).eval()
+    teacher, student = (
+        Encoder(EncoderConfig(**TINY, layers=3)).eval(),
+        Encoder(EncoderConfig(**TINY, layers=2, prediction_layers=(1, 3))).eval(),
+    )
     loss = PredictionLoss(PredictionConfig(reduction="sum"), teacher.config, student.config)
     waves = [torch.randn(n) for n in (400, 1000)]
     with torch.no_grad():
         alone = [loss(teacher(w[None]), student(w[None]))[0] for w in waves]
         batch, lengths = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor([400, 1000])
         together = loss(teacher(batch, lengths), student(batch, lengths))[0]
-        teacher_mean = PredictionLoss(PredictionConfig(), teacher.config, student.config)(teacher(batch, lengths), student(batch, lengths))[0]
+        teacher_mean = PredictionLoss(PredictionConfig(), teacher.config, student.config)(
+            teacher(batch, lengths), student(batch, lengths)
+        )[0]
     assert together.item() == pytest.approx(sum(alone).item() / 2, rel=1e-5)
     frames = sum(teacher.config.frames(len(w)) for w in waves)
     assert teacher_mean.item() == pytest.approx(sum(alone).item() / frames, rel=1e-5)
@@ -137,7 +153,12 @@ def test_checkpoints_without_the_option_load_and_keep_their_digest():
         ({}, {"prediction_layers": (3,)}, {}, "names layer 3, the teacher has 2"),
         ({}, {"prediction_layers": (1, 1)}, {}, "prediction_layers: expected different layers"),
         ({}, {"prediction_layers": (0,)}, {}, "prediction_layers: expected different layers"),
-        ({"width": 8, "head_width": 4}, {"prediction_layers": (1,)}, {}, "predictions must have the teacher's width, 8, got"),
+        (
+            {"width": 8, "head_width": 4},
+            {"prediction_layers": (1,)},
+            {},
+            "predictions must have the teacher's width, 8, got",
+        ),
         ({"conv_layers": ((8, 10, 5),)}, {"prediction_layers": (1,)}, {}, "one frame rate"),
         ({}, {"prediction_layers": (1,)}, {"l1": 0.0, "cosine": 0.0}, "l1, cosine"),
         ({}, {"prediction_layers": (1,)}, {"cosin": 1.0}, "did you mean 'cosine'"),
@@ -146,5 +167,7 @@ def test_checkpoints_without_the_option_load_and_keep_their_digest():
 def test_what_does_not_fit_is_refused(teacher, student, options, message):
     with pytest.raises(StarError, match=message):
         losses.build(
-            {"prediction": options}, EncoderConfig(**{**TINY, **teacher}, layers=2), EncoderConfig(**{**TINY, **student}, layers=1)
+            {"prediction": options},
+            EncoderConfig(**{**TINY, **teacher}, layers=2),
+            EncoderConfig(**{**TINY, **student}, layers=1),
         )

@@ -78,7 +78,9 @@ def test_the_log_has_rates_losses_and_what_the_held_out_clips_say(whole):
     head, *lines = rows(whole)
     assert [line[0] for line in lines] == [str(n) for n in range(1, 8)]
     # warm-up over 2 updates, then a fall that would reach 0 after update 7
-    assert np.allclose([float(line[head.index("rate")]) for line in lines], np.array([0.5, 1, 1, 0.8, 0.6, 0.4, 0.2]) * 1e-3)
+    assert np.allclose(
+        [float(line[head.index("rate")]) for line in lines], np.array([0.5, 1, 1, 0.8, 0.6, 0.4, 0.2]) * 1e-3
+    )
     validated = [bool(line[head.index("valid_masked")]) for line in lines]
     assert validated == [False, False, True, False, False, True, True]
     for line in lines:
@@ -108,7 +110,10 @@ def test_a_round_takes_units_from_any_model_with_the_same_frames(clips, tmp_path
     for changes, message in (
         ({"rounds": [{**rounds[0], "fresh": False}]}, "the model before has another shape .*fresh: true"),
         ({"rounds": [{**rounds[0], "features": "layer9"}]}, "layer9 of a model with 8 layers"),
-        ({"encoder": {**ENCODER, "conv_layers": [[16, 3, 1], [16, 3, 1]]}}, "320 samples apart, this one's 160; units need equal ones"),
+        (
+            {"encoder": {**ENCODER, "conv_layers": [[16, 3, 1], [16, 3, 1]]}},
+            "320 samples apart, this one's 160; units need equal ones",
+        ),
     ):
         with pytest.raises(StarError, match=message):
             pretrain.main(arguments(clips, tmp_path / "other", **{"begin": "star_mini", "rounds": rounds, **changes}))
@@ -127,7 +132,9 @@ def test_after_a_kill_the_run_has_the_same_losses_and_weights(whole, clips, tmp_
     pretrain.main(arguments(clips, tmp_path))
     for number in (1, 2):
         assert rows(tmp_path, number) == rows(whole, number)
-        mine, theirs = (checkpoint.load(f / "run" / f"round{number}" / "encoder").state_dict() for f in (tmp_path, whole))
+        mine, theirs = (
+            checkpoint.load(f / "run" / f"round{number}" / "encoder").state_dict() for f in (tmp_path, whole)
+        )
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
@@ -138,7 +145,9 @@ def test_batches_made_ahead_are_the_same(whole, clips, tmp_path):
 
 @pytest.mark.parametrize("precision", ["auto", "bf16-mixed"])
 def test_the_precision_is_settled_once_and_kept(clips, tmp_path, precision):
-    pretrain.main(arguments(clips, tmp_path, precision=precision, rounds=[{"features": "mfcc", "units": 6, "updates": 2}]))
+    pretrain.main(
+        arguments(clips, tmp_path, precision=precision, rounds=[{"features": "mfcc", "units": 6, "updates": 2}])
+    )
     state = torch.load(tmp_path / "run" / "round1" / "state.pt", weights_only=True)
     assert state["precision"] in (["32", "bf16-mixed"] if precision == "auto" else [precision])
     head, *lines = rows(tmp_path)
@@ -152,18 +161,38 @@ def test_another_recipe_does_not_go_on_with_a_run(clips, tmp_path):
     for file in encoder.iterdir():
         file.unlink()
     encoder.rmdir()
-    with pytest.raises(StarError, match="began with another recipe: learning_rate is 0.001 there and 0.002 here; restore it"):
+    with pytest.raises(
+        StarError, match="began with another recipe: learning_rate is 0.001 there and 0.002 here; restore it"
+    ):
         pretrain.main([*first, "learning_rate=2.0e-3"])
 
 
 def test_a_study_trains_each_variant_and_keeps_what_it_measured(clips, tmp_path, capsys):
     arguments(clips, tmp_path, valid_clips=3)
-    lines = "".join(f"{file}\t{soundfile.info(file).frames}\t{split}\tAA B\n" for split in ("train", "dev") for file in sorted(clips.iterdir()))
+    lines = "".join(
+        f"{file}\t{soundfile.info(file).frames}\t{split}\tAA B\n"
+        for split in ("train", "dev")
+        for file in sorted(clips.iterdir())
+    )
     (tmp_path / "pr.tsv").write_text("path\tsamples\tsplit\tphones\n" + lines)
-    values = {"cpu_seconds": 0.01, "base": {"warmup": 1, "save_every": 100}, "variants": {"plain": {}, "wider": {"encoder.ffn": 48}}}
+    values = {
+        "cpu_seconds": 0.01,
+        "base": {"warmup": 1, "save_every": 100},
+        "variants": {"plain": {}, "wider": {"encoder.ffn": 48}},
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
     recipe, plan = str(tmp_path / "r.yaml"), str(tmp_path / "study.yaml")
-    call = [str(clips), "--phones", str(tmp_path / "pr.tsv"), "--out", str(tmp_path / "s"), "--recipe", recipe, "--study", plan]
+    call = [
+        str(clips),
+        "--phones",
+        str(tmp_path / "pr.tsv"),
+        "--out",
+        str(tmp_path / "s"),
+        "--recipe",
+        recipe,
+        "--study",
+        plan,
+    ]
     study.main(call)
     first = capsys.readouterr().out
     assert first.count("\n") == 4 and "| plain | 0.0 | 12 |" in first and "| wider |" in first
@@ -183,14 +212,20 @@ def test_the_shipped_recipe_and_study_can_be_read():
     plan = strict.build(study.Study, yaml.safe_load((folder / "study.yaml").read_text()), "study.yaml")
     plain = yaml.safe_load((folder / "pretrain.yaml").read_text())
     for title, changes in plan.variants.items():
-        assert strict.build(pretrain.Pretraining, pretrain.merge(plain, {**plan.base, **changes}), title).encoder.stride == 320
+        assert (
+            strict.build(pretrain.Pretraining, pretrain.merge(plain, {**plan.base, **changes}), title).encoder.stride
+            == 320
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"mask": {"spam": 3}}, "r.yaml.mask.spam: unknown key; did you mean 'span'"),
-        ({"rounds": [{"features": "layers", "units": 6, "updates": 4}]}, "features: expected mfcc or layerN, got 'layers'"),
+        (
+            {"rounds": [{"features": "layers", "units": 6, "updates": 4}]},
+            "features: expected mfcc or layerN, got 'layers'",
+        ),
         ({"rounds": [{"features": "layer1", "units": 6, "updates": 4}]}, "round 1: layer1 of which model"),
         ({"save_every": 3, "log_every": 2}, "save_every must be a multiple of log_every"),
         ({"rounds": []}, "rounds: name at least one"),
@@ -219,11 +254,16 @@ def test_leaks_are_found_by_path_by_bytes_and_by_what_is_heard(clips, tmp_path, 
     manifests.mkdir()
     head = "path\tsamples\tsplit\n"
     (manifests / "unlabelled.tsv").write_text("path\tsamples\naudio/a.wav\t16000\naudio/other.wav\t16000\n")
-    (manifests / "ks.tsv").write_text(head + "audio/other.wav\t16000\ttrain\naudio/copy.wav\t16000\ttest\naudio/coded.ogg\t16000\ttest\n")
+    (manifests / "ks.tsv").write_text(
+        head + "audio/other.wav\t16000\ttrain\naudio/copy.wav\t16000\ttest\naudio/coded.ogg\t16000\ttest\n"
+    )
     result = leaks.compare(manifests / "unlabelled.tsv", manifests)
     assert (result["pretraining"], result["tested"]) == (2, 2)
     assert result["in both"]["by bytes"] == [("audio/a.wav", "audio/copy.wav")] and not result["in both"]["by path"]
-    assert result["in both"]["by what is heard"] == [("audio/a.wav", "audio/coded.ogg"), ("audio/a.wav", "audio/copy.wav")]
+    assert result["in both"]["by what is heard"] == [
+        ("audio/a.wav", "audio/coded.ogg"),
+        ("audio/a.wav", "audio/copy.wav"),
+    ]
     (manifests / "ks.tsv").write_text(head + "audio/other.wav\t16000\ttest\n")
     assert leaks.main([str(manifests / "unlabelled.tsv"), str(manifests)]) == 1
     assert json.loads(capsys.readouterr().out)["in both"]["by path"] == [["audio/other.wav", "audio/other.wav"]]

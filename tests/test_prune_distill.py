@@ -109,11 +109,18 @@ def test_the_target_is_met_and_the_loss_falls_again(world, unbroken):
     sparsity = [float(row["pruning/sparsity"]) for row in train]
     # FFN units start half closed
     assert sparsity[0] == pytest.approx(0.08, abs=0.01) and sparsity[-1] == pytest.approx(TARGET, abs=0.01)
-    assert [float(row["pruning/target"]) for row in (train[0], train[11], train[30])] == pytest.approx([0.5 / 24 * 0.5, 11.5 / 24 * 0.5, 0.5])
+    assert [float(row["pruning/target"]) for row in (train[0], train[11], train[30])] == pytest.approx(
+        [0.5 / 24 * 0.5, 11.5 / 24 * 0.5, 0.5]
+    )
     result = json.loads((run / "done.json").read_text())["pruning"]
     before, after = result["parameters"]
-    assert (before, after) == (parameters(world / "teacher"), parameters(run / "stage1" / "cut")) and after == parameters(run / "best")
-    assert 1 - after / before == pytest.approx(TARGET, abs=0.01) and result["sparsity"] == pytest.approx(1 - after / before, abs=1e-6)
+    assert (before, after) == (
+        parameters(world / "teacher"),
+        parameters(run / "stage1" / "cut"),
+    ) and after == parameters(run / "best")
+    assert 1 - after / before == pytest.approx(TARGET, abs=0.01) and result["sparsity"] == pytest.approx(
+        1 - after / before, abs=1e-6
+    )
     assert float(train[-1]["pruning/expected_parameters"]) == pytest.approx(after, rel=0.02)
 
     valid = [float(row["valid/loss"]) for row in second if row["valid/loss"]]
@@ -152,12 +159,19 @@ def test_gated_cut_and_rounded_side_by_side(world, unbroken, tmp_path, capsys):
     cli.main(["cut", str(run / "stage1" / "gated"), str(tmp_path / "smaller"), "--sparsity", "0.7"])
     assert json.loads(capsys.readouterr().out)["sparsity"] == pytest.approx(0.7, abs=0.01)
 
-    sources = [str(folder) for folder in (world / "teacher", run / "stage1" / "gated", run / "stage1" / "cut", tmp_path / "rounded")]
+    sources = [
+        str(folder)
+        for folder in (world / "teacher", run / "stage1" / "gated", run / "stage1" / "cut", tmp_path / "rounded")
+    ]
     cli.main(["profile", *sources, "--time", "--seconds", "1", "--repeats", "2", "--threads", "1", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert list(found["models"]) == sources and (found["threads"], found["repeats"], found["seconds"]) == (1, 2, 1.0)
     whole, gated, cut, _ = found["models"].values()
-    assert whole["speedup"] == 1.0 and cut["parameters"] < 0.51 * gated["parameters"] and cut["bytes"] < 0.6 * whole["bytes"]
+    assert (
+        whole["speedup"] == 1.0
+        and cut["parameters"] < 0.51 * gated["parameters"]
+        and cut["bytes"] < 0.6 * whole["bytes"]
+    )
     assert all(row["median_s"] > 0 for row in found["models"].values())
     cli.main(["profile", *sources])
     lines = capsys.readouterr().out.splitlines()
@@ -167,10 +181,16 @@ def test_gated_cut_and_rounded_side_by_side(world, unbroken, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["cut", "{run}/stage1/cut", "{new}"], "no gates.json; the gated student of a pruned run is in RUN/stage1/gated"),
+        (
+            ["cut", "{run}/stage1/cut", "{new}"],
+            "no gates.json; the gated student of a pruned run is in RUN/stage1/gated",
+        ),
         (["cut", "{run}/stage1/gated", "{run}/stage1/cut"], "is not empty and was not made by star cut"),
         (["cut", "{run}/stage1/gated", "{new}", "--sparsity", "0.99"], "0.99 cannot be reached"),
-        (["cut", "{run}/stage1/gated", "{new}", "--round", "0"], "gates.round_channels and round_units: must be 1 or more"),
+        (
+            ["cut", "{run}/stage1/gated", "{new}", "--round", "0"],
+            "gates.round_channels and round_units: must be 1 or more",
+        ),
         (["profile", "{run}/best", "{run}/best", "--time"], "a model is named twice"),
         (["profile", "{run}/best", "--time", "--seconds", "0.001"], "seconds must be enough for one frame"),
     ],
@@ -206,7 +226,10 @@ def test_killed_in_either_stage_and_resumed_equals_unbroken(world, unbroken):
     file, run = unbroken
     broken = world / "killed"
     killed(["distill", file], broken, rows=30, log="stage1/log.csv")
-    assert 14 <= run_folder.RunFolder(broken / "stage1").load_state()["update"] < 120 and not (broken / "stage1" / "cut").exists()
+    assert (
+        14 <= run_folder.RunFolder(broken / "stage1").load_state()["update"] < 120
+        and not (broken / "stage1" / "cut").exists()
+    )
     killed(["distill", file], broken, rows=15)
     assert 7 <= run_folder.RunFolder(broken).load_state()["update"] < 60
     prune.run(recipe.load(file), broken)
@@ -236,7 +259,16 @@ def assert_equal(run, other):
 def test_two_processes_go_through_both_stages(world):
     """With a loss that leaves the last layer out."""
     second = {"updates": 3, "learning_rate": 1e-3}
-    file = make(world, "two.yaml", devices=2, updates=5, validate_every=3, target=0.3, second=second, loss={"hint": {"teacher_layers": [0, 2]}})
+    file = make(
+        world,
+        "two.yaml",
+        devices=2,
+        updates=5,
+        validate_every=3,
+        target=0.3,
+        second=second,
+        loss={"hint": {"teacher_layers": [0, 2]}},
+    )
     process = start(["distill", file], world / "two")
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err.decode()
@@ -251,7 +283,10 @@ def test_multiplier_groups_ascend_and_rates_follow_the_schedule(world, tmp_path)
     sections = {"skill": {"groups": [[0, 1], [2, 3]]}}
     provenance = {"teacher": {"sha256": ""}}
     loaded = recipe.load(make(world, updates=3, loss=sections))
-    folder, gated = run_folder.RunFolder(tmp_path), GatedEncoder(student.make_student(loaded, teacher), loaded.pruning.gates)
+    folder, gated = (
+        run_folder.RunFolder(tmp_path),
+        GatedEncoder(student.make_student(loaded, teacher), loaded.pruning.gates),
+    )
     training = prune.GatedDistillation(loaded, gated, distill.Teacher(teacher), folder, clips, provenance)
     groups = training.groups()
     in_groups = [p for group in groups for p in group["params"]]
@@ -304,6 +339,8 @@ def test_minutes_in_both_stages(world, tmp_path, monkeypatch, capsys):
     provenance = checkpoint.describe(prune.run(recipe.load(file), tmp_path))["provenance"]
     assert math.isfinite(provenance["validation_loss"])
     # each stage by itself
-    assert re.fullmatch(r"stage 1: \d+ updates in 0.05 minutes, and a run needs .*", provenance["pruning"]["too_few_updates"])
+    assert re.fullmatch(
+        r"stage 1: \d+ updates in 0.05 minutes, and a run needs .*", provenance["pruning"]["too_few_updates"]
+    )
     assert re.fullmatch(r"\d+ updates in 0.03 minutes, and a run needs .*", provenance["too_few_updates"])
     assert capsys.readouterr().err.count("at least to learn from") == 2

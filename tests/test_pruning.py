@@ -43,7 +43,9 @@ MODELS = {
     "no_projection": dataclasses.replace(HUBERT, conv_layers=((8, 10, 5), (12, 3, 2), (24, 3, 2)), projection=False),
     "no_projection_norm": dataclasses.replace(HUBERT, projection_norm=False, output_projection=5),
     "reuse": dataclasses.replace(HUBERT, reuse_attention=(False, True, False)),
-    "log_mel": dataclasses.replace(HUBERT, frontend="mel", mel_bins=10, conv_layers=((8, 3, 1), (12, 3, 2)), conv_bias=True),
+    "log_mel": dataclasses.replace(
+        HUBERT, frontend="mel", mel_bins=10, conv_layers=((8, 3, 1), (12, 3, 2)), conv_bias=True
+    ),
 }
 ALL = GateConfig(attention_layers=True, ffn_layers=True)
 
@@ -182,7 +184,9 @@ def test_what_cannot_be_cut_exactly_is_refused(config, options, message):
 
 def test_a_model_with_layer_norms_is_cut_without_its_channels():
     torch.manual_seed(0)
-    model = GatedEncoder(Encoder(dataclasses.replace(HUBERT, conv_norm="layer", conv_bias=True)), GateConfig(conv_channels=False))
+    model = GatedEncoder(
+        Encoder(dataclasses.replace(HUBERT, conv_norm="layer", conv_bias=True)), GateConfig(conv_channels=False)
+    )
     spread(model, 2.0, 0)
     assert cut(model).config.conv_layers == HUBERT.conv_layers
     assert_same_states(model, cut(model), waves()[1])
@@ -219,7 +223,16 @@ def test_expected_size_is_the_mean_over_draws(name, measure):
 
 
 def test_size_of_a_whole_model_by_hand():
-    config = EncoderConfig(conv_layers=((2, 10, 5), (3, 3, 2)), width=4, position_kernel=2, position_groups=2, layers=1, heads=2, head_width=2, ffn=5)
+    config = EncoderConfig(
+        conv_layers=((2, 10, 5), (3, 3, 2)),
+        width=4,
+        position_kernel=2,
+        position_groups=2,
+        layers=1,
+        heads=2,
+        head_width=2,
+        ffn=5,
+    )
     front = 2 * 10 + 2 * 2 + 3 * 2 * 3 + 2 * 3 + 3 * 4 + 4
     layer = 4 * (4 * 4 + 4) + (4 * 5 + 5) + (5 * 4 + 4) + 4 * 4
     position = 4 * 2 * 2 + 2 + 4
@@ -256,7 +269,9 @@ def test_gates_start_where_they_were_asked_to():
         gate = HardConcrete(7, GateConfig(initial_keep=keep, initial_noise=0.0), "heads")
         torch.testing.assert_close(gate.location_n.detach(), torch.full((7,), location))
         assert gate.open_n()[0].item() == pytest.approx(probability, abs=5e-4)
-    gate = HardConcrete(7, GateConfig(initial_keep=0.9, initial_noise=0.0, stretch=(-0.3, 1.2), temperature=0.5), "heads")
+    gate = HardConcrete(
+        7, GateConfig(initial_keep=0.9, initial_noise=0.0, stretch=(-0.3, 1.2), temperature=0.5), "heads"
+    )
     # sigmoid(log(9) - 0.5 log(0.3 / 1.2)) = 1 / (1 + 0.5 / 9)
     torch.testing.assert_close(gate.open_n(), torch.full((7,), 18 / 19, dtype=torch.float64))
 
@@ -268,13 +283,17 @@ def test_gates_start_as_dphuberts():
     torch.manual_seed(0)
     model = GatedEncoder(encoder, recipe.load("dphubert").pruning.gates)
     for name, gate in model.gates.items():
-        assert gate.location_n.mean().item() == pytest.approx(0.0 if name.startswith("units") else math.log(99.0), abs=0.01)
+        assert gate.location_n.mean().item() == pytest.approx(
+            0.0 if name.startswith("units") else math.log(99.0), abs=0.01
+        )
     units_n = torch.cat([gate.location_n.detach() for name, gate in model.gates.items() if name.startswith("units")])
     assert len(units_n) == 12 * 3072 and units_n.std().item() == pytest.approx(0.01, rel=0.02)
     size = model.size()
     assert size.original == 94_370_944 and size.sparsity(model.expected()).item() == pytest.approx(0.1018, abs=5e-5)
     parts = GatedEncoder(encoder, GateConfig(attention_layers=True, ffn_layers=True, initial_noise=0.0))
-    assert all(parts.gates[name].location_n.tolist() == pytest.approx([math.log(99.0)] * 12) for name in ("attentions", "ffns"))
+    assert all(
+        parts.gates[name].location_n.tolist() == pytest.approx([math.log(99.0)] * 12) for name in ("attentions", "ffns")
+    )
 
 
 def test_one_draw_a_forward_and_none_in_eval():
@@ -301,7 +320,10 @@ def test_open_gates_leave_the_encoder_as_it_is():
 
 
 def test_every_gate_gets_a_gradient_from_the_states():
-    model, (waves_BN, lengths_B) = gated("hubert", GateConfig(attention_layers=True, ffn_layers=True, initial_keep=0.5)), waves()
+    model, (waves_BN, lengths_B) = (
+        gated("hubert", GateConfig(attention_layers=True, ffn_layers=True, initial_keep=0.5)),
+        waves(),
+    )
     for gate in model.gates.values():
         gate.location_n.data.zero_()
     for seed in range(30):
@@ -339,7 +361,10 @@ def test_penalty_alone_drives_the_gates_to_the_target(measure):
     model, constraint = gated("hubert", GateConfig()), SparsityConstraint()
     for gate in model.gates.values():
         gate.location_n.data = 3.0 + 0.1 * gate.location_n.data
-    groups = [{"params": model.gates.parameters(), "lr": 0.1}, {"params": constraint.parameters(), "lr": 0.1, "maximize": True}]
+    groups = [
+        {"params": model.gates.parameters(), "lr": 0.1},
+        {"params": constraint.parameters(), "lr": 0.1, "maximize": True},
+    ]
     optimizer, size = torch.optim.AdamW(groups, weight_decay=0.0), model.size(measure, 0.1)
     for _ in range(300):
         optimizer.zero_grad()

@@ -55,7 +55,11 @@ def named(encoder: Encoder, waves: list[torch.Tensor], kind: str) -> tuple[dict[
     """Everything that the encoder gives for a padded batch, under the names of the golden files; and its valid frames."""
     output = encoder(pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]))
     exposed = encoder.exposed(output)
-    given = {"hidden_state": exposed, "layer": output.states[1:], "projection": output.projections or output.predictions or []}
+    given = {
+        "hidden_state": exposed,
+        "layer": output.states[1:],
+        "projection": output.projections or output.predictions or [],
+    }
     if kind == "distilhubert":
         given["hidden_state"] = [output.features_BTD, *output.states[1:], *output.predictions]
     values = {f"{name}_{i}": state for name, states in given.items() for i, state in enumerate(states)}
@@ -66,12 +70,16 @@ def compare(ours: dict[str, torch.Tensor], lengths: list[int], theirs: dict[str,
     """Valid frames are theirs within 1e-4; every number that they give is compared."""
     for name, wanted in theirs.items():
         found = ours[name]
-        wanted = wanted if wanted.shape == found.shape else wanted.transpose(0, 1)  # STaRHuBERT's last state: frames first
+        wanted = (
+            wanted if wanted.shape == found.shape else wanted.transpose(0, 1)
+        )  # STaRHuBERT's last state: frames first
         assert found.shape == wanted.shape, name
         reduction = round(max(lengths) / found.shape[1])  # FitHuBERT's layers have half of the frames
         for i, frames in enumerate(lengths):
             valid = slice(frames // max(1, reduction))
-            torch.testing.assert_close(found[i, valid], wanted[i, valid], atol=2e-5, rtol=0, msg=lambda text: f"{name}: {text}")
+            torch.testing.assert_close(
+                found[i, valid], wanted[i, valid], atol=2e-5, rtol=0, msg=lambda text: f"{name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("folder, kind", FOLDERS.items())
@@ -81,7 +89,10 @@ def test_golden_states(folder, kind):
     assert not encoder.training and published.detect(file_of(folder), SUBNET.get(folder)) == kind
     together = {name: value for name, value in theirs.items() if not name.startswith("alone")}
     compare(*named(encoder, waves, kind), together)
-    assert encoder.config.exposed[0] == sum(name.startswith("hidden_state") for name in together) or encoder.config.exposed[0] == 1
+    assert (
+        encoder.config.exposed[0] == sum(name.startswith("hidden_state") for name in together)
+        or encoder.config.exposed[0] == 1
+    )
 
 
 @pytest.mark.parametrize("folder, kind", FOLDERS.items())
@@ -92,7 +103,9 @@ def test_default_padding_gives_what_the_authors_give_for_one_utterance(folder, k
     ours, lengths = named(encoder, waves, kind)
     for i, wave in enumerate(waves):
         alone, frames = named(reference, [wave], kind)
-        if prefix := next((name.partition("_")[0] for name in theirs if name.startswith((f"alone{i}_", "alone_")) and i), None):
+        if prefix := next(
+            (name.partition("_")[0] for name in theirs if name.startswith((f"alone{i}_", "alone_")) and i), None
+        ):
             given = {name.removeprefix(f"{prefix}_"): x for name, x in theirs.items() if name.startswith(f"{prefix}_")}
             if prefix != "alone" or i == 1:  # files with one utterance alone hold the second
                 compare(alone, frames, given)
@@ -139,7 +152,9 @@ def test_a_tiny_student_of_our_own_loads(tmp_path):
     path = student(tmp_path)
     assert published.detect(path) == "starhubert"
     encoder = published.load(path)
-    assert encoder.config.conv_layers == ((8, 10, 5), (16, 3, 2), (16, 3, 2)) and encoder.config.hidden_states == "layers"
+    assert (
+        encoder.config.conv_layers == ((8, 10, 5), (16, 3, 2), (16, 3, 2)) and encoder.config.hidden_states == "layers"
+    )
     assert torch.equal(encoder.layers[0].ffn_in.weight, student_weights()["student_model.encoder.layers.0.fc1.weight"])
 
 
@@ -148,7 +163,11 @@ def test_a_tiny_student_of_our_own_loads(tmp_path):
     [
         ({}, {}, "starhubert"),
         ({"layerwise_proj": True, "pred_head_final_dim": 16}, {}, "maskhubert"),
-        ({"layerwise_proj": True, "pred_head_final_dim": 16, "enable_tr_layer": False}, {"mask_emb": (16,)}, "maskhubert"),
+        (
+            {"layerwise_proj": True, "pred_head_final_dim": 16, "enable_tr_layer": False},
+            {"mask_emb": (16,)},
+            "maskhubert",
+        ),
         ({"layerwise_proj": True, "pred_head_final_dim": 16, "reuse_pattern": "[True]"}, {}, "armhubert"),
         ({"layerwise_proj": True, "pred_head_final_dim": 16, "n_mels": 0}, {}, "fithubert"),
         (
@@ -175,7 +194,11 @@ def test_what_a_students_file_is_its_yaml_says_first(tmp_path, options, weights,
     [
         ("fithubert", {"tr_layer_type": "fc1"}, "tr_layer_type: 'fc1' is not supported"),
         ("fithubert", {"tr_layer_index": 1}, "tr_layer_index: 1 .known: 0. is not supported"),
-        ("fithubert", {"required_seq_len_multiple": 4}, "required_seq_len_multiple: 4 with time reduction is not supported"),
+        (
+            "fithubert",
+            {"required_seq_len_multiple": 4},
+            "required_seq_len_multiple: 4 with time reduction is not supported",
+        ),
         ("fithubert", {"tr_reduce_factor": 3}, "time_reduction.weight has shape"),
         ("fithubert", {"n_mels": 80}, "n_mels: 80 is not supported"),
         ("fithubert_prediction", {"pred_layer_id": "[x]"}, "pred_layer_id: expected a list"),
@@ -196,11 +219,17 @@ def test_students_that_are_refused(tmp_path, folder, change, message):
     [
         ({"embed_dim": 256}, "subnet.embed_dim: expected a number up to 128, got 256"),
         ({"embed_dim": 100}, "positional convolution cannot be cut to width 100 in 8 groups"),
-        ({"layer_num": 5, "heads_num": [1] * 5, "ffn_embed": [96] * 5}, "a subnet has 6, 7, 8, 9, 10, 11, 12 layers of 12, got 5 of 12"),
+        (
+            {"layer_num": 5, "heads_num": [1] * 5, "ffn_embed": [96] * 5},
+            "a subnet has 6, 7, 8, 9, 10, 11, 12 layers of 12, got 5 of 12",
+        ),
         ({"heads_num": [1] * 9}, "subnet.heads_num: expected 10 numbers"),
         ({"heads_num": [3] * 10}, "up to 2 heads and 192 FFN units fit"),
         ({"slide_wsz": [32] * 10}, "subnet.slide_wsz: .*is not supported"),
-        (None, "Supernet-Small.yaml.: which subnet is meant is not in the file; give as config a yaml with a section 'subnet'|supernet"),
+        (
+            None,
+            "Supernet-Small.yaml.: which subnet is meant is not in the file; give as config a yaml with a section 'subnet'|supernet",
+        ),
     ],
 )
 def test_subnets_that_a_supernet_does_not_hold(tmp_path, change, message):
@@ -280,7 +309,9 @@ class OfTheAuthors:
 @pytest.mark.parametrize("old_format", [False, True], ids=["zip", "before torch 1.6"])
 def test_a_malicious_pickle_is_refused_by_name_and_not_run(tmp_path, old_format):
     target, path = tmp_path / "created", tmp_path / "evil.ckpt"
-    torch.save({"state_dict": student_weights(), "evil": Evil(target)}, path, _use_new_zipfile_serialization=not old_format)
+    torch.save(
+        {"state_dict": student_weights(), "evil": Evil(target)}, path, _use_new_zipfile_serialization=not old_format
+    )
     for read in (published.load, published.detect, sources.load):
         with pytest.raises(StarError, match=r"evil.ckpt: holds a pickled '(posix|nt).mkdir'; refused"):
             read(path)
@@ -298,7 +329,9 @@ def test_a_plain_malicious_pickle_is_refused(tmp_path):
         assert not (tmp_path / "created").exists()
 
 
-@pytest.mark.parametrize("value, name", [(OfTheAuthors(), "OfTheAuthors"), (getattr, "builtins.getattr"), (eval, "builtins.eval")])
+@pytest.mark.parametrize(
+    "value, name", [(OfTheAuthors(), "OfTheAuthors"), (getattr, "builtins.getattr"), (eval, "builtins.eval")]
+)
 def test_other_classes_are_refused_by_name(tmp_path, value, name):
     with pytest.raises(StarError) as error:
         published.load(student(tmp_path, extra=value))
@@ -320,7 +353,11 @@ def test_what_frameworks_leave_in_files_is_read_as_inert(tmp_path, monkeypatch):
             package = ".".join(module.split(".")[:depth])
             monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
         setattr(sys.modules[module], name, created[name])
-    attributes, schedule, config = created["AttributeDict"](lr=0.1), created["WarmupLinearSchedule"](), created["DictConfig"]()
+    attributes, schedule, config = (
+        created["AttributeDict"](lr=0.1),
+        created["WarmupLinearSchedule"](),
+        created["DictConfig"](),
+    )
     schedule.warmup = 0.07
     config._content = {"a": 1}
     path = student(
@@ -380,7 +417,10 @@ def test_lists_in_strings():
         ({"encoder_attention_heads": 3}, "encoder_attention_heads: 3 attention heads do not divide width 16"),
         ({"activation_fn": "relu"}, "activation_fn: 'relu' is not supported"),
         ({"layer_type": "conformer"}, "layer_type: 'conformer' is not supported"),
-        ({"enable_tr_layer": True, "tr_layer_type": "conv1d"}, "enable_tr_layer: True, but the file has no time-reduction layer"),
+        (
+            {"enable_tr_layer": True, "tr_layer_type": "conv1d"},
+            "enable_tr_layer: True, but the file has no time-reduction layer",
+        ),
         ({"extractor_mode": "mel"}, "extractor_mode: 'mel' is not supported"),
         ({"conv_feature_layers": "[(8, 10), (16, 3, 2)]"}, "conv_layers[0]: expected [int, int, int]"),
         ({"dropout": 2.0}, "dropout: must be at least 0 and below 1"),
@@ -400,7 +440,10 @@ def test_an_unknown_part_of_a_model_is_named(tmp_path):
 def test_files_in_no_format(tmp_path):
     path = tmp_path / "file.ckpt"
     for content, message in (
-        ({"state_dict": {"layer.weight": torch.zeros(2)}}, "in none of the formats starhubert.*it holds the keys state_dict"),
+        (
+            {"state_dict": {"layer.weight": torch.zeros(2)}},
+            "in none of the formats starhubert.*it holds the keys state_dict",
+        ),
         ([torch.zeros(1)], "it holds a list"),
     ):
         torch.save(content, path)

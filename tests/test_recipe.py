@@ -50,17 +50,32 @@ def test_what_dphuberts_code_does(name):
     """Figures of its run.sh, distill.py, lightning.py and components.py (commit c18093f)."""
     loaded = recipe.load(name)
     changes = {k: v for k, v in vars(loaded.student_changes).items() if v is not None}
-    assert changes == {"hidden_states": "features", "dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.0, "feature_dropout": 0.1}
+    assert changes == {
+        "hidden_states": "features",
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
+        "activation_dropout": 0.0,
+        "feature_dropout": 0.1,
+    }
     training, data, pruning = loaded.training, loaded.data, loaded.pruning
     assert (training.betas, training.eps, training.weight_decay, training.clip) == ((0.9, 0.999), 1e-8, 0.0, 10.0)
-    assert (training.precision, training.devices, training.updates, round(training.warmup * training.updates)) == ("16-mixed", 4, 50_000, 15_000)
+    assert (training.precision, training.devices, training.updates, round(training.warmup * training.updates)) == (
+        "16-mixed",
+        4,
+        50_000,
+        15_000,
+    )
     assert (data.min_seconds * 16_000, data.max_seconds * 16_000, data.batch_seconds) == (32_000, 250_000, 160.0)
     assert (data.batches, data.counted, data.crop, data.batch_items) == ("repeated", "lengths", "shortest-random", None)
     assert (pruning.gates, pruning.quadratic_start) == (GateConfig(), 0.0)
     assert vars(pruning.gates.initial_keep) == {
         "conv_channels": 0.99, "heads": 0.99, "ffn_units": 0.5, "attention_layers": 0.99, "ffn_layers": 0.99
     }  # fmt: skip
-    assert (pruning.second.updates, round(pruning.second.warmup * 25_000), pruning.second.learning_rate) == (25_000, 5_000, 1e-4)
+    assert (pruning.second.updates, round(pruning.second.warmup * 25_000), pruning.second.learning_rate) == (
+        25_000,
+        5_000,
+        1e-4,
+    )
     assert (loaded.select, loaded.result) == ("last", "last")
 
 
@@ -68,19 +83,36 @@ def test_what_distilhuberts_code_does():
     """Figures of s3prl v0.4.18, pretrain/distiller (config_model.yaml, config_runner.yaml) and optimizers.py."""
     loaded = recipe.load("distilhubert")
     student, training, data = loaded.student, loaded.training, loaded.data
-    assert (student.feature_gradient, student.activation_dropout, student.dropout, student.attention_dropout) == (0.1, 0.1, 0.1, 0.1)
+    assert (student.feature_gradient, student.activation_dropout, student.dropout, student.attention_dropout) == (
+        0.1,
+        0.1,
+        0.1,
+        0.1,
+    )
     assert (student.feature_dropout, student.projection_norm, student.hidden_states) == (0.0, False, "last")
     assert (data.crop_seconds * 16_000, data.batch_items, data.batches, data.crop) == (250_000, 24, "sorted", "none")
-    assert (training.precision, training.clip, training.updates, training.warmup, training.learning_rate) == ("16-mixed", 5.0, 200_000, 0.07, 2e-4)
+    assert (training.precision, training.clip, training.updates, training.warmup, training.learning_rate) == (
+        "16-mixed",
+        5.0,
+        200_000,
+        0.07,
+        2e-4,
+    )
     assert (training.betas, training.eps, training.weight_decay, training.decay) == ((0.9, 0.98), 1e-6, 0.01, "s3prl")
     assert (training.initialise_from_teacher.norm, loaded.select) == (False, "last")
     other = recipe.load("distilhubert_kerpicci")
-    assert (other.student.projection_norm, other.student.hidden_states, other.training.initialise_from_teacher.norm) == (True, "all", True)
+    assert (
+        other.student.projection_norm,
+        other.student.hidden_states,
+        other.training.initialise_from_teacher.norm,
+    ) == (True, "all", True)
 
 
 def test_choices_are_told_of_and_can_be_taken_back(tmp_path):
     base = recipe.load("star_hubert_s")
-    assert {"sizes", "gram", "padding", "batches"} <= set(base.choices) and all(len(text) > 20 for text in base.choices.values())
+    assert {"sizes", "gram", "padding", "batches"} <= set(base.choices) and all(
+        len(text) > 20 for text in base.choices.values()
+    )
     (tmp_path / "own.yaml").write_text("base: star_hubert_s\nchoices: {sizes: null, mine: a reason of mine}\n")
     own = recipe.load(tmp_path / "own.yaml")
     assert set(own.choices) == {*base.choices, "mine"} - {"sizes"}
@@ -143,7 +175,13 @@ def test_a_folder_alone_is_told_its_key(kind, data, tmp_path):
 
 
 def test_other_overrides_are_yaml_values():
-    values = ["training.learning_rate=1e-3", "data.train=/a", "data.valid=[/b, /c]", "training.epochs=null", "training.updates=7"]
+    values = [
+        "training.learning_rate=1e-3",
+        "data.train=/a",
+        "data.valid=[/b, /c]",
+        "training.epochs=null",
+        "training.updates=7",
+    ]
     loaded = recipe.load("star_hubert", [*values, "loss.star.average_attention=2"])
     assert loaded.training.learning_rate == 1e-3 and (loaded.training.epochs, loaded.training.updates) == (None, 7)
     assert (loaded.data.train, loaded.data.valid) == (("/a",), ("/b", "/c"))
@@ -174,11 +212,17 @@ def test_base_states_only_differences(tmp_path):
         (["pruning.second.updates=1", "pruning.target=1"], "pruning.target: must be above 0 and below 1"),
         (["pruning.second.learning_rate=1"], "pruning.second.epochs, updates, minutes: set exactly one"),
         (["pruning.target=0.5"], "pruning.second: missing"),
-        (["pruning.second.updates=1", "pruning.gates.head=false"], "pruning.gates.head: unknown key; did you mean 'heads'"),
+        (
+            ["pruning.second.updates=1", "pruning.gates.head=false"],
+            "pruning.gates.head: unknown key; did you mean 'heads'",
+        ),
         (["data.batch_seconds=5"], "data.batch_seconds: must be at least max_seconds"),
         (["data.min_seconds=50"], "data.min_seconds: must be above 0 and at most"),
         (["data.crop_seconds=0.5"], "data.crop_seconds: must be at least min_seconds (1.0), got 0.5"),
-        (["data.crop_seconds=20", "data.batch_seconds=5"], "data.batch_seconds: must be at least crop_seconds (20.0), got 5.0"),
+        (
+            ["data.crop_seconds=20", "data.batch_seconds=5"],
+            "data.batch_seconds: must be at least crop_seconds (20.0), got 5.0",
+        ),
         (["data.counted=true"], "data.counted: expected 'padded' or 'lengths', got True"),
         (["data.batches=fixed"], "data.batches: expected 'mixed' or 'sorted' or 'repeated', got 'fixed'"),
         (["training.decay=all"], "training.decay: expected 'matrices' or 's3prl', got 'all'"),
@@ -199,12 +243,21 @@ def test_a_wrong_override_is_named(overrides, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["student.dropout=0"], "student.dropout: cannot be set, since student is 'teacher'; give student_changes.dropout"),
-        (["training.initialise_from_teacher.frontend=true"], "training.initialise_from_teacher: a student that is a copy"),
+        (
+            ["student.dropout=0"],
+            "student.dropout: cannot be set, since student is 'teacher'; give student_changes.dropout",
+        ),
+        (
+            ["training.initialise_from_teacher.frontend=true"],
+            "training.initialise_from_teacher: a student that is a copy",
+        ),
         (["pruning.gates.stretch=[0.1, 1.1]"], "pruning.gates.stretch: must reach below 0 and above 1"),
         (["pruning.second.minutes=3"], "pruning.second.epochs, updates, minutes: set exactly one"),
         (["pruning.gates.initial_keep=1.0"], "pruning.gates.initial_keep: must be above 0 and below 1, got 1.0"),
-        (["pruning.gates.initial_keep.heads=0"], "pruning.gates.initial_keep.heads: must be above 0 and below 1, got 0.0"),
+        (
+            ["pruning.gates.initial_keep.heads=0"],
+            "pruning.gates.initial_keep.heads: must be above 0 and below 1, got 0.0",
+        ),
         (["pruning.gates.initial_keep.head=0.5"], "pruning.gates.initial_keep.head: unknown key; did you mean 'heads'"),
         (["pruning.gates.initial_noise=-1"], "pruning.gates.initial_noise: must be 0 or more"),
     ],
@@ -219,7 +272,12 @@ def test_a_student_that_is_its_teacher():
     loaded = recipe.load("dphubert", ["student_changes.attention_dropout=0.0"])
     teacher = EncoderConfig(layers=5)
     student = loaded.student_config(teacher)
-    assert (student.hidden_states, student.attention_dropout, student.dropout, student.layers) == ("features", 0.0, teacher.dropout, 5)
+    assert (student.hidden_states, student.attention_dropout, student.dropout, student.layers) == (
+        "features",
+        0.0,
+        teacher.dropout,
+        5,
+    )
     with pytest.raises(StarError, match="copy of its teacher .facebook/hubert-base-ls960.; name a checkpoint"):
         loaded.student_config()
     plain = recipe.load("dphubert", ["pruning=null", "student_changes={}"])
@@ -230,9 +288,18 @@ def test_schedules_of_the_papers():
     loaded = recipe.load("skill_wavlm_plus")
     training, pruning = loaded.training, loaded.pruning
     assert (training.updates, training.learning_rate, training.weight_decay, training.clip) == (50_000, 2e-4, 0.0, 10.0)
-    assert (training.warmup * 50_000, training.schedule, training.devices, loaded.data.batch_seconds) == (15_000, "linear", 4, 160.0)
+    assert (training.warmup * 50_000, training.schedule, training.devices, loaded.data.batch_seconds) == (
+        15_000,
+        "linear",
+        4,
+        160.0,
+    )
     assert (pruning.target, pruning.target_warmup * 50_000, pruning.gate_learning_rate) == (0.75, 5_000, 0.02)
-    assert (pruning.second.updates, pruning.second.learning_rate, pruning.second.warmup * 25_000) == (25_000, 1e-4, 5_000)
+    assert (pruning.second.updates, pruning.second.learning_rate, pruning.second.warmup * 25_000) == (
+        25_000,
+        1e-4,
+        5_000,
+    )
     assert (loaded.data.min_seconds, loaded.data.max_seconds, loaded.data.crop) == (2.0, 15.625, "shortest-random")
 
 

@@ -57,13 +57,23 @@ def test_table_of_mini_runs_says_so_and_gives_no_score(tmp_path, capsys):
 
 def test_versions_of_a_task_are_told_apart(tmp_path):
     one = write(tmp_path / "one", record("ks_acc", 96.0), record("asr_wer", 9.0, direction="min"))
-    two = write(tmp_path / "two", record("ks_acc", 97.0, generation="downstream"), record("asr_wer", 8.0, task_version=2))
+    two = write(
+        tmp_path / "two", record("ks_acc", 97.0, generation="downstream"), record("asr_wer", 8.0, task_version=2)
+    )
     text = markdown(one, two, beside="DistilHuBERT")
-    assert "96.00" in section(text, "Data: official; schedule: superb\n") and "DistilHuBERT" in section(text, "Data: official; schedule: superb\n")
+    assert "96.00" in section(text, "Data: official; schedule: superb\n") and "DistilHuBERT" in section(
+        text, "Data: official; schedule: superb\n"
+    )
     three = write(tmp_path / "three", record("ks_acc", 98.0, generation="problem"))
-    with pytest.raises(StarError, match="ks_acc.json: made with --generation problem, which is no more; remove it and run its task again"):
+    with pytest.raises(
+        StarError,
+        match="ks_acc.json: made with --generation problem, which is no more; remove it and run its task again",
+    ):
         report.read(three)
-    assert "NOT THE SAME TASK, though of one name: the rows' asr are of different versions" in text and "rows' ks" not in text
+    assert (
+        "NOT THE SAME TASK, though of one name: the rows' asr are of different versions" in text
+        and "rows' ks" not in text
+    )
 
 
 def test_complete_official_run_is_scored(tmp_path):
@@ -75,7 +85,9 @@ def test_complete_official_run_is_scored(tmp_path):
     assert "No overall score for part: pr_per" in text and "for full" not in text and "never" not in text
 
 
-@pytest.mark.parametrize("change", [{"limited": True}, {"schedule": "mini"}, {"corpus": "manifest:/x"}, {"corpus": "mini"}])
+@pytest.mark.parametrize(
+    "change", [{"limited": True}, {"schedule": "mini"}, {"corpus": "manifest:/x"}, {"corpus": "mini"}]
+)
 def test_other_conditions_are_a_table_of_their_own(tmp_path, change):
     official = write(tmp_path / "official", record("ks_acc", 96.0))
     other = write(tmp_path / "other", record("ks_acc", 97.0, **change))
@@ -96,7 +108,12 @@ def test_bad_folders_are_named(tmp_path):
     (mixed / "ks_acc.json").write_text("{")
     with pytest.raises(StarError, match="ks_acc.json: not json"):
         report.read(mixed)
-    for change in ({"value": float("nan")}, {"value": None}, {"interval_95": None}, {"further_metrics": [{"metric": "sf_cer"}]}):
+    for change in (
+        {"value": float("nan")},
+        {"value": None},
+        {"interval_95": None},
+        {"further_metrics": [{"metric": "sf_cer"}]},
+    ):
         (mixed / "ks_acc.json").write_text(json.dumps(record("ks_acc", 1.0) | change))
         with pytest.raises(StarError, match="must be numbers"):
             report.read(mixed)
@@ -106,13 +123,21 @@ def test_bad_folders_are_named(tmp_path):
 
 
 def test_published_rows_stand_beside_official_runs_with_differences(tmp_path, capsys):
-    full = write(tmp_path / "full", *(record(m, v, macs_g=463.5) for m, v in {**score.SOTA, "ks_acc": 96.0, "pr_per": 9.0}.items()))
+    full = write(
+        tmp_path / "full",
+        *(record(m, v, macs_g=463.5) for m, v in {**score.SOTA, "ks_acc": 96.0, "pr_per": 9.0}.items()),
+    )
     assert report.main([full], tmp_path / "out", "starhubert, DistilHuBERT,SOTA (best per task, SUPERB paper)") == 0
     text = capsys.readouterr().out
     table, gaps = section(text, "Data: official"), section(text, "Differences")
-    assert table.count("| STaRHuBERT | LibriSpeech") == 2 and "LibriSpeech 100h | 22.31 | 463.5 | 77.8 | 831 | 9.17 |" in table
+    assert (
+        table.count("| STaRHuBERT | LibriSpeech") == 2
+        and "LibriSpeech 100h | 22.31 | 463.5 | 77.8 | 831 | 9.17 |" in table
+    )
     assert "| DistilHuBERT | LibriSpeech 960h |" in table and "| DistilHuBERT | LibriSpeech 100h |" in table
-    assert "| full | fbank | 1.50 | 463.5 |" in table and "**8.16**" in table  # the best of STaRHuBERT, DistilHuBERT and ours
+    assert (
+        "| full | fbank | 1.50 | 463.5 |" in table and "**8.16**" in table
+    )  # the best of STaRHuBERT, DistilHuBERT and ours
     assert "**96.46**" in table and "**96.66**" not in table and "**1000**" not in table  # each task's best is no model
     line = next(line for line in gaps.splitlines() if "STaRHuBERT, LibriSpeech 960h" in line)
     assert "+0.84 worse" in line and "-0.27 worse" in line and "+12.75 better" in line  # 9 - 8.16, 96 - 96.27, ...
@@ -178,7 +203,9 @@ def test_folders_of_one_name_and_odd_names(tmp_path):
 
 def test_data_of_one_name_that_differ_are_pointed_out(tmp_path):
     def run(name, digest):
-        return write(tmp_path / name, record("ks_acc", 50.0, corpus="manifest:mine", schedule="mini", corpus_digest=digest))
+        return write(
+            tmp_path / name, record("ks_acc", 50.0, corpus="manifest:mine", schedule="mini", corpus_digest=digest)
+        )
 
     a, same, other = run("a", "1"), run("same", "1"), run("other", "2")
     assert "NOT THE SAME DATA" not in markdown(a, same)
@@ -195,13 +222,20 @@ def test_a_metric_without_a_column_of_its_own_is_shown_under_its_tasks_title(tmp
     assert report.main([a, b], tmp_path / "out") == 0
     text = (tmp_path / "out.md").read_text()
     assert "| KS Acc ↑ | Language identification lid_acc ↑ | Language identification lid_cost ↓ |" in text
-    assert "**50.00** [49.00, 51.00] | **0.1235** [0.1000, 0.2000]" in text and "| 40.00 [39.00, 41.00] | 0.2000 " in text
+    assert (
+        "**50.00** [49.00, 51.00] | **0.1235** [0.1000, 0.2000]" in text and "| 40.00 [39.00, 41.00] | 0.2000 " in text
+    )
     page = (tmp_path / "out.html").read_text()
     assert "Language identification lid_acc" in page and "0.1235" in page
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
-    assert [(r["metric"], r["title"]) for r in rows if r["model"] == "b"] == [("lid_acc", OTHER["title"]), ("lid_cost", OTHER["title"])]
+    assert [(r["metric"], r["title"]) for r in rows if r["model"] == "b"] == [
+        ("lid_acc", OTHER["title"]),
+        ("lid_cost", OTHER["title"]),
+    ]
     bad = write(tmp_path / "bad", record("lid_acc", 50.0, **OTHER, direction=""))
-    with pytest.raises(StarError, match="lid_acc.json: the report has no column for 'lid_acc', and the record does not say"):
+    with pytest.raises(
+        StarError, match="lid_acc.json: the report has no column for 'lid_acc', and the record does not say"
+    ):
         report.read(bad)
 
 
@@ -211,7 +245,9 @@ def test_one_cell_holds_one_number(tmp_path):
     with pytest.raises(StarError, match="two: two results of ks_acc on the same data and schedule"):
         report.main([two])
     grid = [{"lr": 0.1, "dev": 50.0, "curve": [[1, 2.0]]}]
-    (two / "other.json").write_text(json.dumps(record("ks_acc", 50.0, corpus="manifest:x", grid=grid, layer_weights=[0.5, 0.5])))
+    (two / "other.json").write_text(
+        json.dumps(record("ks_acc", 50.0, corpus="manifest:x", grid=grid, layer_weights=[0.5, 0.5]))
+    )
     (two / "ks_acc.json").write_text(json.dumps(record("ks_acc", 96.0, grid=grid, layer_weights=[0.1, 0.9])))
     assert report.main([two], tmp_path / "out") == 0
     text = (tmp_path / "out.md").read_text()

@@ -49,7 +49,14 @@ def page(tmp_path, *folders, beside=None):
 
 
 def test_every_picture_is_there_and_inside(tmp_path):
-    deep = {"corpus": "mini", "schedule": "mini", "layer_weights": [0.2, 0.8], "lr": 0.01, "grid": GRID, "chosen_by": "ks_acc"}
+    deep = {
+        "corpus": "mini",
+        "schedule": "mini",
+        "layer_weights": [0.2, 0.8],
+        "lr": 0.01,
+        "grid": GRID,
+        "chosen_by": "ks_acc",
+    }
     layers = [{"layer": 0, "dev": 0.1}, {"layer": 1, "dev": 0.2}]
     means = [{"lr": lane["lr"], "dev": lane["dev"]} for lane in GRID]
     a = write(
@@ -77,7 +84,11 @@ def test_differences_and_published_points(tmp_path):
 
 def test_texts_of_records_and_folders_are_only_text(tmp_path):
     odd = "<img src=x onerror=alert(1)>&$a^b$\u0001"
-    folder = write(tmp_path / "<b>$x_{$", record("ks_acc", 50.0, upstream=odd, corpus="<i>", layer_weights=[0.5, 0.5], grid=GRID))
+    folder = write(
+        tmp_path / "<b>$x_{$", record("ks_acc", 50.0, upstream=odd, corpus="<i>", layer_weights=[0.5, 0.5], grid=GRID)
+    )
     parsed = page(tmp_path, folder)
-    assert "<img src=x onerror=alert(1)>&$a^b$" in parsed.text and "<b>$x_{$" in parsed.text and "Data: <i>" in parsed.text
+    assert (
+        "<img src=x onerror=alert(1)>&$a^b$" in parsed.text and "<b>$x_{$" in parsed.text and "Data: <i>" in parsed.text
+    )
     assert parsed.tags.count("img") == len(parsed.sources) == 3 and "i" not in parsed.tags

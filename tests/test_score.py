@@ -20,7 +20,9 @@ def test_overall_as_printed(row):
 
 
 @pytest.mark.parametrize(
-    "row", COMPLETE[COMPLETE["generalizability"].notna()].to_dict("records"), ids=lambda r: f"{r['model']}-{r['distill_data']}"
+    "row",
+    COMPLETE[COMPLETE["generalizability"].notna()].to_dict("records"),
+    ids=lambda r: f"{r['model']}-{r['distill_data']}",
 )
 def test_generalizability_as_printed(row):
     assert score.generalizability(row) == pytest.approx(row["generalizability"], abs=2.5)

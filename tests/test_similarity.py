@@ -80,7 +80,9 @@ def test_cosine_and_l2_by_hand():
     for measure, expected in (("cosine", 0.48), ("l2", ((1 + 1 + 1 + 4) / 4) ** 0.5)):
         sums = Framewise(measure)
         sums.add([x, y])
-        assert sums.value(0, 1) == pytest.approx(expected) and sums.value(1, 1) == pytest.approx(float(measure == "cosine"))
+        assert sums.value(0, 1) == pytest.approx(expected) and sums.value(1, 1) == pytest.approx(
+            float(measure == "cosine")
+        )
 
 
 def straightforward_hsic(k, m):
@@ -99,7 +101,9 @@ def test_hsic_is_the_mean_over_quadruples():
     k, m = rows(7, 3) @ rows(7, 3).T, (rows(7, 2, 1) + 5) @ (rows(7, 2, 1) + 5).T
     assert hsic(torch.stack([k, m]))[0, 1].item() == pytest.approx(straightforward_hsic(k, m))
     x = rows(7, 2, 1) + 5
-    assert hsic(torch.stack([k, gram(x)]))[0, 1].item() == pytest.approx(straightforward_hsic(k, m)), "rows may be shifted"
+    assert hsic(torch.stack([k, gram(x)]))[0, 1].item() == pytest.approx(straightforward_hsic(k, m)), (
+        "rows may be shifted"
+    )
 
 
 def test_minibatch_has_no_bias_where_exact_has():
@@ -177,7 +181,9 @@ def test_planted_groups_that_are_no_runs_are_found_unless_runs_are_asked_for(lin
     assert cluster(measured(matrix, first=0), GroupingConfig(2, linkage=linkage)).groups == ((0, 1, 5), (2, 3, 4, 6))
     for number in range(1, 8):
         groups = cluster(measured(matrix, first=0), GroupingConfig(number, linkage=linkage, contiguous=True)).groups
-        assert len(groups) == number and [layer for group in groups for layer in group] == list(range(7)), "runs in order"
+        assert len(groups) == number and [layer for group in groups for layer in group] == list(range(7)), (
+            "runs in order"
+        )
 
 
 def test_contiguous_linkages_see_all_pairs_of_layers():
@@ -220,7 +226,14 @@ def test_ward_needs_a_measure_that_makes_a_space():
 
 # the command
 
-SIZES = {"conv_layers": ((16, 400, 320),), "heads": 2, "head_width": 8, "ffn": 16, "position_kernel": 4, "position_groups": 2}
+SIZES = {
+    "conv_layers": ((16, 400, 320),),
+    "heads": 2,
+    "head_width": 8,
+    "ffn": 16,
+    "position_kernel": 4,
+    "position_groups": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -263,8 +276,14 @@ def command(capsys, *words):
 
 def test_the_mini_teachers_layers(capsys, audio, tmp_path):
     files = sorted(audio.iterdir())
-    result, err = command(capsys, "star_mini_teacher", *files, "--groups", "3", "--contiguous", "--out", tmp_path / "out")
-    assert result["layers"] == list(range(9)) and len(result["groups"]) == 3 and sum(result["groups"], []) == list(range(9))
+    result, err = command(
+        capsys, "star_mini_teacher", *files, "--groups", "3", "--contiguous", "--out", tmp_path / "out"
+    )
+    assert (
+        result["layers"] == list(range(9))
+        and len(result["groups"]) == 3
+        and sum(result["groups"], []) == list(range(9))
+    )
     matrix = np.array(result["matrix"])
     assert np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1) and 0 < matrix.min() < 0.9
     assert (result["clips"], result["estimator"], result["linkage"]) == (8, "exact", "average")
@@ -279,7 +298,9 @@ def test_the_mini_teachers_layers(capsys, audio, tmp_path):
 
 
 def test_part_of_the_audio_is_drawn_by_the_seed(capsys, models, audio):
-    one, other, again = (command(capsys, models / "teacher", audio, "--seconds", "3", "--seed", seed)[0] for seed in (0, 1, 0))
+    one, other, again = (
+        command(capsys, models / "teacher", audio, "--seconds", "3", "--seed", seed)[0] for seed in (0, 1, 0)
+    )
     assert 3 / 3600 - 1e-4 <= one["hours"] < 4.5 / 3600 and one["clips"] < 8
     assert one["matrix"] == again["matrix"] != other["matrix"]
 
@@ -288,7 +309,9 @@ def test_part_of_the_audio_is_drawn_by_the_seed(capsys, models, audio):
     "options", [["--measure", "cosine"], ["--measure", "l2", "--linkage", "ward"], ["--estimator", "minibatch"]]
 )
 def test_other_measures(capsys, models, audio, options, tmp_path):
-    result, _ = command(capsys, models / "teacher", audio, *options, "--zeroth", "none", "--groups", "2", "--out", tmp_path / "out")
+    result, _ = command(
+        capsys, models / "teacher", audio, *options, "--zeroth", "none", "--groups", "2", "--out", tmp_path / "out"
+    )
     assert (
         result["layers"] == [1, 2, 3, 4]
         and len(result["groups"]) == 2
@@ -320,7 +343,9 @@ def test_a_student_of_other_depth_and_width(capsys, models, audio, estimator):
     result, err = command(capsys, *words)
     rows = result["student"]["distances"]
     assert [(row["layer"], row["teacher_layer"]) for row in rows] == [(0, 0), (1, 2), (2, 4)]
-    assert all(0 < row["cka_distance"] < 1 and row["l1"] is row["cosine_distance"] is row["distilled"] is None for row in rows)
+    assert all(
+        0 < row["cka_distance"] < 1 and row["l1"] is row["cosine_distance"] is row["distilled"] is None for row in rows
+    )
     assert "half does not say which of its layers were distilled; give --distilled" in err
 
 
@@ -336,7 +361,10 @@ def test_groups_are_named_by_their_runs():
         (["{models}/teacher", "{audio}/0.wav", "--groups", "9"], "number: 9 groups cannot be made of 5 layers"),
         (["{models}/teacher", "{audio}", "--groups", "0"], "number: must be 1 or more"),
         (["{models}/teacher", "{audio}", "--seconds", "0"], "seconds: must be above 0"),
-        (["{models}/teacher", "{audio}", "--linkage", "ward", "--estimator", "minibatch"], "ward needs estimator exact"),
+        (
+            ["{models}/teacher", "{audio}", "--linkage", "ward", "--estimator", "minibatch"],
+            "ward needs estimator exact",
+        ),
         (["{models}/teacher", "{audio}", "--measure", "rsa"], "invalid choice: 'rsa'"),
         (["{models}/teacher", "{audio}", "--distilled", "1,2"], "--distilled: goes with --student"),
         (
@@ -349,7 +377,10 @@ def test_groups_are_named_by_their_runs():
         ),
         (["star_mini_teacher", "{audio}", "--student", "{models}/slow"], "strides are 320 (teacher) and 160"),
         (["{models}/teacher", "{audio}", "--device", "quantum"], "--device quantum: "),
-        (["{models}/teacher", "{audio}", "--out", "{audio}/0.wav"], "0.wav: is a file, where star similarity writes a folder"),
+        (
+            ["{models}/teacher", "{audio}", "--out", "{audio}/0.wav"],
+            "0.wav: is a file, where star similarity writes a folder",
+        ),
         (["{models}/teacher"], "required: audio"),
     ],
 )

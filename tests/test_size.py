@@ -21,7 +21,11 @@ def star(ffn):
     [
         (star(976), 22_308_592, 463.50),  # STaRHuBERT
         (star(1392), 26_626_672, 511.91),  # STaRHuBERT-L
-        (EncoderConfig(), 94_370_944, 1665.5),  # HuBERT Base (94,371,712) without its mask embedding of 768; the papers print 1669
+        (
+            EncoderConfig(),
+            94_370_944,
+            1665.5,
+        ),  # HuBERT Base (94,371,712) without its mask embedding of 768; the papers print 1669
     ],
 )
 def test_printed_figures(config, count, printed):
@@ -65,7 +69,16 @@ def test_against_torchs_flop_counter(config):
 
 
 def tiny(ffn: int) -> Encoder:
-    config = EncoderConfig(conv_layers=((16, 10, 320),), width=32, layers=2, heads=2, head_width=16, ffn=ffn, position_kernel=4, position_groups=2)
+    config = EncoderConfig(
+        conv_layers=((16, 10, 320),),
+        width=32,
+        layers=2,
+        heads=2,
+        head_width=16,
+        ffn=ffn,
+        position_kernel=4,
+        position_groups=2,
+    )
     return Encoder(config).eval()
 
 
@@ -84,7 +97,12 @@ def test_times_are_taken_in_turns_and_state_their_conditions(monkeypatch):
     found = latency.side_by_side(models, seconds=1.0, repeats=4, threads=1)
     assert [name for name, _, _ in calls] == ["large", "small", "small", "large"] * 2 + ["large", "small"]
     assert {call[1:] for call in calls} == {((1, 16_000), 1)} and torch.get_num_threads() == before
-    assert {k: v for k, v in found.items() if k != "models"} == {"seconds": 1.0, "repeats": 4, "threads": 1, "device": "cpu"}
+    assert {k: v for k, v in found.items() if k != "models"} == {
+        "seconds": 1.0,
+        "repeats": 4,
+        "threads": 1,
+        "device": "cpu",
+    }
     large, small = found["models"]["large"], found["models"]["small"]
     assert large == {"median_s": 4.5, "fastest_s": 3.0, "slowest_s": 6.0, "times_real_time": 0.2, "speedup": 1.0}
     assert small == {"median_s": 1.25, "fastest_s": 0.5, "slowest_s": 2.0, "times_real_time": 0.8, "speedup": 3.6}

@@ -119,7 +119,9 @@ def fairseq_file(path, kind: str, variant: dict, style: str, normalize: bool, **
         content = {"args": argparse.Namespace(**options, normalize=normalize), "best_loss": 1.0}
     else:  # WavLM
         content = {"cfg": options | {"normalize": normalize}}
-    heads = {"final_proj.weight": torch.zeros(3, 32), "label_embs_concat": torch.zeros(4, 3)} if kind == "Hubert" else {}
+    heads = (
+        {"final_proj.weight": torch.zeros(3, 32), "label_embs_concat": torch.zeros(4, 3)} if kind == "Hubert" else {}
+    )
     torch.save({**content, "model": weights | heads}, path)
     return model
 
@@ -127,7 +129,11 @@ def fairseq_file(path, kind: str, variant: dict, style: str, normalize: bool, **
 @pytest.mark.parametrize("variant", [{}, STABLE], ids=["base", "large"])
 @pytest.mark.parametrize("kind, style", [("Hubert", "cfg"), ("Wav2Vec2", "args"), ("WavLM", "own")])
 def test_fairseq_and_wavlm_files(kind, style, variant, tmp_path):
-    extra = dict(relative_position_embedding=True, gru_rel_pos=True, num_buckets=16, max_distance=40) if kind == "WavLM" else {}
+    extra = (
+        dict(relative_position_embedding=True, gru_rel_pos=True, num_buckets=16, max_distance=40)
+        if kind == "WavLM"
+        else {}
+    )
     model = fairseq_file(tmp_path / "model.pt", kind, variant, style, False, **extra)
     check(sources.load(tmp_path / "model.pt", reference_padding=True), model)
 
@@ -187,7 +193,14 @@ def test_torchaudio_models(kind, options, tmp_path):
             **TORCHAUDIO, **options, aux_num_out=None, encoder_num_buckets=16, encoder_max_distance=40
         )
     else:
-        masks = dict(mask_prob=0.8, mask_selection="static", mask_other=0.0, mask_length=2, no_mask_overlap=False, mask_min_space=1)
+        masks = dict(
+            mask_prob=0.8,
+            mask_selection="static",
+            mask_other=0.0,
+            mask_length=2,
+            no_mask_overlap=False,
+            mask_min_space=1,
+        )
         channels = dict(mask_channel_prob=0.0, mask_channel_selection="static", mask_channel_other=0.0, mask_channel_length=2,
                         no_mask_channel_overlap=False, mask_channel_min_space=1)  # fmt: skip
         rest = dict(skip_masked=False, skip_nomask=False, num_classes=5, final_dim=8, feature_grad_mult=None)
@@ -197,9 +210,9 @@ def test_torchaudio_models(kind, options, tmp_path):
     lengths = None if kind == "wavlm" else LENGTHS  # torchaudio's WavLM takes no padding
     states, _ = network.extract_features(WAVES, lengths)
     output = encoder(WAVES, lengths)
-    assert encoder.config.norm == ("pre" if options is LARGE else "post") and (encoder.relative_position is not None) == (
-        kind == "wavlm"
-    )
+    assert encoder.config.norm == ("pre" if options is LARGE else "post") and (
+        encoder.relative_position is not None
+    ) == (kind == "wavlm")
     # the same weights without their module, and the arguments in a file
     prefix = "" if kind == "hubert" else "module."
     torch.save({prefix + name: tensor for name, tensor in model.state_dict().items()}, tmp_path / "bare.pth")
@@ -227,7 +240,9 @@ def test_bundle_names_and_their_offline_message(monkeypatch, tmp_path):
     with pytest.raises(StarError) as error:
         sources.load("HUBERT_BASE")
     url = "https://download.pytorch.org/torchaudio/models/hubert_fairseq_base_ls960.pth"
-    assert f"fetch {url} and save it as {tmp_path / 'checkpoints' / 'hubert_fairseq_base_ls960.pth'}" in str(error.value)
+    assert f"fetch {url} and save it as {tmp_path / 'checkpoints' / 'hubert_fairseq_base_ls960.pth'}" in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -250,7 +265,9 @@ def test_a_bundle_loads_from_torch_hubs_cache(normalize, monkeypatch, tmp_path):
 
 
 def test_one_of_ours(tmp_path):
-    encoder = Encoder(EncoderConfig(conv_layers=((8, 10, 5),), width=16, heads=2, head_width=8, ffn=8, layers=1, position_groups=2))
+    encoder = Encoder(
+        EncoderConfig(conv_layers=((8, 10, 5),), width=16, heads=2, head_width=8, ffn=8, layers=1, position_groups=2)
+    )
     checkpoint.save(tmp_path / "ours", encoder, {}, torch.float16)
     loaded = sources.load(tmp_path / "ours", reference_padding=True)
     assert loaded.reference_padding and not loaded.training
@@ -302,7 +319,10 @@ def test_incomplete_and_damaged_transformers_folders(tmp_path):
 @pytest.mark.parametrize(
     "source, message",
     [
-        ("zzz", "zzz: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id (owner/name)"),
+        (
+            "zzz",
+            "zzz: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id (owner/name)",
+        ),
         ("HUBERT_BAS", "did you mean 'hubert_base'"),
         ("dphubret", "did you mean 'dphubert'"),
         ("folder/model.pt", "folder/model.pt: no such file"),
@@ -316,7 +336,9 @@ def test_what_is_not_found_is_said_with_near_names(source, message):
 
 
 def test_a_folder_of_something_else(tmp_path):
-    with pytest.raises(StarError, match="neither a checkpoint of star_upstream nor a folder of transformers .*it holds nothing"):
+    with pytest.raises(
+        StarError, match="neither a checkpoint of star_upstream nor a folder of transformers .*it holds nothing"
+    ):
         sources.load(tmp_path)
     (tmp_path / "a.wav").touch()
     with pytest.raises(StarError, match="it holds a.wav"):

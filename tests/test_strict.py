@@ -49,7 +49,9 @@ GOOD = {
 
 def test_builds_nested_values_and_goes_back():
     built = strict.build(Outer, GOOD)
-    assert built == Outer("x", Inner(1.0, 2), Inner(0.25, 1), 3, (4, 5.0), ((1, 2), ()), {"p": 1.0}, True, 2.5, {"anything": [1]})
+    assert built == Outer(
+        "x", Inner(1.0, 2), Inner(0.25, 1), 3, (4, 5.0), ((1, 2), ()), {"p": 1.0}, True, 2.5, {"anything": [1]}
+    )
     assert isinstance(built.inner.rate, float) and isinstance(built.pair[1], float)
     assert strict.build(Outer, strict.plain(built)) == built
     assert strict.plain(built)["many"] == [[1, 2], []]

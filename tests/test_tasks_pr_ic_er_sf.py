@@ -24,7 +24,9 @@ from star_upstream.errors import StarError
 
 compat.apply()
 PR, IC, ER, SF = (tasks.get(name) for name in ("pr", "ic", "er", "sf"))
-NO_DROPOUT = lstm_head(10, [12], 0.0, {"freq_mask_width_range": (0, 3), "num_freq_mask": 1, "time_mask_width_range": (0, 3)})
+NO_DROPOUT = lstm_head(
+    10, [12], 0.0, {"freq_mask_width_range": (0, 3), "num_freq_mask": 1, "time_mask_width_range": (0, 3)}
+)
 SMALL = {
     "pr": Schedule(steps=3, batch=4, accumulate=2, lr=1e-2, eval_every=3, head={"hidden_size": 6}),
     "ic": Schedule(steps=3, batch=4, accumulate=1, lr=1e-2, eval_every=3, head={"hidden_size": 6}),
@@ -86,7 +88,9 @@ def theirs(task, probe, path):
         items = [encoded[r] for r in rows]
         if task is IC:
             names = np.array([i["labels"] for i in items], dtype=object)
-            return module("train", x_BTD, lengths_B, torch.stack([torch.as_tensor(i["class_ids"]) for i in items]), names, ids)[0]
+            return module(
+                "train", x_BTD, lengths_B, torch.stack([torch.as_tensor(i["class_ids"]) for i in items]), names, ids
+            )[0]
         classes = nn.utils.rnn.pad_sequence([i["class_ids"] for i in items], batch_first=True)
         return module("train", x_BTD, lengths_B, np.array([i["labels"] for i in items]), classes, np.array(ids))[0]
 
@@ -149,7 +153,10 @@ def test_official_schedules_are_s3prls():
         config = getattr(s3prl.problem, f"Superb{task.name.upper()}")().default_config()
         schedule = task.schedules["superb"]
         assert schedule.head == config["build_downstream"]
-        assert (schedule.optimizer, schedule.lr) == (config["build_optimizer"]["name"], config["build_optimizer"]["conf"]["lr"])
+        assert (schedule.optimizer, schedule.lr) == (
+            config["build_optimizer"]["name"],
+            config["build_optimizer"]["conf"]["lr"],
+        )
         trained = config["train"]
         assert (schedule.steps, schedule.eval_every) == (trained["total_steps"], trained["eval_step"])
         assert (schedule.clip, schedule.accumulate) == (trained["gradient_clipping"], trained["gradient_accumulate"])
@@ -179,7 +186,12 @@ def test_intents_are_right_jointly(data):
     probe = make(IC, data)
     rows = probe.split["test"][:4]
     assert len(probe.encoder) == 6 and probe.targets[rows[0]] == "on ; light ; none"
-    said = ["on ; light ; none", "on ; light ; none", "on ; heat ; none", "off ; heat ; kitchen"]  # in truth kitchen, and on
+    said = [
+        "on ; light ; none",
+        "on ; light ; none",
+        "on ; heat ; none",
+        "off ; heat ; kitchen",
+    ]  # in truth kitchen, and on
     assert probe.value(said, rows) == 50.0 and probe.counts(said, rows)[:, 0].tolist() == [1, 0, 1, 0]
 
 
@@ -224,7 +236,9 @@ def test_folds_are_s3prls_random_split(data):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             ids = torch.utils.data.random_split(names, [int((1 - 0.2) * 48), 48 - int((1 - 0.2) * 48)])
-        assert [set(part["id"][part["split"] == s]) for s in ("train", "dev")] == [set(i) for i in ids] and len(ids[1]) == 10
+        assert [set(part["id"][part["split"] == s]) for s in ("train", "dev")] == [set(i) for i in ids] and len(
+            ids[1]
+        ) == 10
     assert "split" not in table
 
 
@@ -301,13 +315,22 @@ def test_four_tasks_end_to_end(data, tmp_path, capsys):
         low, high = record["interval_95"]
         assert low <= record["value"] <= high and len(record["layer_weights"]) == 3
         assert sum(record["layer_weights"]) == pytest.approx(1, abs=1e-4) and len(record["grid"]) == 2
-    assert records["pr"]["value"] < 100 and records["ic"]["value"] > 90 and records["er"]["value"] > 90  # tones are easy
-    assert (records["pr"]["items"], records["ic"]["items"], records["er"]["items"], records["sf"]["items"]) == (4, 32, 60, 4)
+    assert (
+        records["pr"]["value"] < 100 and records["ic"]["value"] > 90 and records["er"]["value"] > 90
+    )  # tones are easy
+    assert (records["pr"]["items"], records["ic"]["items"], records["er"]["items"], records["sf"]["items"]) == (
+        4,
+        32,
+        60,
+        4,
+    )
 
     er = records["er"]
     values = [fold["value"] for fold in er["folds"]]
     assert [fold["fold"] for fold in er["folds"]] == [1, 2, 3, 4, 5] and er["value"] == pytest.approx(np.mean(values))
-    assert er["std_over_folds"] == pytest.approx(np.std(values, ddof=1)) and [f["items"] for f in er["folds"]] == [12] * 5
+    assert (
+        er["std_over_folds"] == pytest.approx(np.std(values, ddof=1)) and [f["items"] for f in er["folds"]] == [12] * 5
+    )
     for i in range(2):
         assert er["grid"][i]["dev"] == pytest.approx(np.mean([fold["grid"][i]["dev"] for fold in er["folds"]]))
     (cer,) = records["sf"]["further_metrics"]

@@ -157,7 +157,11 @@ def test_a_broken_search_goes_on_with_the_next_layer(data, tmp_path, monkeypatch
 def test_exact_runs_of_tasks_over_frames(data, tmp_path):
     assert evaluate(data, tmp_path / "o", "asv,sd,qbe", "--steps", 2, "--exact") == 0
     ways = {task: record_of(tmp_path / "o", task)["encoding"] for task in ("asv", "sd", "qbe")}
-    assert ways == {"asv": "every step", "sd": "every step", "qbe": "once"}  # nothing is trained there, so nothing is padded
+    assert ways == {
+        "asv": "every step",
+        "sd": "every step",
+        "qbe": "once",
+    }  # nothing is trained there, so nothing is padded
 
 
 def test_a_short_query_finds_nothing_rather_than_everything(data, tmp_path):
@@ -193,7 +197,10 @@ def test_chunks_and_labels_are_s3prls(chunk, data, tmp_path, monkeypatch):
     expected = s3prl_chunks(data, tmp_path / "kaldi", chunk)
     assert len(probe.table) == len(expected) == (15 if chunk == 2000 else 45)
     for row, item in enumerate(expected):
-        assert (probe.table["recording"].iloc[row], probe.table["samples"].iloc[row]) == (item["record_id"], len(item["x"]))
+        assert (probe.table["recording"].iloc[row], probe.table["samples"].iloc[row]) == (
+            item["record_id"],
+            len(item["x"]),
+        )
         mine, covered = probe.labels_of(row), item["label"].any(0)
         assert mine.shape == item["label"].shape
         for speaker in range(2):  # s3prl leaves out a segment that begins before the chunk and ends after it
@@ -251,7 +258,9 @@ def test_diarization_joins_chunks_and_takes_the_best_setting(data, monkeypatch):
     probe = make(SD, data)
     rows = probe.split["test"][::-1]
     perfect = [20.0 * probe.labels_of(row) - 10.0 for row in rows]
-    assert probe.value(perfect, rows) < 1.5 and probe.items(rows) == 4 and len(rows) == 12  # segments end between frames
+    assert (
+        probe.value(perfect, rows) < 1.5 and probe.items(rows) == 4 and len(rows) == 12
+    )  # segments end between frames
     assert probe.counts(perfect, rows).shape == (4, 2)
     nothing = [np.full_like(logits, -10.0) for logits in perfect]
     assert probe.value(nothing, rows) == 100.0
@@ -298,7 +307,9 @@ def test_verification_loss_and_scores_are_s3prls(data, tmp_path):
 
 def test_small_xvector_is_s3prls_but_for_its_sizes(data):
     head = make(ASV, data, head=MINI_XVECTOR).head(24, STRIDE)
-    inside = [(t.kernel.in_features // t.context_size, t.kernel.out_features, t.dilation) for t in head.model.tdnns.module]
+    inside = [
+        (t.kernel.in_features // t.context_size, t.kernel.out_features, t.dilation) for t in head.model.tdnns.module
+    ]
     assert inside == [(8, 8, 1), (8, 8, 2), (8, 8, 3), (8, 8, 1), (8, 12, 1)]
     assert head.predict(torch.randn(2, 40, 24), torch.tensor([40, 30])).shape == (2, 6)
 
@@ -348,14 +359,20 @@ def test_official_schedules_and_heads_are_s3prls():
 
     for task, problem in ((SD, SuperbSD), (ASV, SuperbASV)):
         config, schedule = problem().default_config(), task.schedules["superb"]
-        assert (schedule.optimizer, schedule.lr) == (config["build_optimizer"]["name"], config["build_optimizer"]["conf"]["lr"])
+        assert (schedule.optimizer, schedule.lr) == (
+            config["build_optimizer"]["name"],
+            config["build_optimizer"]["conf"]["lr"],
+        )
         trained, batches = config["train"], config["build_batch_sampler"]["train"]
         assert (schedule.steps, schedule.clip, schedule.accumulate, schedule.batch) == (
             trained["total_steps"], trained["gradient_clipping"], trained["gradient_accumulate"], batches["batch_size"],
         )  # fmt: skip
         assert schedule.head == config.get("build_downstream", {})
     sd, asv = SuperbSD().default_config(), SuperbASV().default_config()
-    assert (list(sd_module.THRESHOLDS), list(sd_module.MEDIANS)) == (sd["scoring"]["thresholds"], sd["scoring"]["median_filters"])
+    assert (list(sd_module.THRESHOLDS), list(sd_module.MEDIANS)) == (
+        sd["scoring"]["thresholds"],
+        sd["scoring"]["median_filters"],
+    )
     assert sd_module.CHUNK == sd["build_dataset"]["chunk_size"]
     from s3prl.problem.asv.superb_asv import EFFECTS
 
@@ -370,7 +387,9 @@ def test_interval_draws_items(data):
     assert metrics.bootstrap([np.array([[1.0, 1.0]] * 5), lambda generator: 50.0]) == (75.0, 75.0)
     probe = make(ASV, data)
     rows = probe.split["test"]
-    embeddings = list(nn.functional.normalize(torch.randn(len(rows), 4, generator=torch.Generator().manual_seed(0)), dim=1).numpy())
+    embeddings = list(
+        nn.functional.normalize(torch.randn(len(rows), 4, generator=torch.Generator().manual_seed(0)), dim=1).numpy()
+    )
     low, high = metrics.bootstrap(probe.counts(embeddings, rows), resamples=100)
     assert low < probe.value(embeddings, rows) < high and high - low < 50
 
@@ -411,11 +430,20 @@ def test_dev_accuracy_of_diarization_is_the_mean_over_chunks_by_hand():
 
 
 def test_diarization_repeats_the_last_frame_before_the_lstm():
-    chunk = {"path": "x", "start": 0, "stride": 320, "first_frame": 0, "recording": "r", "segments": ((0.0, 0.1, "a"), (0.05, 0.2, "b"))}
+    chunk = {
+        "path": "x",
+        "start": 0,
+        "stride": 320,
+        "first_frame": 0,
+        "recording": "r",
+        "segments": ((0.0, 0.1, "a"), (0.05, 0.2, "b")),
+    }
     rows = [
         {**chunk, "id": f"{s}{n}", "split": s, "frames": n, "samples": 320 * n} for s in ("train", "dev", "test") for n in (10, 6)
     ]  # fmt: skip
-    made = SD.probe(SD, pd.DataFrame(rows), dataclasses.replace(SD.schedules["mini"], head={"hidden_size": 5, "rnn_layers": 1}), 0)
+    made = SD.probe(
+        SD, pd.DataFrame(rows), dataclasses.replace(SD.schedules["mini"], head={"hidden_size": 5, "rnn_layers": 1}), 0
+    )
     torch.manual_seed(0)
     head, x_BTD, train_rows = made.head(4, 320), torch.randn(2, 9, 4), made.split["train"]
     x_BTD[1, 5:] = 0.0
@@ -425,7 +453,9 @@ def test_diarization_repeats_the_last_frame_before_the_lstm():
     expected = made.loss(head, whole_BTD, torch.tensor([10, 6]), train_rows)
     assert torch.allclose(made.loss(head, x_BTD, torch.tensor([9, 5]), train_rows), expected)
     with torch.no_grad():
-        answers = [made.predict(head, x, torch.tensor(n), train_rows) for x, n in ((x_BTD, [9, 5]), (whole_BTD, [10, 6]))]
+        answers = [
+            made.predict(head, x, torch.tensor(n), train_rows) for x, n in ((x_BTD, [9, 5]), (whole_BTD, [10, 6]))
+        ]
     assert [a.shape for a in answers[0]] == [(10, 2), (6, 2)]
     assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(*answers))
 

@@ -119,13 +119,20 @@ def test_steps_are_s3prls(monkeypatch):
 
         def batch(self, rows, generator=None):
             states, _ = upstream(waves_BN[rows], torch.full((len(rows),), 4000))
-            return torch.stack([x_BTD.mean(1, keepdim=True) for x_BTD in states], 1), torch.ones(len(rows), dtype=torch.long)
+            return torch.stack([x_BTD.mean(1, keepdim=True) for x_BTD in states], 1), torch.ones(
+                len(rows), dtype=torch.long
+            )
 
     taken = {}
     real = train._update
-    monkeypatch.setattr(train, "_update", lambda candidate, *rest: (real(candidate, *rest), taken.update(candidate.head.state_dict())))
+    monkeypatch.setattr(
+        train, "_update", lambda candidate, *rest: (real(candidate, *rest), taken.update(candidate.head.state_dict()))
+    )
     fit(probe, Pooled())
-    expected = {"weights": model.featurizer.weights, **{f"task.model.{n}": p for n, p in model.downstream.named_parameters()}}
+    expected = {
+        "weights": model.featurizer.weights,
+        **{f"task.model.{n}": p for n, p in model.downstream.named_parameters()},
+    }
     assert taken.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.allclose(taken[name], tensor, atol=1e-5), name
@@ -133,10 +140,15 @@ def test_steps_are_s3prls(monkeypatch):
 
 def test_learns_to_spell():
     """Characters of four frames each, then silence: CTC, SpecAugment, the fast LSTM and greedy decoding together learn them."""
-    probe, features = make(ASR, dataclasses.replace(CTC_SMALL, steps=200, batch=6, eval_every=40, lr=2e-2), ("AB A", "BA", "B AB"))
+    probe, features = make(
+        ASR, dataclasses.replace(CTC_SMALL, steps=200, batch=6, eval_every=40, lr=2e-2), ("AB A", "BA", "B AB")
+    )
     for row, text in enumerate(probe.targets):
         frames_TD = torch.cat(
-            [F.one_hot(torch.tensor("AB ".index(c)), 8).float().expand(4, 8) * torch.tensor([[1], [2], [2], [1]]) for c in text]
+            [
+                F.one_hot(torch.tensor("AB ".index(c)), 8).float().expand(4, 8) * torch.tensor([[1], [2], [2], [1]])
+                for c in text
+            ]
         )
         features.items[row] = torch.cat([frames_TD, torch.zeros(3, 8)]).expand(3, -1, -1)
     fitted = fit(probe, features, (2e-2,))
@@ -182,7 +194,9 @@ def test_a_broken_run_ends_as_an_unbroken_one(task, schedule, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         fit(probe, features, (1e-3, 1e-2), progress=tmp_path / "p.pt", identity="a", say=stop)
     seen.clear()
-    again = fit(probe, features, (1e-3, 1e-2), progress=tmp_path / "p.pt", identity="a", say=lambda line: seen.append(line))
+    again = fit(
+        probe, features, (1e-3, 1e-2), progress=tmp_path / "p.pt", identity="a", say=lambda line: seen.append(line)
+    )
     assert "going on after step" in seen[0]
     assert again.lr == whole.lr and again.grid == whole.grid
     for name, tensor in whole.head.state_dict().items():
@@ -208,7 +222,9 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("task, schedule", [(KS, KS_SMALL), (ASR, CTC_SMALL)], ids=["ks", "asr"])
 def test_out_of_memory_halves_the_heads_batch_and_takes_the_same_steps(task, schedule, monkeypatch, capsys):
     head = {**SMALL_ASR, "model_conf": {**SMALL_ASR["model_conf"], "dropout": [0.0]}}
-    schedule = dataclasses.replace(schedule, steps=4, batch=5, eval_every=4, head=head if task is ASR else schedule.head)
+    schedule = dataclasses.replace(
+        schedule, steps=4, batch=5, eval_every=4, head=head if task is ASR else schedule.head
+    )
     values = ("AB A", "BA") if task is ASR else ("yes", "no", "up")
     probe, features = make(task, schedule, values, pooled=task is KS)
     whole_head = probe.head
@@ -335,9 +351,9 @@ def test_learning_rate_schedule():
 def test_superb_sched_is_superb_with_the_published_warmup(name, warmup, lr, steps):
     task = tasks.get(name)
     schedule = probes.schedule(task, "superb-sched")
-    assert [train.rate(schedule, schedule.lr, s) for s in (1, 2, warmup + 1, steps, (warmup + steps) // 2 + 1)] == pytest.approx(
-        [0, lr / warmup, lr, lr / (steps - warmup), lr / 2]
-    )
+    assert [
+        train.rate(schedule, schedule.lr, s) for s in (1, 2, warmup + 1, steps, (warmup + steps) // 2 + 1)
+    ] == pytest.approx([0, lr / warmup, lr, lr / (steps - warmup), lr / 2])
     changed = {"lr", "scheduler", "warmup"}
     superb, scheduled = (dataclasses.asdict(s) for s in (task.schedules["superb"], schedule))
     assert {key for key in superb if superb[key] != scheduled[key]} == (changed if name == "sid" else changed - {"lr"})
@@ -355,7 +371,10 @@ def test_official_schedules_and_heads_are_s3prls():
     for task, problem in ((KS, SuperbKS), (SID, SuperbSID), (ASR, SuperbASR)):
         config, schedule = problem().default_config(), task.schedules["superb"]
         assert schedule.head == config["build_downstream"]
-        assert (schedule.optimizer, schedule.lr) == (config["build_optimizer"]["name"], config["build_optimizer"]["conf"]["lr"])
+        assert (schedule.optimizer, schedule.lr) == (
+            config["build_optimizer"]["name"],
+            config["build_optimizer"]["conf"]["lr"],
+        )
         trained = config["train"]
         assert (schedule.steps, schedule.eval_every) == (trained["total_steps"], trained["eval_step"])
         assert (schedule.clip, schedule.accumulate) == (trained["gradient_clipping"], trained["gradient_accumulate"])
@@ -375,7 +394,9 @@ def test_limit_keeps_train_able_to_teach_what_is_tested():
 def test_unusable_tables_are_named():
     data = table("label", ("yes", "no"))
     with pytest.raises(StarError, match="'maybe' is in test but not in train"):
-        KS.probe(KS, pd.concat([data, data[data["split"] == "test"].assign(label="maybe")], ignore_index=True), KS_SMALL, 0)
+        KS.probe(
+            KS, pd.concat([data, data[data["split"] == "test"].assign(label="maybe")], ignore_index=True), KS_SMALL, 0
+        )
     with pytest.raises(StarError, match="ks: the dev split is empty"):
         KS.probe(KS, data[data["split"] != "dev"].reset_index(drop=True), KS_SMALL, 0)
     with pytest.raises(StarError, match="has no text"):

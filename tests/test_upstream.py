@@ -19,7 +19,15 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def config(**changes):
-    values = dict(conv_layers=((8, 10, 5), (8, 8, 8), (12, 8, 8)), projection=False, width=12, layers=2, heads=2, head_width=6, ffn=16)
+    values = dict(
+        conv_layers=((8, 10, 5), (8, 8, 8), (12, 8, 8)),
+        projection=False,
+        width=12,
+        layers=2,
+        heads=2,
+        head_width=6,
+        ffn=16,
+    )
     return EncoderConfig(**{**values, "position_kernel": 8, "position_groups": 2, **changes})
 
 
@@ -56,7 +64,9 @@ def test_states_follow_the_models_convention(changes, states, width):
         output = model.encoder(torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True), torch.tensor([4000, 6400]))
     assert [tuple(s.shape) for s in result["hidden_states"]] == [(2, model.frames(6400), width)] * states
     assert result["last_hidden_state"].shape == (2, model.frames(6400), width)
-    expected = {"all": output.states, "layers": output.states[1:], "projections": output.projections}[changes["hidden_states"]]
+    expected = {"all": output.states, "layers": output.states[1:], "projections": output.projections}[
+        changes["hidden_states"]
+    ]
     for found, wanted in zip(result["hidden_states"], expected):
         assert torch.equal(found[1], wanted[1])
     assert result["lengths"].tolist() == [model.frames(4000), model.frames(6400)]
@@ -80,7 +90,9 @@ def test_a_wave_shorter_than_one_frame_is_padded_to_it():
     (wav,) = waves(100)
     with torch.no_grad():
         short = model([wav])["last_hidden_state"]
-        padded = model([torch.nn.functional.pad(wav, (0, model.encoder.config.receptive_field - 100))])["last_hidden_state"]
+        padded = model([torch.nn.functional.pad(wav, (0, model.encoder.config.receptive_field - 100))])[
+            "last_hidden_state"
+        ]
     assert short.shape[1] == model.frames(100) == 1 and torch.equal(short, padded)
 
 
@@ -89,7 +101,10 @@ def test_a_wave_shorter_than_one_frame_is_padded_to_it():
     [
         ([], "at least one 1-D waveform"),
         (torch.randn(2, 4000), "expected a list"),
-        ([torch.randn(1, 4000)], "waveform 0: expected a 1-D floating-point tensor at 16 kHz, got torch.float32 of shape [1, 4000]"),
+        (
+            [torch.randn(1, 4000)],
+            "waveform 0: expected a 1-D floating-point tensor at 16 kHz, got torch.float32 of shape [1, 4000]",
+        ),
         ([torch.randn(4000), torch.zeros(4000, dtype=torch.int16)], "waveform 1: expected a 1-D floating-point tensor"),
         ([torch.zeros(0)], "waveform 0: empty"),
     ],
@@ -152,7 +167,10 @@ def test_s3prl_holds_half_models_and_models_without_values():
 
     with torch.random.fork_rng():
         model = S3PRLUpstream("star_mini").eval()
-    padded, lengths = torch.nn.utils.rnn.pad_sequence(waves(80000, 30000), batch_first=True), torch.tensor([80000, 30000])
+    padded, lengths = (
+        torch.nn.utils.rnn.pad_sequence(waves(80000, 30000), batch_first=True),
+        torch.tensor([80000, 30000]),
+    )
     with torch.no_grad():
         right, _ = model(padded, lengths)
         for kind, tolerance in ((torch.float16, 0.004), (torch.bfloat16, 0.03)):

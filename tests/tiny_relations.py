@@ -36,7 +36,9 @@ def make(root: Path) -> Path:
         for i, (term, other) in enumerate(itertools.product(TERMS, range(4))):
             noise = [tone(rng.uniform(300, 3500), 0.12, rng) for _ in range(6)]
             said = [tone(hertz, 0.12, rng) for hertz in TERMS[term]]
-            docs.append({**wav(f"{split}-d-{i}", np.concatenate([*noise[:3], *said, *noise[3:]])), "set": split, "term": term})
+            docs.append(
+                {**wav(f"{split}-d-{i}", np.concatenate([*noise[:3], *said, *noise[3:]])), "set": split, "term": term}
+            )
     for query, doc in itertools.product(queries, docs):
         if query["set"] == doc["set"]:
             truth.append({"query_id": query["id"], "doc_id": doc["id"], "relevant": int(query["term"] == doc["term"])})

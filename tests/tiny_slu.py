@@ -11,7 +11,11 @@ from tiny_corpus import SPLITS, tone
 
 PHONES = {"AH": 400.0, "B": 1200.0, "S": 2600.0}
 """No stress digits: not s3prl's fixed list."""
-ACTIONS, OBJECTS, PLACES = {"on": 300.0, "off": 900.0}, {"light": 1800.0, "heat": 2700.0}, {"none": 4000.0, "kitchen": 5500.0}
+ACTIONS, OBJECTS, PLACES = (
+    {"on": 300.0, "off": 900.0},
+    {"light": 1800.0, "heat": 2700.0},
+    {"none": 4000.0, "kitchen": 5500.0},
+)
 EMOTIONS = {"angry": 400.0, "happy": 1200.0, "sad": 2600.0}
 WORDS = {"PLAY": 400.0, "ANNA": 1200.0, "BELL": 2600.0, "NOW": 5000.0}
 SENTENCES = (

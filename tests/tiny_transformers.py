@@ -78,4 +78,6 @@ def check_alone(encoder: Encoder, reference) -> None:
         theirs = (*result.hidden_states[:-1], result.last_hidden_state)
         for states in (together.states, encoder(WAVES[i : i + 1, :n]).states):
             for one, other in zip(states, theirs, strict=True):
-                torch.testing.assert_close(one[i if len(one) > 1 else 0, : other.shape[1]], other[0], atol=2e-5, rtol=1e-5)
+                torch.testing.assert_close(
+                    one[i if len(one) > 1 else 0, : other.shape[1]], other[0], atol=2e-5, rtol=1e-5
+                )

@@ -187,9 +187,7 @@ def _marked(student: str, config: EncoderConfig, given: Sequence[int] | None) ->
             if loss and (found := losses.trained_layers(loss, config).student):
                 more = {"groups": groups} if groups else {}
                 return {"distilled": list(found), "distilled_from": "provenance", **more}
-    say(
-        f"star: {student} does not say which of its layers were distilled; give --distilled, e.g. --distilled 4,8,12"
-    )
+    say(f"star: {student} does not say which of its layers were distilled; give --distilled, e.g. --distilled 4,8,12")
     return {"distilled": None, "distilled_from": None}
 
 

@@ -65,7 +65,9 @@ def probe(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
 
     def scores(table_TF: np.ndarray) -> Tensor:
-        return F.linear((torch.from_numpy(table_TF.astype(np.float32)) - mean_F) / scale_F, weight_CF, bias_C).log_softmax(-1)
+        return F.linear(
+            (torch.from_numpy(table_TF.astype(np.float32)) - mean_F) / scale_F, weight_CF, bias_C
+        ).log_softmax(-1)
 
     for _ in range(epochs):
         for places in torch.randperm(len(learned), generator=generator).split(batch):
@@ -85,7 +87,9 @@ def probe(
     return 100.0 * errors / sum(map(len, answers))
 
 
-def by_layer(encoder, manifest: str | Path, wanted: Sequence[int] | None = None, seconds: float = 2000.0) -> dict[int, float]:
+def by_layer(
+    encoder, manifest: str | Path, wanted: Sequence[int] | None = None, seconds: float = 2000.0
+) -> dict[int, float]:
     """Phone error rate in per cent for each layer (all but the first one's input when none are named), on the split ``dev``."""
     wanted = list(wanted or range(1, encoder.config.layers + 1))
     if not all(0 <= layer <= encoder.config.layers for layer in wanted):
@@ -97,13 +101,24 @@ def by_layer(encoder, manifest: str | Path, wanted: Sequence[int] | None = None,
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m star_upstream.analysis.phone_probe", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m star_upstream.analysis.phone_probe", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("encoders", nargs="+", help="checkpoints, or names of models")
     parser.add_argument("--manifest", required=True, help="tsv with path, samples, split (train, dev) and phones")
-    parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")], metavar="5,6,7", help="default: all")
-    parser.add_argument("--seconds", type=float, default=2000.0, help="audio to learn from, and at most so much to test on (2000)")
+    parser.add_argument(
+        "--layers", type=lambda text: [int(n) for n in text.split(",")], metavar="5,6,7", help="default: all"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2000.0, help="audio to learn from, and at most so much to test on (2000)"
+    )
     args = parser.parse_args(argv)
-    print(json.dumps({name: by_layer(sources.load(name), args.manifest, args.layers, args.seconds) for name in args.encoders}, indent=2))
+    print(
+        json.dumps(
+            {name: by_layer(sources.load(name), args.manifest, args.layers, args.seconds) for name in args.encoders},
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

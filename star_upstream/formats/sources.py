@@ -56,13 +56,18 @@ def convert(source: str | Path, folder: str | Path, config: str | Path | None = 
         return checkpoint.is_checkpoint(there) and "converted_from" in checkpoint.describe(there).get("provenance", {})
 
     folder = outputs.check_folder(folder, "star convert", conversion)
-    if Path(source).exists() and Path(source).resolve() in (folder.resolve(), *(folder.resolve() / name for name in checkpoint.OWN)):
+    if Path(source).exists() and Path(source).resolve() in (
+        folder.resolve(),
+        *(folder.resolve() / name for name in checkpoint.OWN),
+    ):
         raise StarError(f"{folder}: is the source itself; choose another folder")
     encoder, origin = _open(source, False, config)
     provenance = {"converted_from": origin}
     if conversion(folder) and checkpoint.describe(folder)["provenance"] != provenance:
         before = checkpoint.describe(folder)["provenance"]["converted_from"]
-        raise StarError(f"{folder}: holds another conversion, of {before.get('name') or before.get('path')}; choose another folder")
+        raise StarError(
+            f"{folder}: holds another conversion, of {before.get('name') or before.get('path')}; choose another folder"
+        )
     checkpoint.save(folder, encoder.float(), provenance)
     return provenance
 
@@ -119,7 +124,11 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
         return checkpoint.load(path, reference_padding), {"format": "star_upstream", **origin}
     folder = path.parent if path.name in (*huggingface.WEIGHTS, "config.json") else path
     if huggingface.is_folder(folder):
-        return huggingface.load(folder, reference_padding), {"format": "transformers", **origin, "sha256": _digests(folder)}
+        return huggingface.load(folder, reference_padding), {
+            "format": "transformers",
+            **origin,
+            "sha256": _digests(folder),
+        }
     if path.is_dir():
         weights = sorted(entry.name for entry in path.iterdir() if entry.suffix in _WEIGHTS)
         if weights and not (path / "config.json").exists():
@@ -135,7 +144,9 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
             f"{path}: neither a checkpoint of star_upstream nor a folder of transformers (no fitting config.json); it holds {shown}"
         )
     if huggingface.PART.fullmatch(path.name):
-        raise StarError(f"{path}: one of several files that hold a model's weights; give the folder, with all of them and config.json")
+        raise StarError(
+            f"{path}: one of several files that hold a model's weights; give the folder, with all of them and config.json"
+        )
     encoder = published.load(path, config, reference_padding)
     return encoder, {"format": published.detect(path, config), **origin, "sha256": _digest(path)}
 
@@ -148,14 +159,18 @@ def _from_bundle(name: str, reference_padding: bool) -> Encoder:
         model = bundle.get_model()
     except (OSError, RuntimeError, ValueError) as error:
         url = (
-            bundle._path if bundle._path.startswith("https:") else f"https://download.pytorch.org/torchaudio/models/{bundle._path}"
+            bundle._path
+            if bundle._path.startswith("https:")
+            else f"https://download.pytorch.org/torchaudio/models/{bundle._path}"
         )
         target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
         raise StarError(
             f"{name}: torchaudio could not download its weights ({error}); fetch {url} and save it as {target}"
         ) from None
     # A bundle that normalises wraps its model in a module whose `model` is the network.
-    return torchaudio_style.from_model(getattr(model, "model", model), bool(bundle._normalize_waveform), name, reference_padding)
+    return torchaudio_style.from_model(
+        getattr(model, "model", model), bool(bundle._normalize_waveform), name, reference_padding
+    )
 
 
 def _from_hub(name: str) -> Path:
@@ -164,9 +179,13 @@ def _from_hub(name: str) -> Path:
 
     texts = ["config.json", "preprocessor_config.json"]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*texts, "model*.safetensors", "model.safetensors.index.json"]))
+        folder = Path(
+            snapshot_download(name, allow_patterns=[*texts, "model*.safetensors", "model.safetensors.index.json"])
+        )
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*texts, "pytorch_model*.bin", "pytorch_model.bin.index.json"]))
+            folder = Path(
+                snapshot_download(name, allow_patterns=[*texts, "pytorch_model*.bin", "pytorch_model.bin.index.json"])
+            )
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise StarError(

@@ -37,7 +37,18 @@ from ..losses.units import MaskConfig, MaskedUnits, draw_mask
 from ..say import say
 from ..training.precision import agree, autocast, move
 
-LOG = ("update", "rate", "loss", "masked", "unmasked", "accuracy", "seconds_of_audio", "cpu_seconds", "valid_masked", "valid_accuracy")
+LOG = (
+    "update",
+    "rate",
+    "loss",
+    "masked",
+    "unmasked",
+    "accuracy",
+    "seconds_of_audio",
+    "cpu_seconds",
+    "valid_masked",
+    "valid_accuracy",
+)
 
 
 @dataclass(frozen=True)
@@ -99,9 +110,13 @@ class Pretraining:
         if not self.rounds:
             raise StarError("rounds: name at least one")
         if min(self.log_every, self.save_every, self.valid_every) < 1 or self.save_every % self.log_every:
-            raise StarError("log_every, save_every, valid_every: 1 update or more; save_every must be a multiple of log_every")
+            raise StarError(
+                "log_every, save_every, valid_every: 1 update or more; save_every must be a multiple of log_every"
+            )
         if self.rounds[0].layer is not None and self.begin is None:
-            raise StarError(f"round 1: {self.rounds[0].features} of which model? name a checkpoint as begin, or take mfcc")
+            raise StarError(
+                f"round 1: {self.rounds[0].features} of which model? name a checkpoint as begin, or take mfcc"
+            )
 
 
 def schedule(update: int, updates: int, warmup: int) -> float:
@@ -120,7 +135,9 @@ def split(clips: Sequence[Clip], count: int, seed: int) -> tuple[list[Clip], lis
 def find_units(clips: Sequence[Clip], round_: Round, before: Encoder | None, recipe: Pretraining) -> list[np.ndarray]:
     """One array of unit numbers a clip."""
     if round_.layer is None:
-        return units.cluster(units.all_mfcc(clips, recipe.encoder, jobs=torch.get_num_threads()), round_.units, recipe.seed)
+        return units.cluster(
+            units.all_mfcc(clips, recipe.encoder, jobs=torch.get_num_threads()), round_.units, recipe.seed
+        )
     (features,) = units.layers(clips, before.to("cuda" if torch.cuda.is_available() else "cpu"), [round_.layer])
     return units.cluster(features, round_.units, recipe.seed)
 
@@ -156,7 +173,9 @@ class Training:
         here = {**strict.plain(self.recipe), "rounds": strict.plain(self.round)}
         changed = strict.difference(there, here, free=("log_every", "save_every", "valid_every", "begin", "workers"))
         if changed:
-            raise StarError(f"{file}: the run began with another recipe: {changed}; restore it, or choose another --out")
+            raise StarError(
+                f"{file}: the run began with another recipe: {changed}; restore it, or choose another --out"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name in self.KEPT:
@@ -186,21 +205,29 @@ class Training:
         self.in_fp32 = agree({"model": self.model}, call, self.precision, self.device, f"round {self.number}")
 
     def save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "recipe": strict.plain(self.recipe)}
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "recipe": strict.plain(self.recipe),
+        }
         with replacing(self.out / "state.pt") as part:
             torch.save({**state, **{name: getattr(self, name) for name in self.KEPT}}, part)
 
     def update(self, waveforms_BN: Tensor, units_BT: Tensor) -> dict[str, float]:
         """One step of the optimizer; what the log shows of it."""
         recipe = self.recipe
-        rate = (self.round.learning_rate or recipe.learning_rate) * schedule(self.updates, self.round.updates, recipe.warmup)
+        rate = (self.round.learning_rate or recipe.learning_rate) * schedule(
+            self.updates, self.round.updates, recipe.warmup
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # dropout, where the encoder has any, is a function of the place in the run as well
         torch.manual_seed(1_000_003 * recipe.seed + self.updates)
         loss, terms = self._loss(waveforms_BN, units_BT, (recipe.seed, self.number, self.updates))
         if not torch.isfinite(loss):
-            raise StarError(f"round {self.number}: the loss is {loss.item()} at update {self.updates}; lower learning_rate")
+            raise StarError(
+                f"round {self.number}: the loss is {loss.item()} at update {self.updates}; lower learning_rate"
+            )
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_norm)
         self.optimizer.step()
@@ -248,7 +275,9 @@ class Training:
 def train(training: Training, learned: Crops, held: Crops, stop: int | None = None) -> dict[str, float]:
     """From where ``training`` stands to the round's end, or to update ``stop``; the last row of the log."""
     recipe, round_ = training.recipe, training.round
-    sampler = CropSampler(learned.clips, recipe.crop_seconds, recipe.batch_seconds, recipe.seed + training.number, training.updates)
+    sampler = CropSampler(
+        learned.clips, recipe.crop_seconds, recipe.batch_seconds, recipe.seed + training.number, training.updates
+    )
     fixed = CropSampler(held.clips, recipe.crop_seconds, recipe.batch_seconds, recipe.seed)
     batches = [collate([held[place] for place in places]) for places, _ in zip(fixed, range(len(fixed.plans)))]
     end, seen, row, clock = min(round_.updates, stop or round_.updates), [], {}, time.process_time()
@@ -278,7 +307,9 @@ def run_round(recipe: Pretraining, number: int, clips: Sequence[Clip], before: E
         return checkpoint.load(out / "encoder")
     learned, held = split(clips, recipe.valid_clips, recipe.seed)
     if before is not None and not round_.fresh and before.config != recipe.encoder:
-        raise StarError(f"round {number}: the model before has another shape (encoder); set fresh: true to begin with new weights")
+        raise StarError(
+            f"round {number}: the model before has another shape (encoder); set fresh: true to begin with new weights"
+        )
     if round_.layer is not None and round_.layer > before.config.layers:
         raise StarError(f"round {number}: {round_.features} of a model with {before.config.layers} layers")
     if round_.layer is not None and before.config.stride != recipe.encoder.stride:
@@ -321,7 +352,9 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Pretraining:
     for key, equals, _ in pairs:
         if not equals:
             raise StarError(f"{key}: expected key=value")
-    values = merge(yaml.safe_load(path.read_text(encoding="utf-8")), {key: yaml.safe_load(value) for key, _, value in pairs})
+    values = merge(
+        yaml.safe_load(path.read_text(encoding="utf-8")), {key: yaml.safe_load(value) for key, _, value in pairs}
+    )
     return strict.build(Pretraining, values, path.name)
 
 

@@ -44,7 +44,9 @@ class Study:
     """A title and the changes that make the variant."""
 
 
-def run(title: str, recipe: Pretraining, budget: float, clips: Sequence[Clip], phones: Path, out: Path) -> dict[str, Any]:
+def run(
+    title: str, recipe: Pretraining, budget: float, clips: Sequence[Clip], phones: Path, out: Path
+) -> dict[str, Any]:
     """Train one variant for ``budget`` seconds of CPU time, and measure it."""
     round_ = recipe.rounds[0]
     file = out.parent / f"{round_.features}-{round_.units}-{recipe.encoder.receptive_field}-{recipe.encoder.stride}.npz"
@@ -78,7 +80,17 @@ def run(title: str, recipe: Pretraining, budget: float, clips: Sequence[Clip], p
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, in the order given."""
-    head = ("variant", "M parameters", "updates", "CPU s", "hours heard", "loss, masked", "accuracy %", "best layer", "its PER %")
+    head = (
+        "variant",
+        "M parameters",
+        "updates",
+        "CPU s",
+        "hours heard",
+        "loss, masked",
+        "accuracy %",
+        "best layer",
+        "its PER %",
+    )
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
         cells = {**row, "parameters": f"{row['parameters'] / 1e6:.1f}"}
@@ -89,7 +101,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m star_upstream.mini.study", description=__doc__.split("\n\n")[0])
     parser.add_argument("data", nargs="+", help="folders, lists of audio, audio files")
-    parser.add_argument("--phones", type=Path, required=True, help="tsv with path, samples, split (train, dev) and phones")
+    parser.add_argument(
+        "--phones", type=Path, required=True, help="tsv with path, samples, split (train, dev) and phones"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("pretrain.yaml"))
     parser.add_argument("--study", type=Path, default=Path(__file__).with_name("study.yaml"))

@@ -70,7 +70,9 @@ class Run:
         encoder = sources.load(self.asked.teacher)
         self.digest = checkpoint.digest(encoder)
         new = self.found == "new"
-        self.clips, self.skipped, self.passed = find_clips(self.asked.data) if new else (self.folder.read_clips(), [], [])
+        self.clips, self.skipped, self.passed = (
+            find_clips(self.asked.data) if new else (self.folder.read_clips(), [], [])
+        )
         hours = {part: round(Corpus(clips).seconds / 3600, 3) for part, clips in self.clips.items()}
         loss = _calibrated(self.asked, encoder, self.clips["train"], self.folder, new)
         self.recipe = dataclasses.replace(self.asked, loss=loss)
@@ -122,7 +124,9 @@ class Run:
         if self.folder.lead:
             written = checkpoint.describe(self.model)["provenance"]
             parts = ("updates", "validation_loss", "hours", "pruning", "too_few_updates")
-            self.folder.finish({"checkpoint": self.model.name, **{key: written[key] for key in parts if key in written}})
+            self.folder.finish(
+                {"checkpoint": self.model.name, **{key: written[key] for key in parts if key in written}}
+            )
 
 
 class Teacher:
@@ -165,7 +169,13 @@ class Distillation(Training):
         clips: dict[str, Sequence[Clip]],
         provenance: dict[str, Any],
     ):
-        self.recipe, self.config, self.clips, self.folder, self.provenance = recipe, recipe.training, clips, folder, provenance
+        self.recipe, self.config, self.clips, self.folder, self.provenance = (
+            recipe,
+            recipe.training,
+            clips,
+            folder,
+            provenance,
+        )
         self.teacher, self.student, self.workers = teacher, student, recipe.data.workers
         loss = losses.build(recipe.loss, teacher.encoder.config, student.config)
         self.model = self.objective(student, loss, teacher, padded=recipe.data.crop == "none")
@@ -187,9 +197,16 @@ class Distillation(Training):
 
     def sampler(self, rank: int, world: int, part: str = "train") -> BucketSampler:
         data = self.recipe.data
-        options = {"batches": data.batches, "counted": data.counted, "longest": self.longest, "shuffle": part == "train"}
+        options = {
+            "batches": data.batches,
+            "counted": data.counted,
+            "longest": self.longest,
+            "shuffle": part == "train",
+        }
         where = {"rank": rank, "world": world}
-        return BucketSampler(self.clips[part], data.batch_seconds, data.batch_items, self.config.seed, **options, **where)
+        return BucketSampler(
+            self.clips[part], data.batch_seconds, data.batch_items, self.config.seed, **options, **where
+        )
 
     def validation_batches(self) -> list[list[int]]:
         return self.sampler(0, 1, "valid").plan(0)
@@ -252,7 +269,9 @@ def find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str,
             fix = "add audio, or give data.valid"
             raise StarError(f"data.train: {len(clips)} usable clips, too few to hold {count} out; {fix}")
         # by a digest of the name: the same clips wherever the folder lies, whatever else is in it
-        ranked = sorted(clips, key=lambda c: hashlib.sha256(os.fsencode(f"{Path(c.path).name} {c.samples}")).hexdigest())
+        ranked = sorted(
+            clips, key=lambda c: hashlib.sha256(os.fsencode(f"{Path(c.path).name} {c.samples}")).hexdigest()
+        )
         chosen = set(ranked[:count])
         held_out, clips = [c for c in clips if c in chosen], [c for c in clips if c not in chosen]
     return {"train": clips, "valid": held_out}, skipped, passed
@@ -276,7 +295,9 @@ def _calibrated(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: Run
 def _absolute(recipe: Recipe) -> Recipe:
     """With absolute paths, so that a run can be resumed from another folder."""
     data = recipe.data
-    paths = {part: tuple(str(Path(p).expanduser().resolve()) for p in getattr(data, part)) for part in ("train", "valid")}
+    paths = {
+        part: tuple(str(Path(p).expanduser().resolve()) for p in getattr(data, part)) for part in ("train", "valid")
+    }
     teacher = recipe.teacher
     if Path(teacher).expanduser().exists():
         teacher = str(Path(teacher).expanduser().resolve())

@@ -118,7 +118,9 @@ def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = No
             loop.run(state)
     except StarError as error:
         # an error from a data worker arrives with that process's traceback in its text
-        raise StarError(str(error).strip().splitlines()[-1].removeprefix(f"{StarError.__module__}.StarError: ")) from None
+        raise StarError(
+            str(error).strip().splitlines()[-1].removeprefix(f"{StarError.__module__}.StarError: ")
+        ) from None
     if folder.lead and training.too_few_updates:
         fix = "give it more minutes, smaller batches or a faster machine"
         say(f"{folder.path}: {training.label}{training.too_few_updates}; {fix}")
@@ -192,7 +194,9 @@ class _Loop:
         rank, world = self.fabric.global_rank, self.fabric.world_size
         for module in training.others().values():
             module.to(self.fabric.device)
-        optimizer = torch.optim.AdamW(training.groups(), config.learning_rate, betas=config.betas, eps=config.eps, fused=fused(config))
+        optimizer = torch.optim.AdamW(
+            training.groups(), config.learning_rate, betas=config.betas, eps=config.eps, fused=fused(config)
+        )
         self.model, self.optimizer = self.fabric.setup(training.model, optimizer)
         self.model.train()
         self.sampler = training.sampler(rank, world)
@@ -286,10 +290,16 @@ class _Loop:
         # dropout depends on the place in the run alone, so a resumed run draws what an unbroken one draws
         seed = np.random.SeedSequence((self.config.seed, sampler.epoch, sampler.start, self.fabric.global_rank))
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
-        with self.fabric.no_backward_sync(self.model, enabled=not last) if self.fabric.world_size > 1 else contextlib.nullcontext():
+        with (
+            self.fabric.no_backward_sync(self.model, enabled=not last)
+            if self.fabric.world_size > 1
+            else contextlib.nullcontext()
+        ):
             loss, terms = self.model(batch)
             if not math.isfinite(loss.item()):
-                raise StarError(f"the loss is {loss.item()} at update {self.update}; files of the batch: {', '.join(batch.paths)}")
+                raise StarError(
+                    f"the loss is {loss.item()} at update {self.update}; files of the batch: {', '.join(batch.paths)}"
+                )
             self.fabric.backward(loss / self.config.accumulate)
         for name, value in {"loss": loss.detach(), **terms}.items():
             pair = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float32)])

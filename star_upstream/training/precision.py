@@ -33,7 +33,10 @@ ROUNDS = 10
 
 def reduced_type(precision: Any, device: torch.device | str) -> torch.dtype | None:
     """What ``training.precision`` computes in on that device; None is fp32. Lightning takes bf16 where fp16 is asked of a CPU."""
-    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.bfloat16 if torch.device(device).type == "cpu" else torch.float16}
+    kinds = {
+        "bf16-mixed": torch.bfloat16,
+        "16-mixed": torch.bfloat16 if torch.device(device).type == "cpu" else torch.float16,
+    }
     return kinds.get(precision)
 
 
@@ -75,7 +78,9 @@ class Comparison:
         }
 
 
-def settle(parts: Mapping[str, nn.Module], call: Callable[[], Any], kind: torch.dtype, device: torch.device | str) -> Comparison:
+def settle(
+    parts: Mapping[str, nn.Module], call: Callable[[], Any], kind: torch.dtype, device: torch.device | str
+) -> Comparison:
     """Compare ``kind`` with fp32 for every module within ``parts`` (models by name) that ``call`` runs, and move to fp32 what deviates.
 
     Raises :class:`StarError`, with the module's name, where fp32 does not help.
@@ -108,7 +113,9 @@ def place(device: torch.device) -> str:
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
-def agree(parts: Mapping[str, nn.Module], call: Callable[[], Any], precision: Any, device: torch.device, where: str) -> list[str]:
+def agree(
+    parts: Mapping[str, nn.Module], call: Callable[[], Any], precision: Any, device: torch.device, where: str
+) -> list[str]:
     """:func:`settle` outside of the loop, for ``training.precision``: the modules that were moved, which are named on stderr."""
     kind = reduced_type(precision, device)
     if kind is None:
@@ -124,7 +131,9 @@ def move(parts: Mapping[str, nn.Module], names: Iterable[str]) -> None:
     modules = dict(_named(parts))
     for name in names:
         if name not in modules:
-            raise StarError(f"{name}: was computed in fp32 before, and there is no such module now; start the run again in another folder")
+            raise StarError(
+                f"{name}: was computed in fp32 before, and there is no such module now; start the run again in another folder"
+            )
         module = modules[name]
         if not isinstance(module, InFp32):
             module.__class__ = type(module.__class__.__name__, (InFp32, module.__class__), {})
@@ -171,7 +180,9 @@ def _error(found: Tensor, right: Tensor) -> float:
     return worst
 
 
-def _deviations(parts: Mapping[str, nn.Module], call: Callable[[], Any], kind: torch.dtype, device: torch.device) -> dict[str, float]:
+def _deviations(
+    parts: Mapping[str, nn.Module], call: Callable[[], Any], kind: torch.dtype, device: torch.device
+) -> dict[str, float]:
     """Each module's largest deviation, in the order in which the modules come to their ends: inner ones before those around them."""
     errors: dict[str, float] = {}
     inside = False

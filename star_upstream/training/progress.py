@@ -26,7 +26,13 @@ class Progress:
             from rich.progress import Progress as Bar
 
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            columns = (SpinnerColumn(), BarColumn(16), TextColumn("{task.percentage:.0f} %"), *times, TextColumn("{task.description}"))
+            columns = (
+                SpinnerColumn(),
+                BarColumn(16),
+                TextColumn("{task.percentage:.0f} %"),
+                *times,
+                TextColumn("{task.description}"),
+            )
             self.bar = Bar(*columns, console=Console(stderr=True), transient=False)
             self.task = self.bar.add_task(f"{self.loop.training.label}waiting for the first update", total=1.0)
             self.bar.start()

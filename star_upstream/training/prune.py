@@ -97,7 +97,9 @@ class GatedDistillation(Distillation):
         self.pruning = recipe.pruning
         self.model.constraint = SparsityConstraint(self.pruning.quadratic_start)
         self.size = self.model.size = student.size(self.pruning.measure, self.pruning.seconds)
-        student.settle(self.pruning.target, self.pruning.measure, self.pruning.seconds)  # says so now if it cannot be reached
+        student.settle(
+            self.pruning.target, self.pruning.measure, self.pruning.seconds
+        )  # says so now if it cannot be reached
         student.shift.zero_()
 
     def groups(self) -> list[dict[str, Any]]:

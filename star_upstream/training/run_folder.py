@@ -1,16 +1,16 @@
 """A run's folder: what was asked, on what, with which software; logs; and the state from which it goes on after an interruption.
 
-    recipe.yaml        what was asked for, whole
-    environment.json   versions, commit, host and command of every start
-    data.tsv           the clips (path, samples, start, part), so that a resumed run has the same ones
-    skipped.tsv        files that were left out, and why; and what was passed over, by ending
-    log.csv            one row a log point, and one a validation
-    state.pt           everything that a resumed run needs, written whole or not at all
-    last/ best/        the student, as checkpoints
-    loss.png done.json at the end
-    measured.json      options of a loss that were measured on audio (skill's groups of layers)
-    stage1/            of a run that prunes: log and state of stage 1, and at its end the student with its gates (gated/), the loss's
-                       own parameters (loss.pt) and, written last, the smaller student (cut/) with which stage 2 starts
+recipe.yaml        what was asked for, whole
+environment.json   versions, commit, host and command of every start
+data.tsv           the clips (path, samples, start, part), so that a resumed run has the same ones
+skipped.tsv        files that were left out, and why; and what was passed over, by ending
+log.csv            one row a log point, and one a validation
+state.pt           everything that a resumed run needs, written whole or not at all
+last/ best/        the student, as checkpoints
+loss.png done.json at the end
+measured.json      options of a loss that were measured on audio (skill's groups of layers)
+stage1/            of a run that prunes: log and state of stage 1, and at its end the student with its gates (gated/), the loss's
+                   own parameters (loss.pt) and, written last, the smaller student (cut/) with which stage 2 starts
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class RunFolder:
             known = {outputs.MARK, ".lock", "data.tsv", "skipped.tsv", "measured.json"}
             others = sorted(p.name for p in self.path.iterdir() if p.name not in known)
             if others:
-                raise StarError(f"{self.path}: is not empty and holds no run, but {', '.join(others[:3])}; choose another folder")
+                raise StarError(
+                    f"{self.path}: is not empty and holds no run, but {', '.join(others[:3])}; choose another folder"
+                )
             return "new"
         try:
             difference = differences(file.read_text(encoding="utf-8"))
@@ -100,7 +102,9 @@ class RunFolder:
             # a record lock goes with its process, however that ends, and is not inherited by its workers
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StarError(f"{self.path}: another process is training there; wait for it or choose another folder") from None
+            raise StarError(
+                f"{self.path}: another process is training there; wait for it or choose another folder"
+            ) from None
         except OSError as error:
             raise StarError(f"{self.path}: cannot be written ({error.strerror})") from None
 
@@ -141,7 +145,9 @@ class RunFolder:
         """The clips of each part, as the run began with them."""
         parts: dict[str, list[Clip]] = {name: [] for name in PARTS}
         for line in (self.path / "data.tsv").read_text(encoding="utf-8").split("\n")[1:-1]:
-            path, samples, *start, part = line.split("\t")  # a run that began before clips had a start has no such column
+            path, samples, *start, part = line.split(
+                "\t"
+            )  # a run that began before clips had a start has no such column
             parts[part].append(Clip(uncell(path), int(samples), *map(int, start)))
         return parts
 
@@ -216,11 +222,15 @@ class RunFolder:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise StarError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove it to start the run again") from None
+            raise StarError(
+                f"{file}: cannot be read ({str(error).splitlines()[0]}); remove it to start the run again"
+            ) from None
         if state.get("version") != STATE_VERSION:
             there = f"version {state['version']}" if "version" in state else "an older version"
             fix = "finish the run with the star_upstream that began it, or remove state.pt to start it again"
-            raise StarError(f"{file}: is the state of {there} of the training loop, this one reads version {STATE_VERSION}; {fix}")
+            raise StarError(
+                f"{file}: is the state of {there} of the training loop, this one reads version {STATE_VERSION}; {fix}"
+            )
         return state
 
     # the end
@@ -238,7 +248,10 @@ class RunFolder:
 def _is_run(folder: Path) -> bool:
     """Whether a folder without our mark, such as a copy that hidden files did not come along with, is a run's."""
     try:
-        return "starts" in json.loads((folder / "environment.json").read_text(encoding="utf-8")) and (folder / "recipe.yaml").is_file()
+        return (
+            "starts" in json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+            and (folder / "recipe.yaml").is_file()
+        )
     except (OSError, ValueError, TypeError):
         return False
 
@@ -258,11 +271,16 @@ def draw_losses(folder: str | Path) -> None:
     table = read_log(folder)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for column, label, style in (("train/loss", "training", {"lw": 1.0}), ("valid/loss", "validation", {"marker": "o", "ms": 3})):
+    for column, label, style in (
+        ("train/loss", "training", {"lw": 1.0}),
+        ("valid/loss", "validation", {"marker": "o", "ms": 3}),
+    ):
         if column in table:
             rows = table[table[column].notna()]
             axes.plot(rows["update"], rows[column], label=label, **style)
-    axes.set(xlabel="updates", ylabel="loss", yscale="log" if (table.filter(like="/loss").min().min() > 0) else "linear")
+    axes.set(
+        xlabel="updates", ylabel="loss", yscale="log" if (table.filter(like="/loss").min().min() > 0) else "linear"
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     if "pruning/sparsity" in table:

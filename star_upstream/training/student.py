@@ -29,7 +29,9 @@ def initialise(student: Encoder, teacher: Encoder, config: Initialisation) -> No
     if config.layers is not None:
         where, count = "training.initialise_from_teacher.layers", len(teacher.layers)
         if len(config.layers) != len(student.layers) or any(not 1 <= n <= count for n in config.layers):
-            raise StarError(f"{where}: expected {len(student.layers)} numbers from 1 to {count}, got {list(config.layers)}")
+            raise StarError(
+                f"{where}: expected {len(student.layers)} numbers from 1 to {count}, got {list(config.layers)}"
+            )
         chosen = zip(student.layers, config.layers)
         pairs += [(f"layers.{i}", own, teacher.layers[n - 1]) for i, (own, n) in enumerate(chosen)]
         if student.relative_position is not None and teacher.relative_position is not None:
@@ -40,5 +42,7 @@ def initialise(student: Encoder, teacher: Encoder, config: Initialisation) -> No
             theirs = {k: v for k, v in theirs.items() if not k.startswith("norm.")}
         odd = [k for k in {**mine, **theirs} if k not in mine or k not in theirs or mine[k].shape != theirs[k].shape]
         if odd:
-            raise StarError(f"training.initialise_from_teacher: the student's {name}.{odd[0]} has not the teacher's shape")
+            raise StarError(
+                f"training.initialise_from_teacher: the student's {name}.{odd[0]} has not the teacher's shape"
+            )
         own.load_state_dict(theirs)

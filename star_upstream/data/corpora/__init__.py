@@ -91,7 +91,9 @@ def register(corpus) -> None:
     tables = getattr(corpus, "TABLES", {})
     for task in added:
         if BY_TASK.get(task, corpus) is not corpus:
-            raise StarError(f"{task}: two corpora serve it, {BY_TASK[task].NAME} and {corpus.NAME}; one of them has to go")
+            raise StarError(
+                f"{task}: two corpora serve it, {BY_TASK[task].NAME} and {corpus.NAME}; one of them has to go"
+            )
         if task not in tables and task not in manifest.TABLES:
             raise StarError(f"{corpus.NAME}: {task} is no task of this package, so its columns must be in TABLES")
     manifest.TABLES.update({task: table for task, table in tables.items() if task not in manifest.TABLES})
@@ -186,7 +188,9 @@ def _source(task: str, root: str | Path) -> Path | None:
 def _check_known(task: str) -> None:
     _find_installed()
     if task not in BY_TASK:
-        raise StarError(f"unknown task {task!r}{nearest(task, BY_TASK)} (tasks with a corpus: {', '.join(sorted(BY_TASK))})")
+        raise StarError(
+            f"unknown task {task!r}{nearest(task, BY_TASK)} (tasks with a corpus: {', '.join(sorted(BY_TASK))})"
+        )
 
 
 def _manifests(root: str | Path) -> Path:

@@ -61,7 +61,15 @@ _FIRST = "feature_extractor.conv_layers.0.conv.weight"
 _NORM = "encoder.pos_conv_embed.batch_norm"
 _IGNORED = (
     *("masked_spec_embed", "quantizer.", "project_q.", "project_hid."),  # of the pre-training
-    *("lm_head.", "projector.", "classifier.", "layer_weights", "feature_extractor_proj", "tdnn.", "objective."),  # of tasks
+    *(
+        "lm_head.",
+        "projector.",
+        "classifier.",
+        "layer_weights",
+        "feature_extractor_proj",
+        "tdnn.",
+        "objective.",
+    ),  # of tasks
     "adapter.",
     "final_proj.",  # ports of fairseq's HuBERT (ContentVec)
 )
@@ -133,7 +141,10 @@ def _values(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         config.get("num_hidden_layers", 12),
     )
     channels = config.get("conv_dim", [512] * 7)
-    kernels, strides = config.get("conv_kernel", [10, 3, 3, 3, 3, 2, 2]), config.get("conv_stride", [5, 2, 2, 2, 2, 2, 2])
+    kernels, strides = (
+        config.get("conv_kernel", [10, 3, 3, 3, 3, 2, 2]),
+        config.get("conv_stride", [5, 2, 2, 2, 2, 2, 2]),
+    )
     lists = (channels, kernels, strides)
     if not all(isinstance(values, list) for values in lists) or len({len(values) for values in lists}) > 1:
         raise StarError(f"{where}: conv_dim, conv_kernel and conv_stride: one value a convolution each")
@@ -185,7 +196,9 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         if index.exists() or parts[0].exists() or parts[0].is_symlink():
             return {key: tensor for part in parts for key, tensor in _read(part).items()}
     if parts := sorted(entry.name for entry in folder.iterdir() if PART.fullmatch(entry.name)):
-        raise StarError(f"{folder}: holds parts of a model ({parts[0]}, ...) without their index (*.index.json), which is part of it too")
+        raise StarError(
+            f"{folder}: holds parts of a model ({parts[0]}, ...) without their index (*.index.json), which is part of it too"
+        )
     raise StarError(f"{folder}: no weights ({' or '.join(WEIGHTS)}) beside config.json")
 
 
