@@ -10,7 +10,8 @@ from small_corpora import SCALE, small
 
 from eval.data import mini, synthesis
 from eval.data.mini_parts import commands, emotions, grammar, mixtures, queries, sentences, slots
-from star_upstream import audio, corpora
+from star_upstream import audio
+from star_upstream.data import corpora
 from star_upstream.data.corpora import iemocap
 from star_upstream.errors import StarError
 

@@ -22,7 +22,8 @@ from eval.features.upstreams import Upstream
 from eval.heads import train
 from eval.tasks import qbe as qbe_module
 from eval.tasks import sd as sd_module
-from star_upstream import compat, corpora, metrics
+from star_upstream import compat, metrics
+from star_upstream.data import corpora
 from star_upstream.errors import StarError
 
 compat.apply()
