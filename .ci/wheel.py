@@ -35,7 +35,7 @@ TRIALS = [
     (["star", "profile", "HUBERT_BASE"], 2, "star-upstream[teachers]"),
     (["star-eval", "--help"], 0, "run | report"),
     (["python", "-m", "eval", "--help"], 0, "python -m eval"),
-    (["star-eval", "report", str(SCORES), "--with", "DistilHuBERT"], 0, "DistilHuBERT"),
+    (["star-eval", "report", str(SCORES), "--with", "DistilHuBERT"], 2, "star-upstream[eval]"),
     (["star-eval", "run", "--upstream", "star_mini", "--out", "scores"], 2, "star-upstream[eval]"),
     (["star-eval", "report", str(SCORES), "--out", "table"], 2, "star-upstream[eval]"),
 ]
