@@ -32,7 +32,7 @@ A corpus is one module with
 
 Another task's corpus is another such module in ``CORPORA``. Of another package, it is added by :func:`register`, or is found where that
 package is installed and declares an entry point ``mine = my_package.my_corpus`` of the group ``star_upstream.corpora``. For tasks that
-are not here it has ``TABLES``: of each, the :class:`star_upstream.corpora.manifest.Table` of its columns.
+are not here it has ``TABLES``: of each, the :class:`star_upstream.data.corpora.manifest.Table` of its columns.
 """
 
 from __future__ import annotations
