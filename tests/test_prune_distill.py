@@ -344,3 +344,21 @@ def test_minutes_in_both_stages(world, tmp_path, monkeypatch, capsys):
     )
     assert re.fullmatch(r"\d+ updates in 0.03 minutes, and a run needs .*", provenance["too_few_updates"])
     assert capsys.readouterr().err.count("at least to learn from") == 2
+
+
+def test_stage_two_may_go_on_in_the_order_of_the_audio(world):
+    """A run of both stages and a plain one of as many updates hear the same waveforms in the same order, by their logs."""
+    loss = {"hint": {"teacher_layers": [0, 3]}}
+    second = {"updates": 9, "learning_rate": 1e-3, "warmup": 0.1}
+    quick = {"loss": loss, "validate_every": 100, "accumulate": 2}
+    heard = {}
+    for name in ("again", "onward"):
+        file = make(world, f"{name}.yaml", updates=5, second=second, second_data=name, **quick)
+        prune.run(recipe.load(file), world / name)
+        heard[name] = [row["audio_crc32"] for part in ("stage1", ".") for row in log(world / name / part)]
+    file = make(world, "plain.yaml", updates=14, pruning=None, **quick)
+    distill.run(recipe.load(file), world / "plain")
+    plain = [row["audio_crc32"] for row in log(world / "plain")]
+    crcs = {name: [crc for crc in found if crc] for name, found in {**heard, "plain": plain}.items()}
+    assert crcs["onward"] == crcs["plain"] and len(set(crcs["plain"])) == 14
+    assert crcs["again"][:5] == crcs["plain"][:5] and crcs["again"][5:] == crcs["plain"][:9]

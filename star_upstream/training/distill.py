@@ -228,6 +228,9 @@ class Distillation(Training):
     def seconds(self, batch: Batch) -> float:
         return batch.waveforms_BN.numel() / audio.RATE
 
+    def audio(self, batch: Batch) -> Tensor:
+        return batch.waveforms_BN
+
     def taken(self, batch: Batch) -> None:
         """List files that could not be used. Raises :class:`StarError` where they are too many."""
         if not batch.bad:

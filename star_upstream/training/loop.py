@@ -13,6 +13,7 @@ import math
 import os
 import time
 import warnings
+import zlib
 from typing import Any, Iterator
 
 import numpy as np
@@ -49,6 +50,8 @@ class Training:
     """In front of every line of progress."""
     workers = 0
     """Data workers of ``loader``: as many as are asked for; :func:`fit` makes it as many as there are cores for."""
+    begins_at: tuple[int, int, int] = (0, 0, 0)
+    """Where a run that does not go on with a state begins: epoch, batches of it that are done, and their ``audio_crc32``."""
     too_few_updates = ""
     """At the end of a run whose budget of time bought too few updates to learn: that it did."""
 
@@ -75,6 +78,10 @@ class Training:
     def seconds(self, batch: Any) -> float:
         """Audio in a batch, padding included."""
         raise NotImplementedError
+
+    def audio(self, batch: Any) -> torch.Tensor | None:
+        """What of a batch the log's ``audio_crc32`` counts; None: there is no such column."""
+        return None
 
     def weight(self, batch: Any) -> float:
         """What a batch counts in a validation's means."""
@@ -164,6 +171,8 @@ class _Loop:
         """The latest value of every column of the log."""
         self.sums: dict[str, torch.Tensor] = {}
         """Sum and count of each term since the last line of the log."""
+        self.audio_seconds, self.audio_crc = 0.0, 0
+        """Of all training batches so far, each with the one of those before it: equal where all audio was, and its order."""
         self.compared = False
         self.comparison: dict[str, Any] | None = None
         """Where the run is in reduced precision: on what it was compared with fp32, and which modules are in fp32 since."""
@@ -203,6 +212,8 @@ class _Loop:
         self.stream = BatchStream(self.sampler)
         if state is not None:
             self.resume(state)
+        else:
+            self.sampler.epoch, self.sampler.start, self.audio_crc = training.begins_at
         self.folder.open_log(self.update)
         self.clock = self.since = clock()
         self.heard = 0.0
@@ -217,6 +228,7 @@ class _Loop:
         self.sampler.epoch, self.sampler.start = state["position"]
         self.update, self.elapsed, self.best = state["update"], state["elapsed"], state["best"]
         self.sums = {name: value.to(self.fabric.device) for name, value in state["sums"].items()}
+        self.audio_seconds, self.audio_crc = state.get("audio", (0.0, 0))
         self.comparison = state.get("comparison")
         if self.comparison is not None:
             precision.move(self.parts, self.comparison["in_fp32"])
@@ -283,6 +295,9 @@ class _Loop:
         """Add a batch's gradients; processes share them at the ``last`` batch of an update."""
         training, sampler = self.training, self.sampler
         training.taken(batch)
+        audio = training.audio(batch)
+        if audio is not None:
+            self.audio_crc = zlib.crc32(audio.contiguous().numpy().data, self.audio_crc)
         batch = self.fabric.to_device(batch)
         if not self.compared:
             self.compare(batch)
@@ -304,7 +319,8 @@ class _Loop:
         for name, value in {"loss": loss.detach(), **terms}.items():
             pair = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float32)])
             self.sums[name] = self.sums.get(name, 0.0) + pair
-        self.heard += training.seconds(batch) * self.fabric.world_size
+        seconds = training.seconds(batch) * self.fabric.world_size
+        self.heard, self.audio_seconds = self.heard + seconds, self.audio_seconds + seconds
         self.stream.advance()
 
     def step(self) -> None:
@@ -340,9 +356,10 @@ class _Loop:
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         now = clock()
         row["audio_seconds_per_second"] = round(self.speed, 2)
+        row["audio_hours"] = round(self.audio_seconds / 3600, 4)
         row.update(self.training.extras())
         self.sums, self.heard, self.since = {}, 0.0, now
-        self.write(row)
+        self.write(row, {"audio_crc32": self.audio_crc} if self.audio_crc else {})
 
     def share_sums(self) -> None:
         """Replace each process's sums by their mean over processes."""
@@ -350,10 +367,11 @@ class _Loop:
             values = self.fabric.all_reduce(torch.stack(list(self.sums.values())), reduce_op="mean")
             self.sums = dict(zip(self.sums, values))
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any], marks: dict[str, int] | None = None) -> None:
+        """``marks``: columns of the log that are no measurements."""
         position = {"update": self.update, "epoch": self.sampler.epoch, "seconds": round(self.elapsed, 1)}
         self.row = {**self.row, **position, **row}
-        self.folder.log({**position, **row})
+        self.folder.log({**position, **row, **(marks or {})})
         self.fabric.log_dict({**position, **row}, step=self.update)
 
     # validation, state, end
@@ -410,6 +428,7 @@ class _Loop:
                 "comparison": self.comparison,
                 "sums": {name: value.cpu() for name, value in self.sums.items()},
                 "position": [self.sampler.epoch, self.sampler.start],
+                "audio": [self.audio_seconds, self.audio_crc],
                 "update": self.update,
                 "elapsed": self.elapsed,
                 "best": self.best,

@@ -57,6 +57,11 @@ def run(recipe: Recipe, out: str | Path) -> Path:
     provenance = {**begun.provenance, "pruning": pruned["pruning"]}
     training = Distillation(second(begun.recipe), student, begun.teacher, begun.folder, begun.clips, provenance)
     training.label = "stage 2  "
+    if begun.recipe.pruning.second_data == "onward":
+        ended = RunFolder(first, begun.folder.lead).load_state()
+        if ended is None:
+            raise StarError(f"{first / 'state.pt'}: needed to go on where stage 1 ended (pruning.second_data)")
+        training.begins_at = (*ended["position"], ended["audio"][1])
     # the loss's own parameters go on as they are, as in DPHuBERT's code (commit c18093f, final_distill.py)
     training.model.loss.load_state_dict(torch.load(first / "loss.pt", map_location="cpu", weights_only=True))
     begun.train(training, begun.folder, student, stage=2)
