@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -46,10 +47,11 @@ class Header(NamedTuple):
 
 
 def read(path: str | Path, start: int = 0, samples: int | None = None) -> np.ndarray:
-    """The file's waveform, float32, 1-D, at 16 kHz; several channels are averaged, other rates resampled. Where channels in opposite
-    phase cancel each other, the one with the most power is taken alone.
+    """The file's waveform, float32, 1-D, at 16 kHz; several channels are averaged, other rates resampled. Where
+    channels in opposite phase cancel each other, the one with the most power is taken alone.
 
-    ``start`` and ``samples`` cut a part out, counted at 16 kHz. Raises :class:`StarError` for a file that cannot be decoded.
+    ``start`` and ``samples`` cut a part out, counted at 16 kHz. Raises :class:`StarError` for a file that cannot be
+    decoded.
     """
     with _opened(path) as file:
         rate = file.samplerate
@@ -62,7 +64,8 @@ def read(path: str | Path, start: int = 0, samples: int | None = None) -> np.nda
 
 
 def piece(path: str | Path, start: int, samples: int) -> np.ndarray:
-    """``samples`` from ``start`` on, as :func:`read`. Raises :class:`StarError` also where the file holds fewer of them."""
+    """``samples`` from ``start`` on, as :func:`read`. Raises :class:`StarError` also where the file holds fewer of
+    them."""
     wave = read(path, start, samples)
     if not len(wave) or len(wave) < samples - SLACK:
         raise StarError(
@@ -72,7 +75,8 @@ def piece(path: str | Path, start: int, samples: int) -> np.ndarray:
 
 
 def resample(wave: np.ndarray, rate: int) -> np.ndarray:
-    """A 1-D waveform at ``rate`` Hz brought to 16 kHz (torchaudio's windowed sinc); length ``ceil(n * 16000 / rate)``."""
+    """A 1-D waveform at ``rate`` Hz brought to 16 kHz (torchaudio's windowed sinc); length ``ceil(n * 16000 /
+    rate)``."""
     if rate == RATE:
         return wave
     extras.need("train", "torchaudio")
@@ -83,8 +87,8 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def header(path: str | Path) -> Header:
-    """What the file says of itself. Raises :class:`StarError` when there is no readable header, and when it promises more than the
-    file holds."""
+    """What the file says of itself. Raises :class:`StarError` when there is no readable header, and when it promises
+    more than the file holds."""
     with _opened(path) as file:
         return Header(file.frames, file.samplerate, file.format in ("MP3", "OGG"))
 

@@ -21,10 +21,11 @@ class AugmentConfig:
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     """Drawn with equal probability; 1.1 is a tenth faster and higher, as by sox's ``speed`` (Ko et al. 2015)."""
     overlap: float = 0.15
-    """Probability that a part of another recording, at most half as long as the crop, is added (WavLM's utterance mixing,
-    Chen et al. 2022)."""
+    """Probability that a part of another recording, at most half as long as the crop, is added (WavLM's utterance
+    mixing, Chen et al. 2022)."""
     overlap_decibels: tuple[float, float] = (0.0, 15.0)
-    """How much louder the crop is than what is added, uniform. From 0 up, what is to be learnt is always the louder voice."""
+    """How much louder the crop is than what is added, uniform. From 0 up, what is to be learnt is always the louder
+    voice."""
     noise: float = 0.15
     """Probability of stationary noise with the spectrum of another recording."""
     noise_decibels: tuple[float, float] = (5.0, 25.0)
@@ -52,8 +53,8 @@ def change_speed(wave_N: np.ndarray, speed: float) -> np.ndarray:
 def frames_of_origin(frames: int, stride: int, field: int, speed: float, start: int, total: int) -> np.ndarray:
     """For each of a crop's frames the frame of the whole recording whose middle is nearest.
 
-    ``stride`` and ``field`` are the encoder's samples from frame to frame and of one frame; the crop begins at sample ``start`` of
-    the recording, which has ``total`` frames, and was played ``speed`` times as fast.
+    ``stride`` and ``field`` are the encoder's samples from frame to frame and of one frame; the crop begins at sample
+    ``start`` of the recording, which has ``total`` frames, and was played ``speed`` times as fast.
     """
     middle_T = start + speed * (stride * np.arange(frames) + field / 2)
     return np.clip(np.rint((middle_T - field / 2) / stride), 0, total - 1).astype(np.int64)
@@ -62,7 +63,8 @@ def frames_of_origin(frames: int, stride: int, field: int, speed: float, start: 
 def add_overlap(
     wave_N: np.ndarray, other_N: np.ndarray, config: AugmentConfig, random: np.random.Generator
 ) -> np.ndarray:
-    """A part of ``other_N`` added somewhere: up to half of the wave's samples, quieter than the wave by what is drawn."""
+    """A part of ``other_N`` added somewhere: up to half of the wave's samples, quieter than the wave by what is
+    drawn."""
     length = int(random.integers(1, max(2, min(len(wave_N) // 2, len(other_N)) + 1)))
     start, place = int(random.integers(len(other_N) - length + 1)), int(random.integers(len(wave_N) - length + 1))
     part_N, mixed_N = other_N[start : start + length], wave_N.copy()
@@ -73,7 +75,8 @@ def add_overlap(
 def add_noise(
     wave_N: np.ndarray, other_N: np.ndarray, config: AugmentConfig, random: np.random.Generator
 ) -> np.ndarray:
-    """Noise over the whole wave with the long-term spectrum of ``other_N``: its Fourier coefficients with drawn phases."""
+    """Noise over the whole wave with the long-term spectrum of ``other_N``: its Fourier coefficients with drawn
+    phases."""
     spectrum = np.abs(np.fft.rfft(other_N, len(wave_N)))
     noise_N = np.fft.irfft(spectrum * np.exp(2j * np.pi * random.random(len(spectrum))), len(wave_N)).astype(np.float32)
     return wave_N + noise_N * _gain(wave_N, noise_N, random.uniform(*config.noise_decibels))

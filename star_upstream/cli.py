@@ -1,4 +1,5 @@
-"""The command ``star``. Results go to stdout, messages to stderr; a mistake in the input is one line and exit status 2."""
+"""The command ``star``. Results go to stdout, messages to stderr; a mistake in the input is one line and exit status
+2."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ Shapes: B crops, N samples, T frames.
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from .data.clips import Clip
 from .encoder import EncoderConfig
 
 KEPT = 2 * 10**9
-"""Bytes of decoded audio that are kept, as 16 bit samples (17 hours); what comes after is decoded each time it is needed."""
+"""Bytes of decoded audio that are kept, as 16 bit samples (17 hours); what comes after is decoded each time it is
+needed."""
 
 
 class Place(NamedTuple):
@@ -34,8 +36,8 @@ class Place(NamedTuple):
 class CropSampler(Sampler[list[Place]]):
     """Batches of about ``batch_seconds``: pieces of similar length, each batch as long as its shortest.
 
-    A clip longer than ``crop_seconds`` counts as so many pieces as it has, each a crop of its own, so that every second of audio is
-    as likely. Batch ``update`` is a function of (clips, seed, update) alone; the stream has no end.
+    A clip longer than ``crop_seconds`` counts as so many pieces as it has, each a crop of its own, so that every second
+    of audio is as likely. Batch ``update`` is a function of (clips, seed, update) alone; the stream has no end.
     """
 
     def __init__(self, clips: Sequence[Clip], crop_seconds: float, batch_seconds: float, seed: int, start: int = 0):

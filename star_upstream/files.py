@@ -55,7 +55,8 @@ def replacing(path: str | Path, own: Collection[str] | None = None) -> Iterator[
 
 
 def pointer(path: str | Path) -> str | None:
-    """What a file is that git-lfs or git-annex left in the place of another, as a phrase with what to do; None for any other."""
+    """What a file is that git-lfs or git-annex left in the place of another, as a phrase with what to do; None for any
+    other."""
     try:
         with open(path, "rb") as file:
             start = file.read(200)

@@ -6,8 +6,9 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -18,11 +19,12 @@ from .say import say
 def side_by_side(
     work: Callable[[str], Any], names: Sequence[str], jobs: int, log: Callable[[str], Path]
 ) -> Iterator[tuple[str, Any, int]]:
-    """``work(name)`` for each name, at most ``jobs`` at once and no more than there are cores: name, result and exit code of each as it ends.
+    """``work(name)`` for each name, at most ``jobs`` at once and no more than there are cores: name, result and exit
+    code of each as it ends.
 
-    The result is None where the process died (exit code not 0; below 0, the signal's number). ``work`` and its result must be
-    picklable and the result not None. What the process prints is added to ``log(name)``. The cores are divided among the processes, and
-    none outlives the caller.
+    The result is None where the process died (exit code not 0; below 0, the signal's number). ``work`` and its result
+    must be picklable and the result not None. What the process prints is added to ``log(name)``. The cores are divided
+    among the processes, and none outlives the caller.
     """
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     wanted = min(jobs, len(names))

@@ -8,7 +8,8 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "results" / "bench"))  # scripts, which tests import
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-"""Reference material that stands beside the repository on the authors' machines; tests that need it are skipped elsewhere."""
+"""Reference material that stands beside the repository on the authors' machines; tests that need it are skipped
+elsewhere."""
 
 
 @pytest.fixture

@@ -237,10 +237,11 @@ def test_a_failed_save_changes_nothing(encoder, folder):
 
 
 def test_a_kill_while_saving_leaves_a_readable_checkpoint(encoder, folder):
-    """A process that saves over and over is killed: a whole checkpoint is there (under the old folder's temporary name, if the kill
-    fell between the two renames)."""
+    """A process that saves over and over is killed: a whole checkpoint is there (under the old folder's temporary name,
+    if the kill fell between the two renames)."""
     code = (
-        "import sys; from star_upstream.formats import checkpoint; encoder = checkpoint.load(sys.argv[1]); print('on', flush=True)\n"
+        "import sys; from star_upstream.formats import checkpoint; encoder = checkpoint.load(sys.argv[1]); print('on', "
+        "flush=True)\n"
         "while True: checkpoint.save(sys.argv[1], encoder, {'made': 'in a loop'})"
     )
     root = str(Path(__file__).resolve().parents[1])

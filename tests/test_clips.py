@@ -75,7 +75,8 @@ def test_unusable_files_are_left_out_with_their_reason(tmp_path):
     )
     with pytest.raises(
         StarError,
-        match=r"2 of 8 files cannot be read, above the limit of 10.0% \(data.max_bad_share\); the first: .*(broken|zero)",
+        match=r"2 of 8 files cannot be read, above the limit of 10.0% \(data.max_bad_share\); "
+        "the first: .*(broken|zero)",
     ):
         scan([folder], max_bad_share=0.1, progress=False)
 
@@ -179,7 +180,8 @@ LISTS = {
         {"a.wav": (32_000, 0), "b.flac": (24_000, 8_000)},
     ),
     "path, duration, offset": (jsonl({"path": "audio/c.wav", "duration": 1, "offset": 3}), {"c.wav": (16_000, 48_000)}),
-    "lhotse recordings": (jsonl(recording("audio/a.wav"), recording("{root}/audio/b.flac", 8_000, 3.0)), {k: WHOLE[k] for k in ("a.wav", "b.flac")}),
+    "lhotse recordings": (jsonl(recording("audio/a.wav"), recording("{root}/audio/b.flac", 8_000, 3.0)),
+        {k: WHOLE[k] for k in ("a.wav", "b.flac")}),
     "lhotse cuts": (
         jsonl(cut(recording("audio/a.wav"), 0.25, 1.0), cut(recording("audio/b.flac", 8_000, 3.0), 1.5, 1.5)),
         {"a.wav": (16_000, 4_000), "b.flac": (24_000, 24_000)},
@@ -188,13 +190,18 @@ LISTS = {
         "ID,duration,wav,spk_id,wrd\n1,2.0,audio/a.wav,s,\"YES, \"\"NO\"\"\"\n2,3.0,$data_root/audio/b.flac,s,X\n",
         {k: WHOLE[k] for k in ("a.wav", "b.flac")},
     ),
-    "speechbrain csv, spaces after commas": ("ID, duration, wav, wav_format\n1, 2.0, audio/a.wav, wav\n", {"a.wav": WHOLE["a.wav"]}),
+    "speechbrain csv, spaces after commas": ("ID, duration, wav, wav_format\n1, 2.0, audio/a.wav, wav\n",
+        {"a.wav": WHOLE["a.wav"]}),
     "a table that a spreadsheet quoted": ('"path"\t"samples"\n"audio/a.wav"\t"32000"\n', {"a.wav": WHOLE["a.wav"]}),
-    "speechbrain segments": ("ID,duration,wav,start,stop,spk_id\n1,4.0,audio/c.wav,16000,48000,s\n", {"c.wav": (32_000, 16_000)}),
-    "speechbrain segments, own rate": ("ID,duration,wav,start,stop\n1,3.0,audio/b.flac,4000,12000\n", {"b.flac": (16_000, 8_000)}),
+    "speechbrain segments": ("ID,duration,wav,start,stop,spk_id\n1,4.0,audio/c.wav,16000,48000,s\n",
+        {"c.wav": (32_000, 16_000)}),
+    "speechbrain segments, own rate": ("ID,duration,wav,start,stop\n1,3.0,audio/b.flac,4000,12000\n",
+        {"b.flac": (16_000, 8_000)}),
     "seconds from and to": ("ID,wav,start,stop\n1,audio/c.wav,0.5,2.0\n", {"c.wav": (24_000, 8_000)}),
-    "speechbrain json": (json.dumps({"u": {"wav": "{data_root}/audio/a.wav", "length": 2.0}}, indent=1), {"a.wav": WHOLE["a.wav"]}),
-    "json list": (json.dumps([{"audio": {"path": "audio/a.wav"}}, {"file_name": "audio/c.wav"}]), {k: WHOLE[k] for k in ("a.wav", "c.wav")}),
+    "speechbrain json": (json.dumps({"u": {"wav": "{data_root}/audio/a.wav", "length": 2.0}}, indent=1),
+        {"a.wav": WHOLE["a.wav"]}),
+    "json list": (json.dumps([{"audio": {"path": "audio/a.wav"}}, {"file_name": "audio/c.wav"}]),
+        {k: WHOLE[k] for k in ("a.wav", "c.wav")}),
 }  # fmt: skip
 
 
@@ -218,25 +225,32 @@ def test_lists_are_told_apart_by_their_content(audio_folder, kind, form):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seven green horses\nran over the hill\n", "no list of audio that is known here; expected a table with a column path, .*'seven green"),
+        ("seven green horses\nran over the hill\n",
+            "no list of audio that is known here; expected a table with a column path, .*'seven green"),
         ("name\tspeaker\nx\ty\n", "no list of audio that is known here"),
         ("{\"audio_filepath\": \"a.wav\"\n", "line 1: not json"),
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n", "a git-lfs pointer, not the content: run 'git lfs pull'"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n",
+            "a git-lfs pointer, not the content: run 'git lfs pull'"),
         ("path\tpath\naudio/a.wav\taudio/b.flac\n", "two columns are named 'path'"),
         ("{\"text\": \"a\"}\n", "line 1: no path; expected one of the fields path, wav"),
-        ("{\"id\": \"s\", \"recording_id\": \"r\", \"start\": 0, \"duration\": 1}\n", "line 1: supervisions name no audio; give lhotse's"),
+        ("{\"id\": \"s\", \"recording_id\": \"r\", \"start\": 0, \"duration\": 1}\n",
+            "line 1: supervisions name no audio; give lhotse's"),
         ("/nowhere/at/all\na.wav\t32000\n", "line 1: the root folder /nowhere/at/all is not there"),
         ("path\tduration\naudio/a.wav\tlong\n", "line 2: duration must be a number, at least 0, got 'long'"),
         ("path\tsamples\naudio/a.wav\t1\t2\n", "line 2: 3 fields, but the header line names 2"),
         ("path,start,stop\naudio/a.wav,2.0,1.0\n", "line 2: from 2.0 to 1.0 is no stretch"),
         ("path,duration\naudio/a.wav,4.0\n", "line 2: goes on to 4.00 s, but by its header the file ends at 2.00 s"),
-        ("path\tduration\toffset\naudio/a.wav\t1.5\t1.0\n", "line 2: goes on to 2.50 s, but by its header the file ends at 2.00 s"),
-        ("path\tsamples\naudio/b.flac\t24000\n", "line 2: samples is 24000 as counted at the file's 8000 Hz; here it counts at 16 kHz: 48000"),
+        ("path\tduration\toffset\naudio/a.wav\t1.5\t1.0\n",
+            "line 2: goes on to 2.50 s, but by its header the file ends at 2.00 s"),
+        ("path\tsamples\naudio/b.flac\t24000\n",
+            "line 2: samples is 24000 as counted at the file's 8000 Hz; here it counts at 16 kHz: 48000"),
         ("{root}/audio\na.wav\t64000\n", "line 2: goes on to 4.00 s"),
         ("u sox x.wav -t wav - |\nv audio/a.wav\n", "a command, which is not run"),
-        (jsonl(recording("audio/a.wav", transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}])), "is altered as lhotse reads it"),
+        (jsonl(recording("audio/a.wav", transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}])),
+            "is altered as lhotse reads it"),
         (jsonl({"id": "m", "tracks": []}), "a mix of several cuts"),
-        (jsonl({"id": "r", "sources": [{"type": "url", "source": "http://x"}], "sampling_rate": 8000, "num_samples": 9}), "kind 'url'"),
+        (jsonl({"id": "r", "sources": [{"type": "url", "source": "http://x"}], "sampling_rate": 8000,
+            "num_samples": 9}), "kind 'url'"),
     ],
 )  # fmt: skip
 def test_what_is_no_list_and_what_a_header_contradicts(audio_folder, text, message):

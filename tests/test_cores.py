@@ -38,7 +38,7 @@ def test_affinity_and_quota_are_respected(files, count, tmp_path, monkeypatch):
 def test_threads_and_workers_fit_into_the_cores(own, gpu, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: own)  # OMP_NUM_THREADS, or as many as there are
     for count in (1, 2, 3, 4, 8, 64):
-        monkeypatch.setattr(cores, "available", lambda: count)
+        monkeypatch.setattr(cores, "available", lambda count=count: count)
         for processes in (1, 2, 4):
             for asked in (0, 1, 2, 8, 100):
                 threads, workers = cores.divide(asked, processes, gpu)

@@ -1,4 +1,5 @@
-"""Each parser on the mini corpora: the table, its agreement with s3prl's own reading, and what it says about a corpus not whole."""
+"""Each parser on the mini corpora: the table, its agreement with s3prl's own reading, and what it says about a corpus
+not whole."""
 
 import csv
 import re

@@ -162,7 +162,7 @@ def folds(tmp_path, rows) -> list[dict]:
 def test_folds(tmp_path, folds):
     table = corpora.load("er", write(tmp_path, folds, "er"))
     assert list(table.columns) == ["id", "path", "start", "samples", "fold", "speaker", "label"]
-    assert corpora.sizes(table) == {fold: 2 for fold in range(1, 6)}
+    assert corpora.sizes(table) == dict.fromkeys(range(1, 6), 2)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,8 @@ def test_search(tmp_path, search):
     table = corpora.load("qbe", tmp_path)
     assert list(table.columns) == ["id", "path", "start", "samples", "split", "kind"]
     assert table[["id", "split", "kind"]].values.tolist() == [
-        ["u0", "dev", "query"], ["u2", "eval", "query"], ["u1", "dev", "doc"], ["u3", "eval", "doc"], ["u4", "both", "doc"],
+        ["u0", "dev", "query"], ["u2", "eval", "query"], ["u1", "dev", "doc"], ["u3", "eval", "doc"],
+        ["u4", "both", "doc"],
     ]  # fmt: skip
     assert corpora.truth(tmp_path).values.tolist() == [
         ["u0", "u1", 1],

@@ -1,4 +1,5 @@
-"""Own data that measures nothing is refused; what weakens a number is said beside it; lengths are those of the files."""
+"""Own data that measures nothing is refused; what weakens a number is said beside it; lengths are those of the
+files."""
 
 import shutil
 import zlib
@@ -85,8 +86,9 @@ def test_recordings_in_train_and_test(tmp_path, rows, way):
 def test_recordings_in_dev_and_parts_of_one_file(tmp_path, rows):
     rows[4]["path"], rows[6]["path"] = "wav/0.wav", "wav/5.wav"
     assert remarks(save(tmp_path, rows)) == [
-        "1 of 2 dev recordings are also in train", "1 of 2 test recordings are also in dev: the head was chosen by them",
-    ]  # fmt: skip
+        "1 of 2 dev recordings are also in train",
+        "1 of 2 test recordings are also in dev: the head was chosen by them",
+    ]
     sound(tmp_path / "wav" / "long.wav", 1.6)
     for number, row in enumerate(rows):
         row |= {"path": "wav/long.wav", "start": 3_200 * number}
@@ -139,11 +141,14 @@ def test_folds_that_share_recordings(tmp_path, rows):
         ({"samples": 6_400}, "line 4: samples is 6400, .*2.wav has 3200 at 16 kHz"),
         ({"start": 3_200, "samples": 1}, "line 4: samples is 1 from 3200 on"),
         ({"start": 1_600, "samples": 1_700}, "line 4: samples is 1700 from 1600 on"),
-        ({"path": "wav/8k.wav", "samples": 1_600}, "line 4: samples is 1600, as counted at the file's 8000 Hz, it seems; .*8k.wav has 3200"),
-        ({"path": "wav/44k.wav", "samples": 8_820}, "line 4: samples is 8820, as counted at the file's 44100 Hz, it seems; .*44k.wav has 3200"),
+        ({"path": "wav/8k.wav", "samples": 1_600},
+            "line 4: samples is 1600, as counted at the file's 8000 Hz, it seems; .*8k.wav has 3200"),
+        ({"path": "wav/44k.wav", "samples": 8_820},
+            "line 4: samples is 8820, as counted at the file's 44100 Hz, it seems; .*44k.wav has 3200"),
         ({"path": "wav/cut.wav"}, "line 4: .*cut.wav: cut short: 5"),
         ({"path": "wav/text.wav"}, "line 4: .*text.wav: cannot be read as audio"),
-        ({"path": "wav/annex.wav"}, "line 4: .*annex.wav is not there .a link to what is not there; in a git-annex folder: git annex get"),
+        ({"path": "wav/annex.wav"}, "line 4: .*annex.wav is not there .a link to what is not there; "
+            "in a git-annex folder: git annex get"),
         ({"path": "./wav/1.wav"}, "line 4: .*1.wav is the audio of 'u1' already"),
     ],
 )  # fmt: skip
@@ -176,7 +181,8 @@ def test_a_recording_has_one_speaker(tmp_path, rows):
     rows[1] |= {"path": "wav/0.wav", "samples": 1_600}
     with pytest.raises(
         StarError,
-        match="sid.tsv: line 2: .*0.wav has speaker 'a' here and 'b' in 'u1'|line 3: .*0.wav has speaker 'b' here and 'a' in 'u0'",
+        match="sid.tsv: line 2: .*0.wav has speaker 'a' here and 'b' in 'u1'|"
+        "line 3: .*0.wav has speaker 'b' here and 'a' in 'u0'",
     ):
         corpora.load("sid", save(tmp_path, rows, "sid"))
 

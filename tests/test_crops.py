@@ -1,4 +1,5 @@
-"""Crops: a batch is a function of its place in the run, as long as its shortest piece, with the units of what is heard."""
+"""Crops: a batch is a function of its place in the run, as long as its shortest piece, with the units of what is
+heard."""
 
 from itertools import islice
 

@@ -170,7 +170,8 @@ def test_the_last_checkpoint_can_be_the_result_and_an_older_state_is_refused(wor
     torch.save(state, run / "state.pt")
     with pytest.raises(
         StarError,
-        match="state.pt: is the state of an older version of the training loop, .*finish the run with the star_upstream that began it",
+        match="state.pt: is the state of an older version of the training loop, .*"
+        "finish the run with the star_upstream that began it",
     ):
         distill.run(recipe.load(file), run)
     torch.save({**state, "version": run_folder.STATE_VERSION + 1}, run / "state.pt")

@@ -63,7 +63,8 @@ def reference(module, wave):
 
 
 def published(expert, waves):
-    """Frames of each waveform in one batch, layers stacked, as s3prl's legacy Featurizer cuts them (its weighted sum is of one layer)."""
+    """Frames of each waveform in one batch, layers stacked, as s3prl's legacy Featurizer cuts them (its weighted sum is
+    of one layer)."""
     from s3prl.upstream.interfaces import Featurizer
 
     inputs, layers = [torch.from_numpy(wave) for wave in waves], []
@@ -80,17 +81,21 @@ def group_norm():
 
 
 EXPERTS = {
-    "fbank": lambda: upstreams.load("fbank").expert, "tiny": TinyUpstream, "hubert": group_norm, "ours": lambda: UpstreamExpert(small_encoder()),
-}  # fmt: skip
+    "fbank": lambda: upstreams.load("fbank").expert,
+    "tiny": TinyUpstream,
+    "hubert": group_norm,
+    "ours": lambda: UpstreamExpert(small_encoder()),
+}
 
 
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_states_are_those_of_s3prls_featurizer_alone(kind):
-    """Lengths around the steps of both rules: at 400 + 320 k the front end has a frame more, at 160 + 320 k s3prl's count."""
+    """Lengths around the steps of both rules: at 400 + 320 k the front end has a frame more, at 160 + 320 k s3prl's
+    count."""
     expert, rng = EXPERTS[kind](), np.random.default_rng(0)
     ours = upstreams.Upstream("u", expert, "d", padded=kind == "ours")
-    lengths = [400, 401, 479, 480, 481, 500, 560, 639, 640, 719, 720, 721, 799, 800, 801, 1039, 1040, 1041, 8_000, 15_999, 16_000, 16_001,
-               32_000, 51_360, 127_999, 128_000, 320_000]  # fmt: skip
+    lengths = [400, 401, 479, 480, 481, 500, 560, 639, 640, 719, 720, 721, 799, 800, 801, 1039, 1040, 1041]
+    lengths += [8_000, 15_999, 16_000, 16_001, 32_000, 51_360, 127_999, 128_000, 320_000]
     for samples in lengths:
         wave = rng.uniform(-0.5, 0.5, samples).astype(np.float32)
         (expected_LTD,), (mine_LTD,) = published(expert, [wave]), ours.encode([wave])

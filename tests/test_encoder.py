@@ -1,4 +1,5 @@
-"""The encoder against tiny random models of transformers, and its promises: padding changes nothing, maps are what it uses."""
+"""The encoder against tiny random models of transformers, and its promises: padding changes nothing, maps are what it
+uses."""
 
 import math
 
@@ -33,9 +34,16 @@ def randomised(module: torch.nn.Module, seed=0) -> torch.nn.Module:
 
 
 def config(**changes) -> EncoderConfig:
-    base = dict(
-        conv_layers=CONVS, width=32, heads=4, head_width=8, ffn=48, layers=3, position_kernel=16, position_groups=4
-    )
+    base = {
+        "conv_layers": CONVS,
+        "width": 32,
+        "heads": 4,
+        "head_width": 8,
+        "ffn": 48,
+        "layers": 3,
+        "position_kernel": 16,
+        "position_groups": 4,
+    }
     return strict.build(EncoderConfig, base | changes)
 
 
@@ -261,7 +269,8 @@ def test_frames_are_what_the_forward_pass_gives_also_below_one_frame():
 @pytest.mark.parametrize("upsampling, given", [("none", 1), ("heads", 3), ("last", 3)])
 @torch.no_grad()
 def test_merged_frames_are_the_convolutions_and_leave_none_half_done(upsampling, given):
-    """Frames k, k + 1 and k + 2 become one; what the model says of its frames and stride is what it gives, for every length."""
+    """Frames k, k + 1 and k + 2 become one; what the model says of its frames and stride is what it gives, for every
+    length."""
     torch.manual_seed(0)
     changes = {"time_reduction": 3, "upsampling": upsampling, "hidden_states": "last"}
     encoder = randomised(Encoder(config(**changes)))
@@ -299,19 +308,19 @@ def test_frames_and_receptive_field():
     )  # HuBERT Base without its mask embedding (768)
 
 
-TINY = dict(
-    hidden_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=48,
-    conv_dim=[c for c, _, _ in CONVS],
-    conv_kernel=[k for _, k, _ in CONVS],
-    conv_stride=[s for _, _, s in CONVS],
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-    mask_time_length=2,
-)
-STABLE = dict(feat_extract_norm="layer", conv_bias=True, do_stable_layer_norm=True)
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "conv_dim": [c for c, _, _ in CONVS],
+    "conv_kernel": [k for _, k, _ in CONVS],
+    "conv_stride": [s for _, _, s in CONVS],
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "mask_time_length": 2,
+}
+STABLE = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
 
 
 @pytest.mark.parametrize("kind", ["Hubert", "Wav2Vec2", "WavLM"])
@@ -331,8 +340,8 @@ def test_parity_with_transformers(kind, variant, tmp_path):
     ours = huggingface.load(tmp_path, reference_padding=True)
     mask = (torch.arange(int(LENGTHS.max())) < LENGTHS[:, None]).long()
     result = theirs(batch(), attention_mask=mask, output_hidden_states=True)
-    # The last state is the model's output: for pre-norm models, transformers 4 and s3prl list it after the final norm, as we do;
-    # transformers 5 lists it before.
+    # The last state is the model's output: for pre-norm models, transformers 4 and s3prl list it after the final norm,
+    # as we do; transformers 5 lists it before.
     reference = (*result.hidden_states[:-1], result.last_hidden_state)
     output = ours(batch(), LENGTHS)
     assert len(reference) == len(output.states) == 4

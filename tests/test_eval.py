@@ -204,7 +204,8 @@ def test_a_crash_is_logged_and_the_others_go_on(corpus, tmp_path, monkeypatch, c
 def test_kill_9_and_the_same_command_again(corpus, tmp_path, capsys):
     arguments = ["run", *FAST, "--data", str(corpus), "--steps", "25", "--tasks", "asr", "--out"]
     code = (
-        "import sys, time; from eval.heads import train; train.SAVE_EVERY = train._SHARE = 0.0; from eval.__main__ import main\n"
+        "import sys, time; from eval.heads import train; train.SAVE_EVERY = train._SHARE = 0.0; from eval.__main__ "
+        "import main\n"
         "quick = train._update\n"
         "def stopping(candidate, probe, micro, step):\n"
         "    while step > 10: time.sleep(60)\n"

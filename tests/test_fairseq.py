@@ -1,4 +1,5 @@
-"""Files with fairseq's names: fine-tuned, data2vec, batch norm, converted by s3prl, and bare weights with a configuration."""
+"""Files with fairseq's names: fine-tuned, data2vec, batch norm, converted by s3prl, and bare weights with a
+configuration."""
 
 import argparse
 import json
@@ -274,8 +275,14 @@ def test_files_of_s3prls_own_classes(kind, tmp_path):
     from star_upstream import compat
 
     compat.apply()
-    sizes = dict(conv_feature_layers=str(CONVS), encoder_layers=2, encoder_embed_dim=32, encoder_ffn_embed_dim=40,
-                 encoder_attention_heads=4, conv_pos_groups=4)  # fmt: skip
+    sizes = {
+        "conv_feature_layers": str(CONVS),
+        "encoder_layers": 2,
+        "encoder_embed_dim": 32,
+        "encoder_ffn_embed_dim": 40,
+        "encoder_attention_heads": 4,
+        "conv_pos_groups": 4,
+    }
     torch.manual_seed(0)
     if kind == "data2vec":
         from s3prl.upstream.data2vec.data2vec_model import Data2VecAudioConfig, Data2VecAudioModel

@@ -17,10 +17,9 @@ def test_a_file_appears_only_when_whole(tmp_path):
         part.write_text("one")
         assert not target.exists()
     assert target.read_text() == "one"
-    with pytest.raises(RuntimeError):
-        with replacing(target) as part:
-            part.write_text("two")
-            raise RuntimeError
+    with pytest.raises(RuntimeError), replacing(target) as part:
+        part.write_text("two")
+        raise RuntimeError
     assert target.read_text() == "one"
     assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
 

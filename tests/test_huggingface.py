@@ -12,9 +12,13 @@ from star_upstream.formats import sources
 
 FAMILIES = ["Hubert", "Wav2Vec2", "WavLM", "UniSpeech", "UniSpeechSat", "Data2VecAudio"]
 HEADS = ["Model", "ForCTC", "ForPreTraining", "ForSequenceClassification", "ForAudioFrameClassification", "ForXVector"]
-TDNN = dict(
-    tdnn_dim=[12, 20], tdnn_kernel=[3, 1], tdnn_dilation=[1, 1], xvector_output_dim=8, use_weighted_layer_sum=True
-)
+TDNN = {
+    "tdnn_dim": [12, 20],
+    "tdnn_kernel": [3, 1],
+    "tdnn_dilation": [1, 1],
+    "xvector_output_dim": 8,
+    "use_weighted_layer_sum": True,
+}
 
 
 def body(model):
@@ -38,14 +42,17 @@ def test_every_family_with_and_without_heads(kind, head, tmp_path):
 
 
 VARIANTS = {
-    "layer norm, post-norm": dict(feat_extract_norm="layer", conv_bias=True),
+    "layer norm, post-norm": {"feat_extract_norm": "layer", "conv_bias": True},
     "layer norm, pre-norm": STABLE,
-    "group norm, pre-norm": dict(do_stable_layer_norm=True),
-    "wide, one head, odd kernels": dict(
-        hidden_size=48, num_attention_heads=1, num_conv_pos_embeddings=9, conv_pos_kernel_size=5
-    ),
-    "three convolutions of position": dict(num_conv_pos_embeddings=3, conv_pos_kernel_size=6),
-    "25 Hz": dict(conv_stride=[5, 4, 4]),
+    "group norm, pre-norm": {"do_stable_layer_norm": True},
+    "wide, one head, odd kernels": {
+        "hidden_size": 48,
+        "num_attention_heads": 1,
+        "num_conv_pos_embeddings": 9,
+        "conv_pos_kernel_size": 5,
+    },
+    "three convolutions of position": {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 6},
+    "25 Hz": {"conv_stride": [5, 4, 4]},
 }
 
 

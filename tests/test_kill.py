@@ -1,4 +1,5 @@
-"""kill -9 while encoding, while training and while a report is written: the same command again ends as if nothing had happened."""
+"""kill -9 while encoding, while training and while a report is written: the same command again ends as if nothing had
+happened."""
 
 import json
 import os
@@ -34,8 +35,11 @@ def start(folder, code, *arguments):
     """A process of its own that runs ``code`` (which may slow things down) and then the command line."""
     code = f"import sys, time\n{code}\nfrom eval.__main__ import main\nsys.exit(main(sys.argv[1:]))"
     environment = {
-        **os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "STAR_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
+        "STAR_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
     with open(folder / "log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)], env=environment, stderr=log, stdout=log
@@ -91,9 +95,21 @@ def folder(tmp_path_factory):
 
 def run(folder, out, *more):
     return [
-        "run", "--upstream", "tiny_corpus:upstream", "--schedule", "mini", "--data", folder / "data", "--tasks", "sid,asr", "--steps", 12,
-        "--out", out, *more,
-    ]  # fmt: skip
+        "run",
+        "--upstream",
+        "tiny_corpus:upstream",
+        "--schedule",
+        "mini",
+        "--data",
+        folder / "data",
+        "--tasks",
+        "sid,asr",
+        "--steps",
+        12,
+        "--out",
+        out,
+        *more,
+    ]
 
 
 SLOW_ENCODING = """

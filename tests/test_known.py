@@ -1,4 +1,5 @@
-"""The known published checkpoints: the table, the download into torch.hub's cache and what it says when there is no way to it."""
+"""The known published checkpoints: the table, the download into torch.hub's cache and what it says when there is no way
+to it."""
 
 import dataclasses
 import hashlib
@@ -98,7 +99,7 @@ def test_unknown_names_and_files_without_an_address(cache):
 def test_the_table_is_consistent():
     for name, entry in known.KNOWN.items():
         assert entry.name == name and entry.format in (*published.FORMATS, "transformers")
-        assert entry.parameters is None and entry.note or entry.parameters > 9e6
+        assert (entry.parameters is None and entry.note) or entry.parameters > 9e6
         assert bool(entry.files) == (entry.format != "transformers")
         assert (".yaml" in [file.suffix for file in entry.files]) == (entry.format in published.STUDENTS)
         for file in entry.files:
@@ -144,8 +145,19 @@ def test_distilhubert_has_no_norm_before_its_projection(heads, name):
 def test_the_port_of_distilhubert_comes_from_the_hub_and_gives_its_last_state(tmp_path, monkeypatch):
     from transformers import HubertConfig, HubertModel
 
-    sizes = dict(hidden_size=16, intermediate_size=20, num_attention_heads=2, num_hidden_layers=2, conv_dim=[8, 8])
-    convs = dict(conv_kernel=[10, 3], conv_stride=[5, 2], num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "conv_dim": [8, 8],
+    }
+    convs = {
+        "conv_kernel": [10, 3],
+        "conv_stride": [5, 2],
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+    }
     model = HubertModel(HubertConfig(**sizes, **convs, feat_proj_layer_norm=False)).eval()
     model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')

@@ -1,4 +1,5 @@
-"""The log-mel front end: its energies against torchaudio's, its frames against HuBERT's, and what a caller may rely on."""
+"""The log-mel front end: its energies against torchaudio's, its frames against HuBERT's, and what a caller may rely
+on."""
 
 import math
 
@@ -14,8 +15,9 @@ from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
 
 SMALL = {
-    "frontend": "mel", "mel_bins": 20, "conv_layers": [[24, 3, 1], [32, 3, 2]], "conv_bias": True, "width": 32, "layers": 2, "heads": 2,
-    "head_width": 16, "ffn": 48, "position_kernel": 16, "position_groups": 4, "dropout": 0.0, "attention_dropout": 0.0,
+    "frontend": "mel", "mel_bins": 20, "conv_layers": [[24, 3, 1], [32, 3, 2]], "conv_bias": True, "width": 32,
+    "layers": 2, "heads": 2, "head_width": 16, "ffn": 48, "position_kernel": 16, "position_groups": 4, "dropout": 0.0,
+    "attention_dropout": 0.0,
 }  # fmt: skip
 
 
@@ -36,7 +38,8 @@ def test_filters_and_energies_are_torchaudios():
     )
     waves = noise(6000)
     theirs = torchaudio.transforms.MelSpectrogram(n_fft=512, win_length=400, hop_length=160, n_mels=80, center=False)
-    # torchaudio centres the window in the 512 points of the transform, which changes phases alone: 56 samples more at both ends
+    # torchaudio centres the window in the 512 points of the transform, which changes phases alone: 56 samples more at
+    # both ends
     reference = (theirs(torch.nn.functional.pad(waves, (56, 56))) + FLOOR).log()
     reference = (reference - reference.mean()) / reference.std(correction=0)
     torch.testing.assert_close(LogMel(80)(waves, None), reference, atol=2e-4, rtol=0.0)
@@ -55,7 +58,8 @@ def test_as_many_frames_as_huberts_for_every_length():
 
 @torch.no_grad()
 def test_a_frame_is_centred_where_huberts_is():
-    # a click at the middle of HuBERT's frame t, sample 320 t + 200, changes frame t most, and its neighbours by as much as each other
+    # a click at the middle of HuBERT's frame t, sample 320 t + 200, changes frame t most, and its neighbours by as much
+    # as each other
     encoder = Encoder(config(conv_layers=[[8, 1, 1], [32, 1, 2]], position_kernel=1)).eval()
     quiet = 1e-4 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
     for frame in (7, 20, 41):
@@ -96,7 +100,7 @@ def test_the_level_of_a_recording_changes_nothing_and_silence_is_finite():
 def test_gradients_reach_every_parameter_and_bf16_keeps_the_energies_in_fp32():
     encoder, waves = Encoder(config()), noise(8000, 8000)
     encoder(waves).states[-1].square().mean().backward()
-    front = [p for p in encoder.frontend.parameters()]
+    front = list(encoder.frontend.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in front)
     with torch.autocast("cpu", torch.bfloat16):
         assert encoder.frontend.mel(waves, None).dtype == torch.float32
@@ -116,7 +120,8 @@ def test_it_is_saved_without_its_constants_and_has_its_own_digest(tmp_path):
 
 def test_size_and_cost_by_hand():
     small = config(layers=0, heads=0, ffn=0)
-    # mel scale and offset; two convolutions with bias; group norm; LayerNorm and projection; positional convolution; norm
+    # mel scale and offset; two convolutions with bias; group norm; LayerNorm and projection; positional convolution;
+    # norm
     parts = [2 * 20, 24 * 20 * 3 + 24, 32 * 24 * 3 + 32, 2 * 24, 2 * 32, 32 * 32 + 32, 32 * 8 * 16 + 16 + 32, 2 * 32]
     assert size.parameters(small) == sum(parts)
     # 1 s: 98 log-mel frames, then 98 and 49

@@ -111,7 +111,7 @@ def test_weights_are_repetitions():
 
 
 def test_term_weighted_value_by_hand():
-    assert metrics.TERM_WEIGHT == pytest.approx(12.49)
+    assert pytest.approx(12.49) == metrics.TERM_WEIGHT
     value = metrics.maximum_term_weighted_value
     assert value(np.array([[1, 1, 0]]), np.array([[3.0, 2.0, 1.0]])) == (1.0, 2.0)
     assert value(np.array([[1, 0, 0, 1]]), np.array([[3.0, 2.0, 1.0, 0.0]])) == (
@@ -120,7 +120,8 @@ def test_term_weighted_value_by_hand():
     )  # the second costs 12.49 for 0.5
     assert value(np.array([[0, 1]]), np.array([[2.0, 1.0]])) == (0.0, float("inf"))  # rather detect nothing
     assert value(np.array([[0, 1, 1]]), np.array([[3.0, 2.0, 1.0]]), beta=0.25)[0] == pytest.approx(0.75)
-    # One threshold for both queries: 2 gives (1 + 1) / 2 - 0.5 / 2 / 2 with a false alarm among the first's two; 3 gives 1 / 2.
+    # One threshold for both queries: 2 gives (1 + 1) / 2 - 0.5 / 2 / 2 with a false alarm among the first's two; 3
+    # gives 1 / 2.
     relevant, scores = np.array([[1, 0, 0], [1, 0, 0]]), np.array([[3.0, 2.0, 0.0], [2.0, 1.0, 0.0]])
     assert value(relevant, scores, beta=0.5)[0] == pytest.approx(1 - 0.125)
     # A query in no document counts for nothing, a pair that is not scored neither; equal scores are detected together.
@@ -137,7 +138,7 @@ def test_term_weighted_value_is_the_best_over_all_thresholds():
         relevant, scores = rng.integers(-1, 2, (4, 9)), np.round(rng.standard_normal((4, 9)), 1)
         relevant[0, 0] = 1
 
-        def at(threshold):
+        def at(threshold, relevant=relevant, scores=scores):
             each = []
             for truth, score in zip(relevant, scores):
                 if (truth == 1).any():

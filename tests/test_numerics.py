@@ -1,4 +1,5 @@
-"""Reduced precision gives what fp32 gives: every architecture, every path, short and long; and what never reaches a wrong kernel."""
+"""Reduced precision gives what fp32 gives: every architecture, every path, short and long; and what never reaches a
+wrong kernel."""
 
 import copy
 
@@ -26,22 +27,33 @@ RELATIVE = {"buckets": 16, "max_distance": 40, "total_heads": 2}
 ARCHITECTURES = {
     "group norm, post-norm": {},
     "layer norm, pre-norm, normalised": {
-        "conv_norm": "layer", "conv_bias": True, "norm": "pre", "normalize_waveform": True, "normalize_epsilon": 1e-7,
+        "conv_norm": "layer",
+        "conv_bias": True,
+        "norm": "pre",
+        "normalize_waveform": True,
+        "normalize_epsilon": 1e-7,
     },
     "group norm, normalised": {"normalize_waveform": True},
     "gated position bias": {"relative_position": RELATIVE},
     "pruned": {
-        "relative_position": RELATIVE | {"kept_heads": [[1], []]}, "heads": [1, 0], "ffn": [48, 20], "feature_scale": True,
+        "relative_position": RELATIVE | {"kept_heads": [[1], []]},
+        "heads": [1, 0],
+        "ffn": [48, 20],
+        "feature_scale": True,
         "hidden_states": "features",
     },
-    "reused maps, output heads": {"reuse_attention": [False, True], "output_projection": 10, "hidden_states": "projections"},
+    "reused maps, output heads": {
+        "reuse_attention": [False, True],
+        "output_projection": 10,
+        "hidden_states": "projections",
+    },
     "reused maps, softmax": {"reuse_attention": [False, True], "reuse_softmax": True},
     "prediction heads": {"prediction_layers": [1, 3]},
     "no projection": {"projection": False},
     "batch norm before the positional convolution": {"position_norm": "batch"},
     "stacked positional convolutions": {"position_norm": "layer", "position_layers": 2},
     "adapters": {"norm": "pre", "adapter": 8},
-}  # fmt: skip
+}
 PATHS = {
     "autocast bf16": (torch.bfloat16, True),
     "autocast fp16": (torch.float16, True),
@@ -142,7 +154,8 @@ class Convolutions(TorchDispatchMode):
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "model"])
 @pytest.mark.parametrize("channels", [1, 3, 8, 15, 16, 27])
 def test_narrow_grouped_convolutions_are_fp32_on_a_cpu(kind, autocast, channels, monkeypatch):
-    """torch's bf16 kernel for AMX is wrong there. That kernel is not on every machine: what is asked of it is what can be tested."""
+    """torch's bf16 kernel for AMX is wrong there. That kernel is not on every machine: what is asked of it is what can
+    be tested."""
     monkeypatch.setattr(numerics, "_has_kernels", lambda kind: True)  # as on such a CPU
     torch.manual_seed(0)
     config = EncoderConfig(width=4 * channels, position_kernel=16, position_groups=4, heads=1, head_width=4)
@@ -163,7 +176,7 @@ def test_convolutions_without_kernels_are_fp32(monkeypatch):
     """torch's own loop for a type that the CPU does not know takes 5 to 17 times as long as fp32."""
     x_BCT, weight, bias = torch.randn(1, 64, 20), torch.randn(64, 32, 5), torch.randn(64)
     for has, wanted in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(numerics, "_has_kernels", lambda kind: has)
+        monkeypatch.setattr(numerics, "_has_kernels", lambda kind, has=has: has)
         with Convolutions() as seen, torch.autocast("cpu", torch.bfloat16):
             assert numerics.grouped_conv1d(x_BCT, weight, bias, 2, 2).dtype == torch.bfloat16
         assert [kind for _, kind in seen.kinds] == [wanted]

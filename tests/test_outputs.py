@@ -1,4 +1,5 @@
-"""No command replaces, empties or adds to what it did not make: every one that writes, before a folder and a file of somebody else."""
+"""No command replaces, empties or adds to what it did not make: every one that writes, before a folder and a file of
+somebody else."""
 
 import os
 import sys
@@ -23,10 +24,11 @@ TINY = EncoderConfig(
     conv_layers=((8, 10, 320),), width=8, layers=1, heads=1, head_width=8, ffn=8, position_kernel=4, position_groups=2
 )
 FOREIGN = {
-    "thesis.txt": "mine", "config.json": "{}", "model.safetensors": "mine", "recipe.yaml": "teacher: star_mini\n", "data.tsv": "path\tsamples\n",
-    "skipped.tsv": "mine", "measured.json": "{}", ".lock": "mine", "log.csv": "mine", "state.pt": "mine", "done.json": "{}", "best/a.txt": "mine",
-    "cache/a.txt": "mine", "logs/a.txt": "mine", "table.md": "mine", "table.csv": "mine", "table.json": "{}", "similarity.json": "{}",
-    "similarity.png": "mine", "ks.json": "{}", "ks.log": "mine", "ks.error.txt": "mine", ".progress/ks.pt": "mine", "mini.json": "{}",
+    "thesis.txt": "mine", "config.json": "{}", "model.safetensors": "mine", "recipe.yaml": "teacher: star_mini\n",
+    "data.tsv": "path\tsamples\n", "skipped.tsv": "mine", "measured.json": "{}", ".lock": "mine", "log.csv": "mine",
+    "state.pt": "mine", "done.json": "{}", "best/a.txt": "mine", "cache/a.txt": "mine", "logs/a.txt": "mine",
+    "table.md": "mine", "table.csv": "mine", "table.json": "{}", "similarity.json": "{}", "similarity.png": "mine",
+    "ks.json": "{}", "ks.log": "mine", "ks.error.txt": "mine", ".progress/ks.pt": "mine", "mini.json": "{}",
     "README.md": "mine", "LibriSpeech/a.flac": "mine", "round1/state.pt": "mine", ".cache/a": "mine",
 }  # fmt: skip
 """Names that our commands would write, all with other content."""
@@ -86,11 +88,17 @@ FOLDERS = {
     "checkpoint.save": lambda out, here: called(checkpoint.save, out, Encoder(TINY), {}),
 }
 FILES = {  # the suffixes that are written beside one another
-    "eval report": (("", ".md", ".csv", ".html"), lambda out, here: run_eval("report", ROOT / "results/realspeech/fbank", "--out", out)),
+    "eval report": (
+        ("", ".md", ".csv", ".html"),
+        lambda out, here: run_eval("report", ROOT / "results/realspeech/fbank", "--out", out),
+    ),
     "speed.py": ((".md", ".json"), lambda out, here: speed.main(["--tasks", "ks", "--out", f"{out}.md"])),
     "speed.py --overwrite": ((".md", ".json"), lambda out, here: speed.main(["--overwrite", "--out", f"{out}.md"])),
-    "untrained": ((".safetensors",), lambda out, here: called(untrained, "star_mini", f"{out}.safetensors", ["yes", "no"])),
-}  # fmt: skip
+    "untrained": (
+        (".safetensors",),
+        lambda out, here: called(untrained, "star_mini", f"{out}.safetensors", ["yes", "no"]),
+    ),
+}
 
 
 @pytest.fixture

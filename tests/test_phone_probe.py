@@ -12,8 +12,8 @@ from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 
 CONFIG = EncoderConfig(
-    conv_layers=((8, 10, 5), (8, 8, 8), (16, 8, 8)), projection=False, width=16, layers=2, heads=2, head_width=8, ffn=32,
-    position_kernel=8, position_groups=2, dropout=0.0, attention_dropout=0.0,
+    conv_layers=((8, 10, 5), (8, 8, 8), (16, 8, 8)), projection=False, width=16, layers=2, heads=2, head_width=8,
+    ffn=32, position_kernel=8, position_groups=2, dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""A module that is wrong only under autocast is found, named and computed in fp32: alone, in runs, after a resume, in eval."""
+"""A module that is wrong only under autocast is found, named and computed in fp32: alone, in runs, after a resume, in
+eval."""
 
 import copy
 import json
@@ -20,8 +21,8 @@ from star_upstream.pruning.gates import GatedEncoder
 from star_upstream.training import distill, loop, precision, recipe
 
 TINY = {
-    "conv_layers": [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]], "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2,
-    "width": 32, "head_width": 16, "ffn": 48,
+    "conv_layers": [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]], "position_kernel": 16, "position_groups": 4,
+    "layers": 2, "heads": 2, "width": 32, "head_width": 16, "ffn": 48,
 }  # fmt: skip
 
 
@@ -146,12 +147,14 @@ def world(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "teacher", encoder(), {})
     values = {
         "teacher": str(tmp_path / "teacher"),
-        "student": {**TINY, "width": 24, "projection": False, "head_width": 12, "dropout": 0.1, "hidden_states": "layers"},
+        "student": {**TINY, "width": 24, "projection": False, "head_width": 12, "dropout": 0.1,
+            "hidden_states": "layers"},
         "loss": {"star": {}},
-        "data": {"train": [str(tmp_path / "audio")], "valid_share": 0.2, "min_seconds": 0.4, "max_seconds": 2.0, "batch_seconds": 4.0, "workers": 0},
+        "data": {"train": [str(tmp_path / "audio")], "valid_share": 0.2, "min_seconds": 0.4, "max_seconds": 2.0,
+            "batch_seconds": 4.0, "workers": 0},
         "training": {
-            "updates": 12, "log_every": 1, "validate_every": 6, "save_every": 2, "accelerator": "cpu", "precision": "bf16-mixed",
-            "learning_rate": 1e-3,
+            "updates": 12, "log_every": 1, "validate_every": 6, "save_every": 2, "accelerator": "cpu",
+            "precision": "bf16-mixed", "learning_rate": 1e-3,
         },
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))

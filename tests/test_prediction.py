@@ -1,4 +1,5 @@
-"""DistilHuBERT's prediction heads and loss: published sizes, hand-computed values, padding, checkpoints, and what is refused."""
+"""DistilHuBERT's prediction heads and loss: published sizes, hand-computed values, padding, checkpoints, and what is
+refused."""
 
 import math
 
@@ -13,9 +14,15 @@ from star_upstream.formats import checkpoint, sources
 from star_upstream.losses.prediction import PredictionConfig, PredictionLoss
 from star_upstream.training import recipe
 
-TINY = dict(
-    conv_layers=((8, 10, 5), (8, 3, 4)), width=16, position_kernel=8, position_groups=2, heads=2, head_width=8, ffn=20
-)
+TINY = {
+    "conv_layers": ((8, 10, 5), (8, 3, 4)),
+    "width": 16,
+    "position_kernel": 8,
+    "position_groups": 2,
+    "heads": 2,
+    "head_width": 8,
+    "ffn": 20,
+}
 
 
 def test_published_parameters():
@@ -71,7 +78,8 @@ def test_loss_by_hand():
 
 
 def test_the_means_are_those_of_distilhuberts_code():
-    """s3prl v0.4.18, pretrain/distiller, compute_loss: both terms are means over everything, where no frame is padded."""
+    """s3prl v0.4.18, pretrain/distiller, compute_loss: both terms are means over everything, where no frame is
+    padded."""
     torch.manual_seed(0)
     states, guesses = [torch.randn(3, 7, 4) for _ in range(3)], [torch.randn(3, 7, 4) for _ in range(2)]
     target, guess = torch.stack(states[1:], 1), torch.stack(guesses, 1)

@@ -21,8 +21,8 @@ from star_upstream.formats import checkpoint
 from star_upstream.mini import leaks, pretrain, study
 
 ENCODER = {
-    "frontend": "mel", "mel_bins": 20, "conv_layers": [[16, 3, 1], [16, 3, 2]], "width": 16, "layers": 2, "heads": 2, "head_width": 8,
-    "ffn": 32, "position_kernel": 8, "position_groups": 2, "dropout": 0.1, "attention_dropout": 0.0,
+    "frontend": "mel", "mel_bins": 20, "conv_layers": [[16, 3, 1], [16, 3, 2]], "width": 16, "layers": 2, "heads": 2,
+    "head_width": 8, "ffn": 32, "position_kernel": 8, "position_groups": 2, "dropout": 0.1, "attention_dropout": 0.0,
 }  # fmt: skip
 
 
@@ -42,7 +42,8 @@ def arguments(clips, folder, **changes):
     values = {
         "encoder": ENCODER,
         "rounds": [{"features": "mfcc", "units": 6, "updates": 7}, {"features": "layer1", "units": 8, "updates": 5}],
-        "batch_seconds": 3.0, "crop_seconds": 1.5, "valid_clips": 3, "warmup": 2, "log_every": 1, "save_every": 2, "valid_every": 3, "precision": "32",
+        "batch_seconds": 3.0, "crop_seconds": 1.5, "valid_clips": 3, "warmup": 2, "log_every": 1, "save_every": 2,
+        "valid_every": 3, "precision": "32",
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
     (folder / "r.yaml").write_text(yaml.safe_dump({**values, **changes}))

@@ -52,7 +52,8 @@ def golden(folder: str, reference_padding: bool = False) -> tuple[Encoder, list[
 
 
 def named(encoder: Encoder, waves: list[torch.Tensor], kind: str) -> tuple[dict[str, torch.Tensor], list[int]]:
-    """Everything that the encoder gives for a padded batch, under the names of the golden files; and its valid frames."""
+    """Everything that the encoder gives for a padded batch, under the names of the golden files; and its valid
+    frames."""
     output = encoder(pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]))
     exposed = encoder.exposed(output)
     given = {
@@ -78,7 +79,7 @@ def compare(ours: dict[str, torch.Tensor], lengths: list[int], theirs: dict[str,
         for i, frames in enumerate(lengths):
             valid = slice(frames // max(1, reduction))
             torch.testing.assert_close(
-                found[i, valid], wanted[i, valid], atol=2e-5, rtol=0, msg=lambda text: f"{name}: {text}"
+                found[i, valid], wanted[i, valid], atol=2e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
             )
 
 
@@ -100,7 +101,7 @@ def test_golden_states(folder, kind):
 def test_default_padding_gives_what_the_authors_give_for_one_utterance(folder, kind):
     encoder, waves, theirs = golden(folder)
     reference = golden(folder, reference_padding=True)[0]
-    ours, lengths = named(encoder, waves, kind)
+    ours, _lengths = named(encoder, waves, kind)
     for i, wave in enumerate(waves):
         alone, frames = named(reference, [wave], kind)
         if prefix := next(
@@ -228,7 +229,8 @@ def test_students_that_are_refused(tmp_path, folder, change, message):
         ({"slide_wsz": [32] * 10}, "subnet.slide_wsz: .*is not supported"),
         (
             None,
-            "Supernet-Small.yaml.: which subnet is meant is not in the file; give as config a yaml with a section 'subnet'|supernet",
+            "Supernet-Small.yaml.: which subnet is meant is not in the file; give as config a yaml with a section "
+            "'subnet'|supernet",
         ),
     ],
 )
@@ -339,7 +341,8 @@ def test_other_classes_are_refused_by_name(tmp_path, value, name):
 
 
 def test_what_frameworks_leave_in_files_is_read_as_inert(tmp_path, monkeypatch):
-    """Classes under the names that Lightning, fairseq, omegaconf and s3prl pickle; the names cannot be imported when reading."""
+    """Classes under the names that Lightning, fairseq, omegaconf and s3prl pickle; the names cannot be imported when
+    reading."""
     created = {}
     for dotted, base in {
         "pytorch_lightning.utilities.parsing.AttributeDict": dict,
@@ -484,7 +487,7 @@ def loads_or_says_why(load) -> None:
 def test_odd_values_in_a_yaml(tmp_path, key):
     for value in ODD:
         path = student(tmp_path, {key: value})
-        loads_or_says_why(lambda: published.load(path))
+        loads_or_says_why(lambda path=path: published.load(path))
 
 
 @pytest.mark.parametrize("kind", ["dphubert", "dpwavlm"])
@@ -493,7 +496,7 @@ def test_odd_values_in_a_pruned_models_configuration(kind):
     for key in content["config"]:
         for value in ODD:
             odd = content | {"config": content["config"] | {key: value}}
-            loads_or_says_why(lambda: torchaudio_style.load_pruned(odd, "file", False))
+            loads_or_says_why(lambda odd=odd: torchaudio_style.load_pruned(odd, "file", False))
     for key in content["config"]:
         if not key.endswith(("_layer_drop", "aux_num_out")) and "_prune_" not in key:
             rest = {name: value for name, value in content["config"].items() if name != key}

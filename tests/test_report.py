@@ -13,9 +13,10 @@ from star_upstream.errors import StarError
 def record(metric, value, **changes):
     task = metric.split("_")[0]
     base = {
-        "task": task, "metric": metric, "value": value, "interval_95": [value - 1, value + 1], "unit": "%", "direction": "max",
-        "items": 9, "corpus": "official", "schedule": "superb", "limited": False, "upstream": "fbank", "upstream_digest": "d",
-        "parameters": 1_500_000, "steps": 1, "seed": 0, "lr": 1e-4, "split": "test", "task_version": 1,
+        "task": task, "metric": metric, "value": value, "interval_95": [value - 1, value + 1], "unit": "%",
+        "direction": "max", "items": 9, "corpus": "official", "schedule": "superb", "limited": False,
+        "upstream": "fbank", "upstream_digest": "d", "parameters": 1_500_000, "steps": 1, "seed": 0, "lr": 1e-4,
+        "split": "test", "task_version": 1,
     }  # fmt: skip
     return {**base, **changes}
 

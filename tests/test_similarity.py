@@ -282,7 +282,7 @@ def test_the_mini_teachers_layers(capsys, audio, tmp_path):
     assert (
         result["layers"] == list(range(9))
         and len(result["groups"]) == 3
-        and sum(result["groups"], []) == list(range(9))
+        and [layer for group in result["groups"] for layer in group] == list(range(9))
     )
     matrix = np.array(result["matrix"])
     assert np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1) and 0 < matrix.min() < 0.9

@@ -1,5 +1,7 @@
 """Parameters and MACs against the printed figures, and against torch's own counter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,27 +40,39 @@ def test_the_32_utterances_last_as_long_as_stated():
     assert len(LENGTHS) == 32 and sum(LENGTHS) / 16000 == pytest.approx(SECONDS_COUNTED, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=3, heads=(2, 0, 1), head_width=8, ffn=(12, 20, 0), position_kernel=8, position_groups=4),
-        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=2, head_width=12, ffn=20, position_kernel=7, position_groups=4,
-                      reuse_attention=(False, True), output_projection=10),
-        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=8, position_groups=4,
-                      relative_position=RelativePosition(buckets=8, max_distance=16, total_heads=3)),
-        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=(1, 2), head_width=8, ffn=20, position_kernel=8, position_groups=4,
-                      relative_position=RelativePosition(buckets=8, max_distance=16, total_heads=3, kept_heads=((2,), (0, 1))), prediction_layers=(1, 4)),
-        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=6, position_groups=4,
-                      position_norm="layer", position_layers=3, norm="pre", adapter=5),
-        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=8, position_groups=4,
-                      time_reduction=2, upsampling="heads", output_projection=10, hidden_states="projections"),
-        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=8, position_groups=4,
-                      time_reduction=3, upsampling="last", hidden_states="last", prediction_layers=(1, 4), prediction_inner=7, prediction_width=11),
-        EncoderConfig(conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=8, position_groups=4,
-                      time_reduction=2, output_projection=5),
-    ],
+SMALL = EncoderConfig(
+    conv_layers=((8, 10, 5), (16, 3, 2)), width=24, layers=2, heads=3, head_width=8, ffn=20, position_kernel=8,
+    position_groups=4,
 )  # fmt: skip
-def test_against_torchs_flop_counter(config):
+RELATIVE = RelativePosition(buckets=8, max_distance=16, total_heads=3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": 3, "heads": (2, 0, 1), "ffn": (12, 20, 0)},
+        {"heads": 2, "head_width": 12, "position_kernel": 7, "reuse_attention": (False, True), "output_projection": 10},
+        {"relative_position": RELATIVE},
+        {
+            "heads": (1, 2),
+            "relative_position": replace(RELATIVE, kept_heads=((2,), (0, 1))),
+            "prediction_layers": (1, 4),
+        },
+        {"position_kernel": 6, "position_norm": "layer", "position_layers": 3, "norm": "pre", "adapter": 5},
+        {"time_reduction": 2, "upsampling": "heads", "output_projection": 10, "hidden_states": "projections"},
+        {
+            "time_reduction": 3,
+            "upsampling": "last",
+            "hidden_states": "last",
+            "prediction_layers": (1, 4),
+            "prediction_inner": 7,
+            "prediction_width": 11,
+        },
+        {"time_reduction": 2, "output_projection": 5},
+    ],
+)
+def test_against_torchs_flop_counter(options):
+    config = replace(SMALL, **options)
     encoder = Encoder(config).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(torch.randn(1, 500), attention_maps=True)  # the explicit form, which every device counts alike

@@ -1,4 +1,5 @@
-"""Every kind of source through the one door: transformers folders, fairseq and WavLM files, torchaudio bundles, ours, nothing."""
+"""Every kind of source through the one door: transformers folders, fairseq and WavLM files, torchaudio bundles, ours,
+nothing."""
 
 import argparse
 import json
@@ -50,9 +51,14 @@ def test_weights_in_parts(tmp_path):
 
 @pytest.mark.parametrize(
     "variant, preprocessor, normalised",
-    [({}, None, False), (STABLE, None, True), ({}, '{"do_normalize": true}', True), (STABLE, '{"do_normalize": false}', False),
-     ({}, "{}", True)],
-)  # fmt: skip
+    [
+        ({}, None, False),
+        (STABLE, None, True),
+        ({}, '{"do_normalize": true}', True),
+        (STABLE, '{"do_normalize": false}', False),
+        ({}, "{}", True),
+    ],
+)
 @torch.no_grad()
 def test_waveform_normalisation_of_transformers_folders(variant, preprocessor, normalised, tmp_path):
     model = tiny("Wav2Vec2", **variant)
@@ -95,7 +101,8 @@ def fairseq_name(name: str) -> str | None:
 
 
 def fairseq_file(path, kind: str, variant: dict, style: str, normalize: bool, **extra):
-    """A file as fairseq or WavLM's authors write it, made from a tiny transformers model, which is the reference of these tests."""
+    """A file as fairseq or WavLM's authors write it, made from a tiny transformers model, which is the reference of
+    these tests."""
     model = tiny(kind, **variant)
     weights = {fairseq_name(name): tensor for name, tensor in model.state_dict().items()}
     if variant:  # layer norm of each convolution sits between two transpositions
@@ -130,7 +137,7 @@ def fairseq_file(path, kind: str, variant: dict, style: str, normalize: bool, **
 @pytest.mark.parametrize("kind, style", [("Hubert", "cfg"), ("Wav2Vec2", "args"), ("WavLM", "own")])
 def test_fairseq_and_wavlm_files(kind, style, variant, tmp_path):
     extra = (
-        dict(relative_position_embedding=True, gru_rel_pos=True, num_buckets=16, max_distance=40)
+        {"relative_position_embedding": True, "gru_rel_pos": True, "num_buckets": 16, "max_distance": 40}
         if kind == "WavLM"
         else {}
     )
@@ -163,22 +170,22 @@ def test_fairseq_files_that_are_something_else(tmp_path):
         sources.load(path)
 
 
-TORCHAUDIO = dict(
-    extractor_conv_layer_config=CONVS,
-    encoder_embed_dim=32,
-    encoder_projection_dropout=0.1,
-    encoder_pos_conv_kernel=16,
-    encoder_pos_conv_groups=4,
-    encoder_num_layers=2,
-    encoder_num_heads=4,
-    encoder_attention_dropout=0.1,
-    encoder_ff_interm_features=40,
-    encoder_ff_interm_dropout=0.0,
-    encoder_dropout=0.1,
-    encoder_layer_drop=0.0,
-)
-BASE = dict(extractor_mode="group_norm", extractor_conv_bias=False, encoder_layer_norm_first=False)
-LARGE = dict(extractor_mode="layer_norm", extractor_conv_bias=True, encoder_layer_norm_first=True)
+TORCHAUDIO = {
+    "extractor_conv_layer_config": CONVS,
+    "encoder_embed_dim": 32,
+    "encoder_projection_dropout": 0.1,
+    "encoder_pos_conv_kernel": 16,
+    "encoder_pos_conv_groups": 4,
+    "encoder_num_layers": 2,
+    "encoder_num_heads": 4,
+    "encoder_attention_dropout": 0.1,
+    "encoder_ff_interm_features": 40,
+    "encoder_ff_interm_dropout": 0.0,
+    "encoder_dropout": 0.1,
+    "encoder_layer_drop": 0.0,
+}
+BASE = {"extractor_mode": "group_norm", "extractor_conv_bias": False, "encoder_layer_norm_first": False}
+LARGE = {"extractor_mode": "layer_norm", "extractor_conv_bias": True, "encoder_layer_norm_first": True}
 
 
 @pytest.mark.parametrize("options", [BASE, LARGE], ids=["base", "large"])
@@ -193,17 +200,23 @@ def test_torchaudio_models(kind, options, tmp_path):
             **TORCHAUDIO, **options, aux_num_out=None, encoder_num_buckets=16, encoder_max_distance=40
         )
     else:
-        masks = dict(
-            mask_prob=0.8,
-            mask_selection="static",
-            mask_other=0.0,
-            mask_length=2,
-            no_mask_overlap=False,
-            mask_min_space=1,
-        )
-        channels = dict(mask_channel_prob=0.0, mask_channel_selection="static", mask_channel_other=0.0, mask_channel_length=2,
-                        no_mask_channel_overlap=False, mask_channel_min_space=1)  # fmt: skip
-        rest = dict(skip_masked=False, skip_nomask=False, num_classes=5, final_dim=8, feature_grad_mult=None)
+        masks = {
+            "mask_prob": 0.8,
+            "mask_selection": "static",
+            "mask_other": 0.0,
+            "mask_length": 2,
+            "no_mask_overlap": False,
+            "mask_min_space": 1,
+        }
+        channels = {
+            "mask_channel_prob": 0.0,
+            "mask_channel_selection": "static",
+            "mask_channel_other": 0.0,
+            "mask_channel_length": 2,
+            "no_mask_channel_overlap": False,
+            "mask_channel_min_space": 1,
+        }
+        rest = {"skip_masked": False, "skip_nomask": False, "num_classes": 5, "final_dim": 8, "feature_grad_mult": None}
         model = torchaudio.models.hubert_pretrain_model(**TORCHAUDIO, **options, **masks, **channels, **rest)
     encoder = torchaudio_style.from_model(randomised(model), False, kind, reference_padding=True)
     network = getattr(model, "wav2vec2", model)
@@ -216,7 +229,7 @@ def test_torchaudio_models(kind, options, tmp_path):
     # the same weights without their module, and the arguments in a file
     prefix = "" if kind == "hubert" else "module."
     torch.save({prefix + name: tensor for name, tensor in model.state_dict().items()}, tmp_path / "bare.pth")
-    relative = dict(encoder_num_buckets=16, encoder_max_distance=40) if kind == "wavlm" else {}
+    relative = {"encoder_num_buckets": 16, "encoder_max_distance": 40} if kind == "wavlm" else {}
     (tmp_path / "bare.json").write_text(json.dumps(TORCHAUDIO | options | relative))
     bare = sources.load(tmp_path / "bare.pth", reference_padding=True)
     for ours, theirs in zip(bare(WAVES, lengths).states, output.states, strict=True):
@@ -248,7 +261,8 @@ def test_bundle_names_and_their_offline_message(monkeypatch, tmp_path):
 @pytest.mark.parametrize("normalize", [False, True])
 @torch.no_grad()
 def test_a_bundle_loads_from_torch_hubs_cache(normalize, monkeypatch, tmp_path):
-    """The real road of a bundle, from the place where the offline message puts the file, with a tiny model under its name."""
+    """The real road of a bundle, from the place where the offline message puts the file, with a tiny model under its
+    name."""
     torch.manual_seed(0)
     model = randomised(torchaudio.models.wav2vec2_model(**TORCHAUDIO, **LARGE, aux_num_out=None))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))

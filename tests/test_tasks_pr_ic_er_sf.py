@@ -51,7 +51,8 @@ def make(task, data, schedule=None, part=0, seed=3):
 
 
 def theirs(task, probe, path):
-    """Head and loss put together from s3prl's parts alone: a function of mixed frames, lengths and rows, and its module."""
+    """Head and loss put together from s3prl's parts alone: a function of mixed frames, lengths and rows, and its
+    module."""
     import s3prl.problem
     from s3prl.dataio.dataset import EncodeCategories, EncodeText
     from s3prl.dataio.encoder.category import CategoryEncoder, CategoryEncoders
@@ -99,7 +100,8 @@ def theirs(task, probe, path):
 
 @pytest.mark.parametrize("task", [PR, IC, ER, SF], ids=lambda task: task.name)
 def test_steps_are_s3prls(task, data, monkeypatch, tmp_path):
-    """s3prl's head on frames under its loss, against fit on what the task keeps of them: equal weights after three updates."""
+    """s3prl's head on frames under its loss, against fit on what the task keeps of them: equal weights after three
+    updates."""
     probe = make(task, data)
     generator = torch.Generator().manual_seed(0)
     frames = [torch.randn(3, 18 + i % 5, 8, generator=generator) for i in range(len(probe.table))]
@@ -243,15 +245,15 @@ def test_folds_are_s3prls_random_split(data):
 
 
 IEMOCAP_COUNTS = (
-    "47 27 60 28 43 54 36 28 45 8 27 52 14 57 37 49 48 19 40 48 54 26 49 27 60 43 44 15 41 41 49 19 35 36 53 42 45 53 51 "
-    "33 35 11 20 13 24 41 30 28 30 41 34 42 16 34 21 14 33 58 32 24 58 46 41 16 47 28 50 45 27 44 38 8 18 14 49 24 41 61 "
-    "47 53 6 27 18 32 45 47 26 38 53 48 26 17 33 31 38 30 30 110 25 60 5 42 38 52 40 37 11 20 15 15 21 26 38 20 24 34 77 "
-    "50 39 27 41 53 41 44 13 52 28 12 37 67 51 24 56 32 46 43 33 7 39 58 31 42 25 83 36 29 53 48 24 83 10"
+    "47 27 60 28 43 54 36 28 45 8 27 52 14 57 37 49 48 19 40 48 54 26 49 27 60 43 44 15 41 41 49 19 35 36 53 42 45 53 "
+    "51 33 35 11 20 13 24 41 30 28 30 41 34 42 16 34 21 14 33 58 32 24 58 46 41 16 47 28 50 45 27 44 38 8 18 14 49 24 "
+    "41 61 47 53 6 27 18 32 45 47 26 38 53 48 26 17 33 31 38 30 30 110 25 60 5 42 38 52 40 37 11 20 15 15 21 26 38 20 "
+    "24 34 77 50 39 27 41 53 41 44 13 52 28 12 37 67 51 24 56 32 46 43 33 7 39 58 31 42 25 83 36 29 53 48 24 83 10"
 )
 """Utterances of each dialogue of s3prl's lists, in their order."""
 DEV = {  # utterances, and the sha256 of "<dialogue>_<number of the utterance in it>", a line each, as drawn
-    1: (890, "69fbb0905562d722"), 2: (902, "1a73ea428a89c1be"), 3: (876, "73bbcaebb0d8e837"), 4: (900, "f9d7d41266ec79f3"),
-    5: (858, "12ca5bb69263ac6c"),
+    1: (890, "69fbb0905562d722"), 2: (902, "1a73ea428a89c1be"), 3: (876, "73bbcaebb0d8e837"),
+    4: (900, "f9d7d41266ec79f3"), 5: (858, "12ca5bb69263ac6c"),
 }  # fmt: skip
 
 
@@ -393,7 +395,7 @@ def test_limit_leaves_what_can_be_taught(data):
         assert few["split"].value_counts()["train"] == 2
         task.probe(task, few, SMALL[task.name], 0)
     few = limited(corpora.load("er", data), ER, 2)
-    assert few["fold"].value_counts().to_dict() == {fold: 2 for fold in range(1, 6)} and few["label"].nunique() == 2
+    assert few["fold"].value_counts().to_dict() == dict.fromkeys(range(1, 6), 2) and few["label"].nunique() == 2
     for part in ER.probe.splits(ER, few):
         ER.probe(ER, part, SMALL["er"], 0)
 
@@ -448,7 +450,8 @@ def test_exact_runs_of_every_task(data, tmp_path):
 
 
 def test_slices_are_of_train_by_number_of_phones(data):
-    """Each utterance once begins a slice, the last ones share the last whole one; half a slice where it begins with a long one."""
+    """Each utterance once begins a slice, the last ones share the last whole one; half a slice where it begins with a
+    long one."""
     table = corpora.load("pr", data)
     table["samples"] += 30_000 * np.random.default_rng(0).permutation(len(table))  # some over 300,000: half the slice
     probe = PR.probe(PR, table, SMALL["pr"], 5)

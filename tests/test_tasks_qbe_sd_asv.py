@@ -53,8 +53,22 @@ def frames(task, probe, folder, crop=None):
 
 
 def evaluate(data, out, name, *arguments):
-    return main(["run", "--upstream", "tiny_corpus:upstream", "--schedule", "mini", "--data", str(data), "--out", str(out),
-                 "--tasks", name, *map(str, arguments)])  # fmt: skip
+    return main(
+        [
+            "run",
+            "--upstream",
+            "tiny_corpus:upstream",
+            "--schedule",
+            "mini",
+            "--data",
+            str(data),
+            "--out",
+            str(out),
+            "--tasks",
+            name,
+            *map(str, arguments),
+        ]
+    )
 
 
 def record_of(out, name):
@@ -254,7 +268,8 @@ def test_segments_are_those_of_s3prls_rttm(tmp_path):
 
 
 def test_diarization_joins_chunks_and_takes_the_best_setting(data, monkeypatch):
-    """Perfect logits in chunks of 90 frames, in any order of rows: no error at any threshold; the reference against itself."""
+    """Perfect logits in chunks of 90 frames, in any order of rows: no error at any threshold; the reference against
+    itself."""
     monkeypatch.setattr(sd_module, "CHUNK", 90)
     probe = make(SD, data)
     rows = probe.split["test"][::-1]
@@ -374,7 +389,7 @@ def test_official_schedules_and_heads_are_s3prls():
         sd["scoring"]["thresholds"],
         sd["scoring"]["median_filters"],
     )
-    assert sd_module.CHUNK == sd["build_dataset"]["chunk_size"]
+    assert sd["build_dataset"]["chunk_size"] == sd_module.CHUNK
     from s3prl.problem.asv.superb_asv import EFFECTS
 
     limits = asv["build_dataset"]["train"]
@@ -412,14 +427,25 @@ def test_unusable_corpora_are_named(data):
 
 
 def test_dev_accuracy_of_diarization_is_the_mean_over_chunks_by_hand():
-    """Nine of ten decisions right in 100 frames, half in 10 frames: 70 %, where all decisions pooled are 86.4 % right; and a chunk where
-    nobody talks counts as 0, as in s3prl/downstream/diarization/expert.py at v0.4.18."""
+    """Nine of ten decisions right in 100 frames, half in 10 frames: 70 %, where all decisions pooled are 86.4 % right;
+    and a chunk where nobody talks counts as 0, as in s3prl/downstream/diarization/expert.py at v0.4.18."""
     chunk = {"path": "x", "start": 0, "stride": 160, "first_frame": 0, "recording": "r"}
     rows = [
-        {**chunk, "id": f"{split}{frames}", "split": split, "frames": frames, "samples": 160 * frames, "segments": segments}
+        {
+            **chunk,
+            "id": f"{split}{frames}",
+            "split": split,
+            "frames": frames,
+            "samples": 160 * frames,
+            "segments": segments,
+        }
         for split in ("train", "dev", "test")
-        for frames, segments in ((100, ((0.0, 1.0, "a"),)), (10, ((0.0, 0.1, "a"), (0.0, 0.1, "b"))), (50, ((9.0, 9.5, "a"),)))
-    ]  # fmt: skip
+        for frames, segments in (
+            (100, ((0.0, 1.0, "a"),)),
+            (10, ((0.0, 0.1, "a"), (0.0, 0.1, "b"))),
+            (50, ((9.0, 9.5, "a"),)),
+        )
+    ]
     made = SD.probe(SD, pd.DataFrame(rows), SD.schedules["mini"], 0)
     dev, logits = made.split["dev"], []
     for row, wrong in zip(made.split["dev"], (20, 10, 0)):
@@ -440,8 +466,10 @@ def test_diarization_repeats_the_last_frame_before_the_lstm():
         "segments": ((0.0, 0.1, "a"), (0.05, 0.2, "b")),
     }
     rows = [
-        {**chunk, "id": f"{s}{n}", "split": s, "frames": n, "samples": 320 * n} for s in ("train", "dev", "test") for n in (10, 6)
-    ]  # fmt: skip
+        {**chunk, "id": f"{s}{n}", "split": s, "frames": n, "samples": 320 * n}
+        for s in ("train", "dev", "test")
+        for n in (10, 6)
+    ]
     made = SD.probe(
         SD, pd.DataFrame(rows), dataclasses.replace(SD.schedules["mini"], head={"hidden_size": 5, "rnn_layers": 1}), 0
     )

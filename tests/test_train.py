@@ -21,10 +21,12 @@ compat.apply()
 KS, SID, ASR = tasks.get("ks"), tasks.get("sid"), tasks.get("asr")
 SMALL_ASR = {
     "model_conf": {
-        "module": "LSTM", "bidirectional": True, "proj_size": 16, "hidden_size": [16], "dropout": [0.2], "layer_norm": [False],
+        "module": "LSTM", "bidirectional": True, "proj_size": 16, "hidden_size": [16], "dropout": [0.2],
+        "layer_norm": [False],
         "proj": [False], "sample_rate": [1], "sample_style": "concat",
     },
-    "specaug_conf": {"freq_mask_width_range": (0, 4), "num_freq_mask": 1, "time_mask_width_range": (0, 4), "num_time_mask": 1},
+    "specaug_conf": {"freq_mask_width_range": (0, 4), "num_freq_mask": 1, "time_mask_width_range": (0, 4),
+        "num_time_mask": 1},
 }  # fmt: skip
 
 
@@ -83,7 +85,8 @@ def test_learns_what_can_be_learnt(task):
 
 
 def test_steps_are_s3prls(monkeypatch):
-    """s3prl's upstream, featurizer, head, task and update on waveforms, against fit on time means: equal weights after 5 steps."""
+    """s3prl's upstream, featurizer, head, task and update on waveforms, against fit on time means: equal weights after
+    5 steps."""
     from s3prl import hub
     from s3prl.nn import Featurizer, MeanPoolingLinear, S3PRLUpstream
     from s3prl.nn.upstream import UpstreamDownstreamModel
@@ -139,7 +142,8 @@ def test_steps_are_s3prls(monkeypatch):
 
 
 def test_learns_to_spell():
-    """Characters of four frames each, then silence: CTC, SpecAugment, the fast LSTM and greedy decoding together learn them."""
+    """Characters of four frames each, then silence: CTC, SpecAugment, the fast LSTM and greedy decoding together learn
+    them."""
     probe, features = make(
         ASR, dataclasses.replace(CTC_SMALL, steps=200, batch=6, eval_every=40, lr=2e-2), ("AB A", "BA", "B AB")
     )
@@ -303,7 +307,8 @@ def test_value_is_s3prls_metric_and_the_ratio_of_counts():
     rows = probe.split["test"]
     predictions = ["AB A" if i % 3 else "A B A" for i in range(len(rows))]
     top, bottom = probe.counts(predictions, rows).sum(0)
-    # 4 x "AB A" (2 words) and 4 x "BA" (1 word); by hand: i=0,3 wrong on "AB A" (2 edits), i=6 wrong on "BA" (3), i=4,5,7 (2)
+    # 4 x "AB A" (2 words) and 4 x "BA" (1 word); by hand: i=0,3 wrong on "AB A" (2 edits), i=6 wrong on "BA" (3),
+    # i=4,5,7 (2)
     assert (top, bottom) == (2 + 2 + 3 + 2 + 2 + 2, 12)
     assert probe.value(predictions, rows) == pytest.approx(100 * top / bottom)
     # in characters: a space too much twice, three characters too many once, two too many three times, of 4 x 4 + 4 x 2

@@ -19,15 +19,15 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def config(**changes):
-    values = dict(
-        conv_layers=((8, 10, 5), (8, 8, 8), (12, 8, 8)),
-        projection=False,
-        width=12,
-        layers=2,
-        heads=2,
-        head_width=6,
-        ffn=16,
-    )
+    values = {
+        "conv_layers": ((8, 10, 5), (8, 8, 8), (12, 8, 8)),
+        "projection": False,
+        "width": 12,
+        "layers": 2,
+        "heads": 2,
+        "head_width": 6,
+        "ffn": 16,
+    }
     return EncoderConfig(**{**values, "position_kernel": 8, "position_groups": 2, **changes})
 
 
@@ -155,7 +155,8 @@ def test_s3prl_loads_our_names(folder):
     with torch.no_grad():
         states, lengths = model(torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True), torch.tensor([16000, 7000]))
         alone, alone_lengths = model(wavs[1][None], torch.tensor([7000]))
-    # s3prl counts ceil(7000 / 320) = 22 frames where the encoder has 20 or 21: they are filled alike alone and in a batch
+    # s3prl counts ceil(7000 / 320) = 22 frames where the encoder has 20 or 21: they are filled alike alone and in a
+    # batch
     assert lengths[0].tolist() == [50, 22] and alone_lengths[0].tolist() == [22]
     for many, one in zip(states, alone):
         assert torch.allclose(many[1, :22], one[0, :22], atol=1e-5)

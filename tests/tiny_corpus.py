@@ -44,9 +44,13 @@ def make(root: Path) -> Path:
     ])  # fmt: skip
     texts = ["AB BA", "BA", "AB", "B A", "ABA", "A BB"]
     spoken = [(split, texts[i % 6]) for split, i in splits]
-    write("asr", [
-        (s, np.concatenate([tone(LETTERS[c], 0.15, rng) for c in text]), {"speaker": "x", "text": text}) for s, text in spoken
-    ])  # fmt: skip
+    write(
+        "asr",
+        [
+            (s, np.concatenate([tone(LETTERS[c], 0.15, rng) for c in text]), {"speaker": "x", "text": text})
+            for s, text in spoken
+        ],
+    )
     return root
 
 

@@ -21,12 +21,15 @@ HEARD = {"anna": 300.0, "ben": 700.0, "cleo": 1300.0, "dan": 2100.0}
 NEW = {"eve": 500.0, "finn": 1000.0, "gus": 1700.0}
 CONVS = [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]]
 ENCODER = {
-    "conv_layers": CONVS, "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2, "width": 32, "head_width": 16, "ffn": 48,
+    "conv_layers": CONVS, "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2, "width": 32,
+    "head_width": 16, "ffn": 48,
 }  # fmt: skip
 QUICK = {
-    "encoder": "", "tasks": {"keyword": {"data": "ks", "batch": 8}, "speaker": {"data": "asv", "loss": "angular", "batch": 8, "embedding": 8, "crop_seconds": 0.4}},
+    "encoder": "", "tasks": {"keyword": {"data": "ks", "batch": 8},
+        "speaker": {"data": "asv", "loss": "angular", "batch": 8, "embedding": 8, "crop_seconds": 0.4}},
     "training": {
-        "updates": 12, "learning_rate": 5e-3, "warmup": 0.0, "schedule": "constant", "weight_decay": 0.0, "betas": [0.9, 0.999],
+        "updates": 12, "learning_rate": 5e-3, "warmup": 0.0, "schedule": "constant", "weight_decay": 0.0,
+        "betas": [0.9, 0.999],
         "log_every": 1, "validate_every": 6, "save_every": 2, "accelerator": "cpu",
     },
     "data": {"workers": 0},

@@ -33,7 +33,7 @@ def make(root: Path) -> Path:
         for term, pitches in TERMS.items():
             wave = np.concatenate([tone(hertz, rng.uniform(0.1, 0.14), rng) for hertz in pitches])
             queries.append({**wav(f"{split}-q-{pitches[0]:.0f}", wave), "set": split, "term": term})
-        for i, (term, other) in enumerate(itertools.product(TERMS, range(4))):
+        for i, (term, _other) in enumerate(itertools.product(TERMS, range(4))):
             noise = [tone(rng.uniform(300, 3500), 0.12, rng) for _ in range(6)]
             said = [tone(hertz, 0.12, rng) for hertz in TERMS[term]]
             docs.append(

@@ -42,9 +42,13 @@ def make(root: Path) -> Path:
 
     splits = [(split, i) for split, count in SPLITS.items() for i in range(count)]
     said = ["AH B", "S AH", "B S AH", "AH S B AH"]
-    write("pr", [
-        ([PHONES[p] for p in said[i % 4].split()], {"split": s, "text": "WORD", "phones": said[i % 4]}) for s, i in splits
-    ])  # fmt: skip
+    write(
+        "pr",
+        [
+            ([PHONES[p] for p in said[i % 4].split()], {"split": s, "text": "WORD", "phones": said[i % 4]})
+            for s, i in splits
+        ],
+    )
     write("ic", [
         ([ACTIONS[a], OBJECTS[o], PLACES[p]], {"split": s, "action": a, "object": o, "location": p})
         for s, i in splits if i < 4 for a in ACTIONS for o in OBJECTS for p in PLACES

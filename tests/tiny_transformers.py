@@ -11,24 +11,24 @@ CONVS = [(16, 10, 5), (16, 3, 2), (24, 2, 2)]
 LENGTHS = torch.tensor([3000, 1900])
 WAVES = torch.stack([torch.randn(3000, generator=torch.Generator().manual_seed(i)) * 0.2 + 0.03 for i in range(2)])
 WAVES[1, 1900:] = 0
-SIZES = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=40,
-    conv_dim=[c for c, _, _ in CONVS],
-    conv_kernel=[k for _, k, _ in CONVS],
-    conv_stride=[s for _, _, s in CONVS],
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-    vocab_size=12,
-    pad_token_id=0,
-    codevector_dim=8,
-    proj_codevector_dim=8,
-    num_buckets=16,
-    max_bucket_distance=40,
-)
-STABLE = dict(feat_extract_norm="layer", conv_bias=True, do_stable_layer_norm=True)
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "conv_dim": [c for c, _, _ in CONVS],
+    "conv_kernel": [k for _, k, _ in CONVS],
+    "conv_stride": [s for _, _, s in CONVS],
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "vocab_size": 12,
+    "pad_token_id": 0,
+    "codevector_dim": 8,
+    "proj_codevector_dim": 8,
+    "num_buckets": 16,
+    "max_bucket_distance": 40,
+}
+STABLE = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
 
 
 def randomised(module, seed=0):
@@ -71,7 +71,8 @@ def check(encoder: Encoder, reference, waves=WAVES) -> None:
 
 @torch.no_grad()
 def check_alone(encoder: Encoder, reference) -> None:
-    """``encoder``, without the references' padding, gives in a padded batch what the transformers model gives for one utterance."""
+    """``encoder``, without the references' padding, gives in a padded batch what the transformers model gives for one
+    utterance."""
     together = encoder(WAVES, LENGTHS)
     for i, n in enumerate(LENGTHS):
         result = reference(WAVES[i : i + 1, :n], output_hidden_states=True)

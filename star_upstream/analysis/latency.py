@@ -1,15 +1,16 @@
 """Models side by side: sizes, and the time that one forward pass takes, measured in turns on this machine.
 
-In turns, because a machine's speed drifts: round after round each model is timed once, in another order each round, and a model's
-time is the median over the rounds. Shapes: B utterances, N samples.
+In turns, because a machine's speed drifts: round after round each model is timed once, in another order each round, and
+a model's time is the median over the rounds. Shapes: B utterances, N samples.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,8 +24,9 @@ from ..training import recipe as recipes
 
 
 def sizes(source: str) -> dict[str, Any]:
-    """:func:`~star_upstream.encoder.size.profile` of a recipe's student (as it starts) or of anything that can be a teacher, without loading
-    weights where they are not needed; for a checkpoint of ours also ``bytes``, the size of its weights on disk."""
+    """:func:`~star_upstream.encoder.size.profile` of a recipe's student (as it starts) or of anything that can be a
+    teacher, without loading weights where they are not needed; for a checkpoint of ours also ``bytes``, the size of its
+    weights on disk."""
     if checkpoint.is_checkpoint(source):
         values = profile(strict.build(EncoderConfig, checkpoint.describe(source).get("encoder"), "encoder"))
         path = Path(source)
@@ -38,7 +40,8 @@ def sizes(source: str) -> dict[str, Any]:
 
 
 def model(source: str) -> nn.Module:
-    """What runs, in eval mode: random weights for a recipe, and for the ``gated`` folder of a run that prunes the model with its gates."""
+    """What runs, in eval mode: random weights for a recipe, and for the ``gated`` folder of a run that prunes the model
+    with its gates."""
     if (Path(source) / "gates.json").is_file():
         from ..training import prune
 
@@ -54,8 +57,8 @@ def side_by_side(
 ) -> dict[str, Any]:
     """Time each model on the same ``seconds`` of noise on the CPU, ``repeats`` rounds after one to warm up.
 
-    ``threads``: None takes torch's number. The result states all of these; per model: the median, fastest and slowest of its rounds in
-    seconds, how many times faster than the audio the median is, and ``speedup`` over the first model.
+    ``threads``: None takes torch's number. The result states all of these; per model: the median, fastest and slowest
+    of its rounds in seconds, how many times faster than the audio the median is, and ``speedup`` over the first model.
     """
     if seconds * audio.RATE < max(m.config.receptive_field for m in models.values()) or repeats < 1:
         raise StarError("seconds must be enough for one frame, and repeats 1 or more")

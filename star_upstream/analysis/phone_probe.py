@@ -1,4 +1,5 @@
-"""Which layer knows the phones: a linear head a layer, trained with CTC for a minute, its phone error rate on other utterances.
+"""Which layer knows the phones: a linear head a layer, trained with CTC for a minute, its phone error rate on other
+utterances.
 
     python -m star_upstream.analysis.phone_probe ENCODER... --manifest pr.tsv
 
@@ -10,8 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import editdistance
 import numpy as np
@@ -50,10 +51,12 @@ def read(manifest: str | Path, split: str, seconds: float, seed: int = 0) -> tup
 
 
 def probe(
-    learned: Sequence[np.ndarray], phones: Sequence[list[str]], tested: Sequence[np.ndarray], answers: Sequence[list[str]],
+    learned: Sequence[np.ndarray], phones: Sequence[list[str]], tested: Sequence[np.ndarray],
+    answers: Sequence[list[str]],
     epochs: int = 60, batch: int = 8, rate: float = 1e-2, seed: int = 0,
 ) -> float:  # fmt: skip
-    """The phone error rate in per cent of a linear head on T x F features, each standardised over the frames learned from."""
+    """The phone error rate in per cent of a linear head on T x F features, each standardised over the frames learned
+    from."""
     names = {phone: i + 1 for i, phone in enumerate(sorted({p for line in phones for p in line}))}
     frames = np.concatenate(learned).astype(np.float32)
     mean_F, scale_F = torch.from_numpy(frames.mean(0)), torch.from_numpy(frames.std(0) + 1e-3)
@@ -90,7 +93,8 @@ def probe(
 def by_layer(
     encoder, manifest: str | Path, wanted: Sequence[int] | None = None, seconds: float = 2000.0
 ) -> dict[int, float]:
-    """Phone error rate in per cent for each layer (all but the first one's input when none are named), on the split ``dev``."""
+    """Phone error rate in per cent for each layer (all but the first one's input when none are named), on the split
+    ``dev``."""
     wanted = list(wanted or range(1, encoder.config.layers + 1))
     if not all(0 <= layer <= encoder.config.layers for layer in wanted):
         raise StarError(f"layers: the model has {encoder.config.layers}, got {wanted}")

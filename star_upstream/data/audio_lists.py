@@ -56,7 +56,8 @@ class Entry(NamedTuple):
 
 
 def read(path: Path) -> tuple[list[Entry], Path | None]:
-    """The entries, and the folder that the paths are below where the list says one. Raises :class:`StarError` for what is no list."""
+    """The entries, and the folder that the paths are below where the list says one. Raises :class:`StarError` for what
+    is no list."""
     if said := pointer(path):
         raise StarError(f"{path}: {said}")
     lines = [(number, line.rstrip("\r")) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]

@@ -39,17 +39,20 @@ _FILE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json", ".yaml
 def load(source: str | Path, reference_padding: bool = False, config: str | Path | None = None) -> Encoder:
     """The encoder of ``source``, frozen, in eval mode, fp32, on the CPU.
 
-    ``config`` is the yaml of a STaRHuBERT, ARMHuBERT, MaskHuBERT or FitHuBERT file, or names a subnet of LightHuBERT. Raises :class:`StarError` for a source that is not found
-    (what was tried, and near names), cannot be downloaded (what to fetch and where to put it) or does not fit the encoder.
+    ``config`` is the yaml of a STaRHuBERT, ARMHuBERT, MaskHuBERT or FitHuBERT file, or names a subnet of LightHuBERT.
+    Raises :class:`StarError` for a source that is not found (what was tried, and near names), cannot be downloaded
+    (what to fetch and where to put it) or does not fit the encoder.
     """
     encoder, _ = _open(source, reference_padding, config)
     return encoder.requires_grad_(False).float().eval()
 
 
 def convert(source: str | Path, folder: str | Path, config: str | Path | None = None) -> dict[str, Any]:
-    """Write ``source`` (anything that :func:`load` takes) as a checkpoint of ours; returns the provenance that it records.
+    """Write ``source`` (anything that :func:`load` takes) as a checkpoint of ours; returns the provenance that it
+    records.
 
-    ``folder`` is new or empty, or holds what this function made of the same source. Raises :class:`StarError` for any other.
+    ``folder`` is new or empty, or holds what this function made of the same source. Raises :class:`StarError` for any
+    other.
     """
 
     def conversion(there: Path) -> bool:
@@ -102,7 +105,8 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
         raise StarError(f"{name}: {elsewhere}")
     near = nearest(name.lower(), [*SHIPPED, *known.KNOWN, *(bundle.lower() for bundle in bundles())])
     raise StarError(
-        f"{name}: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id (owner/name){near}"
+        f"{name}: no such file or folder, shipped or published checkpoint, torchaudio bundle or hub id "
+        f"(owner/name){near}"
     )
 
 
@@ -133,7 +137,8 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
         weights = sorted(entry.name for entry in path.iterdir() if entry.suffix in _WEIGHTS)
         if weights and not (path / "config.json").exists():
             raise StarError(
-                f"{path}: holds {', '.join(weights[:3])} without the config.json of a transformers folder or a checkpoint of star_upstream: "
+                f"{path}: holds {', '.join(weights[:3])} without the config.json of a transformers folder or a "
+                "checkpoint of star_upstream: "
                 f"put it beside, or give the file itself ({path / weights[0]})"
             )
         if said := pointer(path / "config.json"):
@@ -141,11 +146,13 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
         inside = sorted(entry.name for entry in path.iterdir())
         shown = f"{', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "nothing"
         raise StarError(
-            f"{path}: neither a checkpoint of star_upstream nor a folder of transformers (no fitting config.json); it holds {shown}"
+            f"{path}: neither a checkpoint of star_upstream nor a folder of transformers (no fitting config.json); it "
+            f"holds {shown}"
         )
     if huggingface.PART.fullmatch(path.name):
         raise StarError(
-            f"{path}: one of several files that hold a model's weights; give the folder, with all of them and config.json"
+            f"{path}: one of several files that hold a model's weights; give the folder, with all of them and "
+            "config.json"
         )
     encoder = published.load(path, config, reference_padding)
     return encoder, {"format": published.detect(path, config), **origin, "sha256": _digest(path)}
@@ -190,7 +197,8 @@ def _from_hub(name: str) -> Path:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise StarError(
             f"{name}: could not be fetched from the Hugging Face hub ({reason[:200]}); fetch {', '.join(texts)} and "
-            f"{' or '.join(huggingface.WEIGHTS)} from https://huggingface.co/{name}/tree/main into a folder, and give that folder"
+            f"{' or '.join(huggingface.WEIGHTS)} from https://huggingface.co/{name}/tree/main into a folder, and give "
+            "that folder"
         ) from None
     return folder
 

@@ -2,8 +2,9 @@
 
     python -m star_upstream.mini.leaks unlabelled.tsv MANIFEST_FOLDER
 
-Test utterances are the rows of the folder's manifests with split ``test``, those with a ``set`` or a ``fold`` (every row of them
-is scored), and both sides of trials. Prints what was compared, as json; exit status 1 when something is in both.
+Test utterances are the rows of the folder's manifests with split ``test``, those with a ``set`` or a ``fold`` (every
+row of them is scored), and both sides of trials. Prints what was compared, as json; exit status 1 when something is in
+both.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from ..errors import StarError
 from ..say import say
 
 ENVELOPE, ALIKE = 0.9, 0.5
-"""Two files of nearly the same length count as one recording, whatever codec was between, when the correlation of their energies
-every 10 ms and, at some shift, that of their waveforms are above these. Two speakers of one word reach the first, not the second.
+"""Two files of nearly the same length count as one recording, whatever codec was between, when the correlation of their
+energies every 10 ms and, at some shift, that of their waveforms are above these. Two speakers of one word reach the
+first, not the second.
 """
 
 
@@ -43,7 +45,8 @@ def tested(table: pd.DataFrame) -> list[str]:
 
 
 def compare(pretraining: Path, folder: Path) -> dict:
-    """What of ``pretraining`` is also tested: lists of pairs (pretraining path, test path) by the way they were found."""
+    """What of ``pretraining`` is also tested: lists of pairs (pretraining path, test path) by the way they were
+    found."""
     table = _read(pretraining)
     if not {"path", "samples"} <= set(table.columns):
         raise StarError(f"{pretraining}: the header line must name the columns path and samples")
@@ -84,9 +87,12 @@ def _heard(base: Path, learned: dict[str, int], test: list[str], slack: int = 80
                 pairs += 1
                 theirs = _envelope(base / other, known)[1]
                 size = min(len(mine), len(theirs))
-                if size > 1 and np.corrcoef(mine[:size], theirs[:size])[0, 1] > ENVELOPE:
-                    if agreement(audio.read(base / path), audio.read(base / other), slack) > ALIKE:
-                        found.append((other, path))
+                if (
+                    size > 1
+                    and np.corrcoef(mine[:size], theirs[:size])[0, 1] > ENVELOPE
+                    and agreement(audio.read(base / path), audio.read(base / other), slack) > ALIKE
+                ):
+                    found.append((other, path))
     return found, pairs
 
 

@@ -1,9 +1,10 @@
-"""What shape and rates to pretrain with: variants of a recipe for equal CPU time, and how well each predicts units and tells phones.
+"""What shape and rates to pretrain with: variants of a recipe for equal CPU time, and how well each predicts units and
+tells phones.
 
     python -m star_upstream.mini.study FOLDER_OR_MANIFEST... --phones pr.tsv --out RUN [--study study.yaml]
 
-Every variant's first round is trained for ``cpu_seconds``, its learning rate falling to 0 over as many updates as fit; finished ones are
-kept, so that a rerun goes on. Prints a table in markdown.
+Every variant's first round is trained for ``cpu_seconds``, its learning rate falling to 0 over as many updates as fit;
+finished ones are kept, so that a rerun goes on. Prints a table in markdown.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import yaml
 

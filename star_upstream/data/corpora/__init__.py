@@ -30,9 +30,10 @@ A corpus is one module with
   describes;
 - for ASV, SD and QbE a function ``trials``, ``segments`` or ``truth`` of the folder.
 
-Another task's corpus is another such module in ``CORPORA``. Of another package, it is added by :func:`register`, or is found where that
-package is installed and declares an entry point ``mine = my_package.my_corpus`` of the group ``star_upstream.corpora``. For tasks that
-are not here it has ``TABLES``: of each, the :class:`star_upstream.data.corpora.manifest.Table` of its columns.
+Another task's corpus is another such module in ``CORPORA``. Of another package, it is added by :func:`register`, or is
+found where that package is installed and declares an entry point ``mine = my_package.my_corpus`` of the group
+``star_upstream.corpora``. For tasks that are not here it has ``TABLES``: of each, the
+:class:`star_upstream.data.corpora.manifest.Table` of its columns.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ GROUP = "star_upstream.corpora"
 
 
 def register(corpus) -> None:
-    """Add a corpus from outside this package. Raises :class:`StarError` for a task that another one serves, for one without columns, and
-    for what is no corpus."""
+    """Add a corpus from outside this package. Raises :class:`StarError` for a task that another one serves, for one
+    without columns, and for what is no corpus."""
     missing = [name for name in ("NAME", "LICENCE", "FOLDERS", "COUNTS", "read") if not hasattr(corpus, name)]
     if missing:
         raise StarError(f"{corpus!r} has no {', '.join(missing)}; star_upstream.corpora says what a corpus has")

@@ -7,8 +7,9 @@ and so they become ``B-x I-x`` here (s3prl's form is what remains without those 
 four of the sixteen synthetic voices for train, dev and test, each from the sentences of that split; sentences and
 voices differ between the splits.
 
-The table has words and slots as the file has them, punctuation too: what becomes of it is the task's. Where a line has a
-slot for every word only once accents, quotation marks and ``&`` are words of plain letters, the table has its text so.
+The table has words and slots as the file has them, punctuation too: what becomes of it is the task's. Where a line has
+a slot for every word only once accents, quotation marks and ``&`` are words of plain letters, the table has its text
+so.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def _sentence(line: str, place: str) -> tuple[str, str]:
 
 
 def _plain(text: str) -> str:
-    """Letters without accents, a space for a quotation mark, AND for ``&``, and two words in Chinese characters replaced."""
+    """Letters without accents, a space for a quotation mark, AND for ``&``, and two words in Chinese characters
+    replaced."""
     for words, other in REPLACED.items():
         text = text.replace(words, other)
     return re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFD", text.translate(LETTERS)))

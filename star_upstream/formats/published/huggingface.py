@@ -1,17 +1,19 @@
-"""Folders of the transformers library: HuBERT, wav2vec 2.0, WavLM, UniSpeech, UniSpeechSat and data2vec audio, with or without a
-task's head.
+"""Folders of the transformers library: HuBERT, wav2vec 2.0, WavLM, UniSpeech, UniSpeechSat and data2vec audio, with or
+without a task's head.
 
-The files are read directly; transformers itself is not needed. Both encoder variants (``do_stable_layer_norm``), both front ends
-(``feat_extract_norm`` group, layer) and all three positional convolutions are known. What follows the encoder (heads, the
-convolutional adapter of ``add_adapter``) is left out; the attention adapters of MMS, inside the layers, are kept.
+The files are read directly; transformers itself is not needed. Both encoder variants (``do_stable_layer_norm``), both
+front ends (``feat_extract_norm`` group, layer) and all three positional convolutions are known. What follows the
+encoder (heads, the convolutional adapter of ``add_adapter``) is left out; the attention adapters of MMS, inside the
+layers, are kept.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -86,8 +88,9 @@ def is_folder(path: str | Path) -> bool:
 def load(folder: str | Path, reference_padding: bool = False) -> Encoder:
     """The encoder of the folder, in eval mode, fp32.
 
-    The waveform is normalised where ``preprocessor_config.json`` says so (``do_normalize``, which transformers takes as true where
-    the file has no such key); without that file, where the front end has layer norms, as the models' authors train them.
+    The waveform is normalised where ``preprocessor_config.json`` says so (``do_normalize``, which transformers takes as
+    true where the file has no such key); without that file, where the front end has layer norms, as the models' authors
+    train them.
     """
     folder = Path(folder)
     preprocessor = folder / "preprocessor_config.json"
@@ -105,7 +108,8 @@ def load_weights(
     config_where: str,
     reference_padding: bool,
 ) -> Encoder:
-    """The encoder of tensors with transformers' names, its ``config.json`` and, where there is one, ``preprocessor_config.json``."""
+    """The encoder of tensors with transformers' names, its ``config.json`` and, where there is one,
+    ``preprocessor_config.json``."""
     _known(config, config_where)
     weights = inside(weights, _FIRST, where)
     if any(name.startswith("adapter.") for name in weights):
@@ -130,7 +134,8 @@ def _values(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in ("hidden_act", "feat_extract_activation"):
         given = config.get(key, "gelu")
         expect(given == "gelu", f"{where}: {key}", repr(given))
-    # data2vec has one variant, whatever these keys say; only HuBERT has a batch norm or a front end without its last norm
+    # data2vec has one variant, whatever these keys say; only HuBERT has a batch norm or a front end without its last
+    # norm
     norm = "layer" if kind == "data2vec-audio" else config.get("feat_extract_norm", "group")
     expect(norm in ("group", "layer"), f"{where}: feat_extract_norm", repr(norm))
     stable = kind != "data2vec-audio" and bool(config.get("do_stable_layer_norm", False))
@@ -197,7 +202,8 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             return {key: tensor for part in parts for key, tensor in _read(part).items()}
     if parts := sorted(entry.name for entry in folder.iterdir() if PART.fullmatch(entry.name)):
         raise StarError(
-            f"{folder}: holds parts of a model ({parts[0]}, ...) without their index (*.index.json), which is part of it too"
+            f"{folder}: holds parts of a model ({parts[0]}, ...) without their index (*.index.json), which is part of "
+            "it too"
         )
     raise StarError(f"{folder}: no weights ({' or '.join(WEIGHTS)}) beside config.json")
 
