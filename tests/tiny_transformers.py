@@ -52,7 +52,7 @@ def tiny(kind: str, head: str = "Model", **options):
     return randomised(cls(config(**options)))
 
 
-def close(ours, theirs, output, atol=2e-5):
+def close(ours, theirs, output, atol=5e-5):  # of states around 1, in fp32: another CPU sums in another order
     valid = torch.arange(theirs.shape[1]) < output.lengths_B[:, None]
     assert theirs[valid].std() > 0.01
     torch.testing.assert_close(ours[valid], theirs[valid], atol=atol, rtol=1e-5)
