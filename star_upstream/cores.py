@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LIMIT = "STAR_CORES"
@@ -44,3 +46,24 @@ def divide(workers: int, processes: int = 1, gpu: bool = False) -> tuple[int, in
     threads = min(1 if gpu else torch.get_num_threads(), mine)
     workers = min(workers, max(mine // 4, mine - threads))
     return max(1, min(torch.get_num_threads(), mine - workers)), workers
+
+
+@contextmanager
+def divided(workers: int, processes: int, gpu: bool) -> Iterator[int]:
+    """:func:`divide` put into effect: the data workers for each of ``processes``, with torch's threads set; afterwards
+    those are as they were."""
+    import torch
+
+    name = "OMP_NUM_THREADS"
+    before, variable = torch.get_num_threads(), os.environ.get(name)
+    threads, workers = divide(workers, processes, gpu)
+    torch.set_num_threads(threads)
+    if processes > 1:
+        os.environ[name] = str(threads)  # the other processes begin with it; Lightning would set a number of its own
+    try:
+        yield workers
+    finally:
+        torch.set_num_threads(before)
+        if processes > 1:
+            os.environ.pop(name)
+            os.environ.update({} if variable is None else {name: variable})

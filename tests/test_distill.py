@@ -22,7 +22,7 @@ from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
 from star_upstream.training import distill, loop, optimizer, recipe, run_folder, student
-from star_upstream.training.recipe import Initialisation, TrainingConfig
+from star_upstream.training.config import DataConfig, Initialisation, TrainingConfig
 
 CONVS = [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]]
 SMALL = {"conv_layers": CONVS, "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2}
@@ -57,7 +57,7 @@ def make(world: Path, name: str = "recipe.yaml", **overrides) -> Path:
         },
         "training": {"updates": 24, "log_every": 1, "validate_every": 8, "save_every": 3, "accelerator": "cpu"},
     }
-    fields = {"data": recipe.DataConfig.__dataclass_fields__, "training": TrainingConfig.__dataclass_fields__}
+    fields = {"data": DataConfig.__dataclass_fields__, "training": TrainingConfig.__dataclass_fields__}
     for key, value in overrides.items():
         section = next((name for name in fields if key in fields[name]), None)
         (values[section] if section else values)[key] = value

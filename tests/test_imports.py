@@ -28,8 +28,8 @@ ORDER = (
     ("losses",),
     # what changes an encoder, and rides on it
     ("pruning",),
-    ("training.recipe",),
-    ("training.precision",),
+    ("training.config", "training.recipe"),
+    ("training.fabric", "training.precision"),
     ("heads",),
     ("training",),
     # the encoder handed out, and looked at

@@ -19,7 +19,7 @@ from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
 from star_upstream.pruning.config import PruningConfig
 from star_upstream.pruning.gates import GatedEncoder
-from star_upstream.training import distill, loop, optimizer, prune, recipe, run_folder, student
+from star_upstream.training import config, distill, loop, optimizer, prune, recipe, run_folder, student
 
 TEACHER = {
     "conv_layers": [[12, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]],
@@ -81,7 +81,7 @@ def make(world, name: str = "recipe.yaml", **overrides):
             "second": {"updates": 60, "learning_rate": 2e-3, "warmup": 0.1},
         },
     }
-    configs = {"training": recipe.TrainingConfig, "pruning": PruningConfig, "data": recipe.DataConfig}
+    configs = {"training": config.TrainingConfig, "pruning": PruningConfig, "data": config.DataConfig}
     for key, value in overrides.items():
         section = next((name for name, config in configs.items() if key in config.__dataclass_fields__), None)
         (values[section] if section else values)[key] = value

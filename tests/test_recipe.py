@@ -9,8 +9,8 @@ from star_upstream.encoder.size import parameters
 from star_upstream.errors import StarError
 from star_upstream.pruning.config import GateConfig
 from star_upstream.training import recipe
+from star_upstream.training.config import Recipe
 from star_upstream.training.finetune_recipe import FinetuneRecipe
-from star_upstream.training.recipe import Recipe
 
 TEACHERS = {"star_mini_teacher": EncoderConfig(layers=8, width=256, heads=4, ffn=1024)}
 

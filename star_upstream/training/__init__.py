@@ -1,7 +1,8 @@
 """Trainings: each gives the loop (:mod:`.loop`) a module whose forward is a batch's loss, its batches, and what to save.
 
 loop.py        begin or resume, batch, update, validate, save, end: the same for all
-recipe.py      a distillation as data; yaml files with bases and overrides
+training.py    what a kind of training gives it
+config.py      a training as data                        recipe.py    yaml files with bases and overrides
 run_folder.py  what a run leaves on disk
 distill.py     a student learns a teacher's states
 prune.py       two distillations with a cut between them
@@ -9,6 +10,7 @@ student.py     how a student starts
 finetune.py    heads, and the encoder under them, learn tasks; finetune_recipe.py, finetune_scores.py, finetune_table.py
 grid.py        many fine-tunings from one command
 optimizer.py   learning rate and parameter groups        progress.py  how far a run is, for people
+fabric.py      devices, precision, logger                precision.py is reduced precision right here
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 from .. import extras
 
 if TYPE_CHECKING:
-    from .recipe import Recipe
+    from .config import Recipe
 
 
 def run(recipe: Recipe, out: str | Path) -> Path:

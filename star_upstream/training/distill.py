@@ -29,10 +29,11 @@ from ..files import write_json
 from ..formats import checkpoint, sources
 from ..say import say
 from . import recipe as recipes
-from .loop import Training, fit
-from .recipe import DataConfig, Recipe
+from .config import DataConfig, Recipe
+from .loop import fit
 from .run_folder import RunFolder
 from .student import make_student
+from .training import Training
 
 
 def run(recipe: Recipe, out: str | Path) -> Path:

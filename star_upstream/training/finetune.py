@@ -37,9 +37,10 @@ from ..say import say
 from . import recipe as recipes
 from .finetune_recipe import FinetuneRecipe, difference
 from .finetune_scores import embed, evaluate, write_outcomes
-from .loop import Training, fit
+from .loop import fit
 from .precision import agree, autocast
 from .run_folder import RunFolder
+from .training import Training
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 

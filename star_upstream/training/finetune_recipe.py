@@ -16,8 +16,7 @@ import yaml
 from .. import strict
 from ..data.task_config import TaskConfig
 from ..errors import StarError
-from . import recipe as recipes
-from .recipe import TrainingConfig
+from .config import FOLDER, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class CorporaConfig:
 class FinetuneRecipe:
     """One fine-tuning."""
 
-    shipped = recipes.FOLDER / "finetune"
+    shipped = FOLDER / "finetune"
     folder_key = ("data", "data.root")
 
     encoder: str

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import nn
 
 from . import decay
-from .recipe import TrainingConfig
+from .config import TrainingConfig
 
 ENOUGH = 50
 """Updates that a run needs at least: as far back as AdamW's average of squared gradients reaches (beta 0.98)."""
@@ -19,6 +21,15 @@ RISE = 3
 def enough(config: TrainingConfig) -> int:
     """With fewer updates a run has learned too little to be used."""
     return max(ENOUGH, math.ceil(RISE / config.warmup) if config.warmup else 0)
+
+
+def too_few(config: TrainingConfig, updates: int) -> str:
+    """What is to be said of a run that its budget of time ended after so many updates; empty where they are enough."""
+    needed = enough(config)
+    if config.minutes is None or updates >= needed:
+        return ""
+    done = f"{updates} update{'s' * (updates != 1)} in {config.minutes:g} minute{'s' * (config.minutes != 1)}"
+    return f"{done}, and a run needs {needed} at least to learn from"
 
 
 def rate(share: float, config: TrainingConfig) -> float:
@@ -39,3 +50,9 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, rule: st
     """
     decayed, others = decay.split(modules, rule)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def adamw(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.AdamW:
+    """The optimizer; in its fused form but for fp16, whose loss scaler does not go with it on every device."""
+    fused = config.precision != "16-mixed"
+    return torch.optim.AdamW(groups, config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)

@@ -10,9 +10,10 @@ It takes one batch: a forward pass in fp32 and, as modules lie within modules, u
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, ContextManager, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ContextManager
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..encoder.numerics import REDUCED, full_precision, wide
 from ..errors import StarError
 from ..say import say
+from .fabric import everyones
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
 """How much of a module's output may be error: the norm of the difference over the norm of fp32's. Rounding makes 0.002 to 0.02 of it in
@@ -124,6 +129,58 @@ def agree(
     for line in found.told():
         say(f"{where}: {line}")
     return list(found.moved)
+
+
+class RunPrecision:
+    """The precision that a run is in: compared with fp32 on its first batch, the same in every process, kept in its state.
+
+    ``parts``: all models that take part, by name; ``folder`` is told what was found.
+    """
+
+    def __init__(self, fabric: Fabric, parts: Mapping[str, nn.Module], folder: Any):
+        self.fabric, self.parts, self.folder = fabric, parts, folder
+        self.comparison: dict[str, Any] | None = None
+        """Of a run in reduced precision: on what it was compared with fp32, and which modules are in fp32 since."""
+        self.settled = False
+
+    def load(self, comparison: dict[str, Any] | None) -> None:
+        """Go on with the modules in fp32 that a state names."""
+        self.comparison = comparison
+        if comparison is not None:
+            move(self.parts, comparison["in_fp32"])
+
+    def settle(self, call: Callable[[], Any]) -> bool:
+        """Compare on the first batch (``call`` runs it) and move what deviates to fp32; whether that was done now.
+
+        A resumed run has its modules from its state; it is compared again where it goes on in another place than it was compared in.
+        """
+        if self.settled:
+            return False
+        self.settled = True
+        fabric = self.fabric
+        kind = reduced_type(fabric.strategy.precision.precision, fabric.device)
+        if kind is None:
+            return False
+        here = place(fabric.device)
+        if all(everyones(fabric, self.comparison is not None and self.comparison["place"] == here)):
+            return False
+        found, fault = None, ""
+        try:
+            found = settle(self.parts, call, kind, fabric.device)
+        except StarError as error:
+            fault = str(error)
+        if faults := list(filter(None, everyones(fabric, fault))):
+            raise StarError(faults[0])
+        moved = {**(self.comparison or {}).get("in_fp32", {})}
+        for record in everyones(fabric, found.record()):
+            moved.update(record["in_fp32"])
+        move(self.parts, moved)
+        self.comparison = {**found.record(), "place": here, "in_fp32": moved}
+        if fabric.is_global_zero:
+            self.folder.amend_environment({"compared_with_fp32": self.comparison})
+            for line in found.told(moved):
+                say(f"{self.folder.path}: {line}")
+        return True
 
 
 def move(parts: Mapping[str, nn.Module], names: Iterable[str]) -> None:

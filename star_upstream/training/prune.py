@@ -28,9 +28,9 @@ from ..pruning.constraint import SparsityConstraint, target_at
 from ..pruning.cut import cut
 from ..pruning.gates import GatedEncoder
 from ..say import say
+from .config import Recipe
 from .distill import Distillation, Objective, Run
 from .optimizer import parameter_groups
-from .recipe import Recipe
 from .run_folder import RunFolder, draw_losses
 from .student import make_student
 

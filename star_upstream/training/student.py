@@ -6,7 +6,7 @@ import torch
 
 from ..encoder import Encoder
 from ..errors import StarError
-from .recipe import Initialisation, Recipe
+from .config import Initialisation, Recipe
 
 
 def make_student(recipe: Recipe, teacher: Encoder) -> Encoder:

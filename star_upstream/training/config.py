@@ -1,0 +1,204 @@
+"""Everything about a training as data: dataclasses that :mod:`.recipe` fills from yaml files. Nothing in them is
+evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..encoder import EncoderConfig
+from ..errors import StarError
+from ..pruning.config import PruningConfig
+
+FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which audio, and how it becomes batches."""
+
+    train: tuple[str, ...] = ()
+    """Folders (searched whole), lists of audio (:mod:`star_upstream.data.audio_lists`) or audio files."""
+    valid: tuple[str, ...] = ()
+    """The same for validation; empty: ``valid_share`` of the training clips are held out, always the same ones."""
+    valid_share: float = 0.01
+    valid_limit: int = 500
+    """At most so many clips are held out."""
+    min_seconds: float = 1.0
+    max_seconds: float = 36.0
+    crop_seconds: float | None = None
+    """Longer utterances are cut to so much, in training from a random place (DistilHuBERT: 250,000 samples)."""
+    batch_seconds: float = 160.0
+    """Audio in a batch of one process."""
+    counted: Literal["padded", "lengths"] = "padded"
+    """What ``batch_seconds`` limits: the audio with its padding, or the utterances' own lengths, before a crop to the
+    shortest (DPHuBERT)."""
+    batch_items: int | None = None
+    """Utterances in a batch of one process, at most."""
+    batches: Literal["mixed", "sorted", "repeated"] = "mixed"
+    """``mixed``: neighbours in length are drawn anew each epoch; ``sorted``: the same batches each epoch, in another
+    order (s3prl, ARMHuBERT); ``repeated``: the same batches in the same order (DPHuBERT)."""
+    crop: Literal["none", "shortest", "shortest-random"] = "none"
+    """``shortest``: cut a batch's utterances to its shortest instead of padding them; ``shortest-random``: in training
+    from a random place of each (as DPHuBERT's recipe has it), not from its start."""
+    workers: int = 2
+    """Processes that decode audio; 0 decodes between the updates."""
+    max_bad_share: float = 0.05
+    """Unreadable files are listed and left out; a larger share of them stops the run."""
+
+    def __post_init__(self):
+        if not 0 < self.min_seconds <= self.max_seconds:
+            raise StarError(
+                f"min_seconds: must be above 0 and at most max_seconds ({self.max_seconds}), got {self.min_seconds}"
+            )
+        if self.crop_seconds is not None and not self.crop_seconds >= self.min_seconds:
+            raise StarError(f"crop_seconds: must be at least min_seconds ({self.min_seconds}), got {self.crop_seconds}")
+        name = "max_seconds" if self.crop_seconds is None or self.max_seconds <= self.crop_seconds else "crop_seconds"
+        if self.batch_seconds < getattr(self, name):
+            raise StarError(f"batch_seconds: must be at least {name} ({getattr(self, name)}), got {self.batch_seconds}")
+        if self.batch_items is not None and self.batch_items < 1:
+            raise StarError(f"batch_items: must be 1 or more, got {self.batch_items}")
+        if self.workers < 0 or self.valid_limit < 1:
+            raise StarError("workers must be 0 or more, valid_limit 1 or more")
+        for name in ("valid_share", "max_bad_share"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise StarError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """What the student takes over from the teacher instead of starting from random values."""
+
+    frontend: bool = False
+    """Everything before the first layer: convolutions, projection, positional convolution, norm; without the norm
+    before the projection where the student has none."""
+    norm: bool = True
+    """With ``frontend``: the norm before the first layer too (DistilHuBERT's code leaves it at its start)."""
+    layers: tuple[int, ...] | None = None
+    """The teacher's layer, counted from 1, for each layer of the student."""
+
+
+@dataclass(frozen=True)
+class StudentChanges:
+    """In what a student that is a copy of its teacher differs from it; None: in nothing. No weight depends on these."""
+
+    hidden_states: Literal["all", "features", "layers", "last"] | None = None
+    dropout: float | None = None
+    attention_dropout: float | None = None
+    activation_dropout: float | None = None
+    feature_dropout: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how. Exactly one of ``epochs``, ``updates`` and ``minutes`` ends the run and stretches the
+    schedule."""
+
+    epochs: float | None = None
+    updates: int | None = None
+    minutes: float | None = None
+    """Wall-clock budget, validation included; the learning rate follows the share of it that has passed."""
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    """Share of the run in which the learning rate rises from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the rise: to 0, or not at all."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    decay: Literal["matrices", "s3prl"] = "matrices"
+    """What has the weight decay: kernels and matrices alone, or all but what s3prl's optimizer leaves out: biases
+    (:mod:`.decay`)."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    accumulate: int = 1
+    """Batches an update."""
+    precision: Literal[32, "bf16-mixed", "16-mixed"] = 32
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    """Processes: GPUs, or on the CPU gloo processes."""
+    seed: int = 0
+    log_every: int = 50
+    """Updates; so are the next two."""
+    validate_every: int = 1000
+    save_every: int = 200
+    initialise_from_teacher: Initialisation = field(default_factory=Initialisation)
+
+    def __post_init__(self):
+        lengths = {n: getattr(self, n) for n in ("epochs", "updates", "minutes") if getattr(self, n) is not None}
+        if len(lengths) != 1:
+            raise StarError(
+                f"epochs, updates, minutes: set exactly one and the others to null, got {lengths or 'none'}"
+            )
+        for name in (
+            *lengths,
+            "learning_rate",
+            "eps",
+            "accumulate",
+            "devices",
+            "log_every",
+            "validate_every",
+            "save_every",
+        ):
+            if not getattr(self, name) > 0:
+                raise StarError(f"{name}: must be above 0, got {getattr(self, name)}")
+        for name in ("clip", "weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise StarError(f"{name}: must be 0 or more, got {getattr(self, name)}")
+        if not 0.0 <= self.warmup < 1.0:
+            raise StarError(f"warmup: must be at least 0 and below 1, got {self.warmup}")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise StarError(f"betas: must be at least 0 and below 1, got {list(self.betas)}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One distillation."""
+
+    shipped = FOLDER
+    folder_key = ("data.train", "data.train")
+
+    teacher: str
+    """Any source that :func:`star_upstream.formats.sources.load` takes."""
+    student: EncoderConfig | Literal["teacher"]
+    """``teacher``: a copy of the teacher, weights included."""
+    loss: dict[str, Any]
+    """Name of a loss -> its options (:mod:`star_upstream.losses`)."""
+    training: TrainingConfig
+    """With ``pruning``: of stage 1."""
+    data: DataConfig = field(default_factory=DataConfig)
+    student_changes: StudentChanges = field(default_factory=StudentChanges)
+    pruning: PruningConfig | None = None
+    """The student is pruned while it learns, cut, and trained on; None: it keeps its size."""
+    select: Literal["valid", "last"] = "valid"
+    """Which checkpoint is the result: that of the lowest validation loss (``best/``), or the last one (``last/``)."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """Where the authors' way is not taken, or not known, and why, by subject: part of the run's record, read by
+    nothing."""
+    about: str = ""
+
+    def __post_init__(self):
+        if self.student == "teacher":
+            if self.training.initialise_from_teacher != Initialisation():
+                raise StarError(
+                    "training.initialise_from_teacher: a student that is a copy of the teacher has its weights; "
+                    "leave it out"
+                )
+        elif self.student_changes != StudentChanges():
+            raise StarError("student_changes: only for student: teacher; write them into the student's configuration")
+
+    @property
+    def result(self) -> str:
+        """The checkpoint, in the run's folder, that ``select`` names."""
+        return "best" if self.select == "valid" else "last"
+
+    def student_config(self, teacher: EncoderConfig | None = None) -> EncoderConfig:
+        """The student as it starts. Raises :class:`StarError` when it is a copy of the teacher and that is not
+        given."""
+        if self.student != "teacher":
+            return self.student
+        if teacher is None:
+            raise StarError(f"the recipe's student is a copy of its teacher ({self.teacher}); name a checkpoint")
+        changes = {name: value for name, value in vars(self.student_changes).items() if value is not None}
+        return replace(teacher, **changes)

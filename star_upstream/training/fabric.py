@@ -1,0 +1,46 @@
+"""Lightning Fabric as a run's configuration asks for it: devices, precision, logger."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .config import TrainingConfig
+
+if TYPE_CHECKING:  # eval, too, compares precisions, and needs no Fabric
+    from lightning.fabric import Fabric
+
+
+def launched(config: TrainingConfig, folder: Path) -> Fabric:
+    """Fabric with all its processes running; logs go to ``folder``."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.loggers import TensorBoardLogger
+    from lightning.fabric.strategies import DDPStrategy
+
+    strategy: Any = "auto"
+    if config.devices > 1:
+        # a loss may leave parts of the student out: the layers above its highest one, or all but the attention of the last
+        strategy = DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    fabric = Fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy=strategy,
+        precision="32-true" if config.precision == 32 else config.precision,
+        loggers=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+    )
+    fabric.launch()
+    return fabric
+
+
+def everyones(fabric: Fabric, value: Any) -> list[Any]:
+    """The value of each process."""
+    values = [value] * fabric.world_size
+    if fabric.world_size > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
