@@ -1,6 +1,7 @@
 """Every example of the README and of docs/: Python runs as it stands from the repository's root, commands are ones that
 the programs take, links lead somewhere."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -45,6 +46,16 @@ def test_python_examples_run():
     code = "\n".join(f"print({name!r}, flush=True)\nexec({block!r}, {{}})" for name, block in blocks("python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def test_the_notebook_runs():
+    cells = json.loads((REPO / "docs" / "first_steps.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    code = "import matplotlib\nmatplotlib.use('Agg')\n" + code
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "8 layers, (2, 72, 128)" in done.stdout and "frames: [72, 24]" in done.stdout
+    assert float(re.search(r"largest difference: (\S+)", done.stdout)[1]) < 1e-4
 
 
 @pytest.mark.parametrize(
