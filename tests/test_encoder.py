@@ -127,6 +127,43 @@ def test_maps_are_what_the_layers_attend_with(name):
             assert map_BHTT.masked_select(padded[:, None, None]).abs().max() == 0
 
 
+def test_reusing_layers_have_no_query_and_key_and_their_maps_no_dropout():
+    pattern = [False, True, True, False, True]
+    options = {"layers": 5, "reuse_attention": pattern, "dropout": 0.0, "activation_dropout": 0.0}
+    torch.manual_seed(0)
+    model = Encoder(config(**options, attention_dropout=0.9))
+    for layer, reuse in zip(model.layers, pattern):
+        names = {name.partition(".")[0] for name, _ in layer.attention.named_parameters()}
+        assert names == {"value", "output"} | (set() if reuse else {"query", "key"})
+    attention, x, maps = model.train().layers[1].attention, torch.randn(1, 5, 32), torch.rand(1, 4, 5, 5).softmax(-1)
+    assert torch.equal(attention(x, None, None, maps)[0], attention.eval()(x, None, None, maps)[0])
+    # the map's gradient reaches the query of the layer that made it
+    model.train()(batch()).states[3].sum().backward()
+    assert model.layers[0].attention.query.weight.grad.abs().sum() > 0
+
+
+def test_gradients_of_layers_are_scaled():
+    """m = 3/4, 2/3, 1/2 for layers 1 to 3: a loss on layer 3 counts 1/2 x 1/2 there, and 3/4 x 2/3 of that in layer
+    1."""
+    off = {"dropout": 0.0, "attention_dropout": 0.0}
+    models = [randomised(Encoder(config(**off, scale_layer_gradients=scaled))).train() for scaled in (False, True)]
+    models[1].load_state_dict(models[0].state_dict())
+    outputs = [model(batch()) for model in models]
+    assert all(torch.equal(a, b) for a, b in zip(outputs[0].states, outputs[1].states))
+    for read, at, factor in (
+        (3, 3, 1 / 4),
+        (3, 2, 2 / 3 / 4),
+        (3, 1, 3 / 4 * 2 / 3 / 4),
+        (1, 1, 3 / 4 * 1 / 4),
+        (2, 2, 2 / 3 * 1 / 3),
+    ):
+        plain, scaled = (
+            torch.autograd.grad(o.states[read].square().sum(), m.layers[at - 1].ffn_in.weight, retain_graph=True)[0]
+            for o, m in zip(outputs, models)
+        )
+        torch.testing.assert_close(scaled, factor * plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
+
+
 @torch.no_grad()
 def test_reused_maps_are_those_of_the_layer_that_computed_them():
     torch.manual_seed(0)

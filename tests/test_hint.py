@@ -50,6 +50,71 @@ def test_by_hand():
     assert total.item() == pytest.approx(2.0 + 0.2)
 
 
+# FitHuBERT: squared errors of the student's own heads, layers but the last with a tenth of the weight
+
+
+def test_squared_errors_and_weights_by_hand():
+    # layer 0: (1 + 1 + 4 + 4) / 4 = 2.5; layer 1: (1 + 0 + 0 + 4) / 4 = 1.25
+    options = {"teacher_layers": [0, 1], "l1": 0.0, "cosine": 0.0, "mse": 2.0, "reduction": "sum"}
+    total, terms = hint(**options)(output(TEACHER), output(STUDENT))
+    assert terms["mse"].item() == pytest.approx(3.75) and total.item() == pytest.approx(7.5)
+    total, terms = hint(**options, weights=[0.1, 1.0])(output(TEACHER), output(STUDENT))
+    assert total.item() == pytest.approx(2 * (0.25 + 1.25)) and terms["l1"].item() == pytest.approx(0.1 * 1.5 + 0.75)
+    total, terms = hint(teacher_layers=[0, 1], mse=2.0, weights=[3, 0.5])(output(TEACHER), output(STUDENT))
+    assert total.item() == pytest.approx((3 * (1.5 - 0.48 + 5.0) + 0.5 * (0.75 + 2.5)) / 2)
+    assert set(terms) == {"l1", "cosine", "mse"}
+
+
+FIT = {"teacher_layers": "all", "maps": "heads", "l1": 0.0, "cosine": 0.0, "mse": 1.0, "weights": [0.1, 1.0]}
+FIT["reduction"] = "sum"
+
+
+def test_heads_are_compared_at_the_teachers_frame_rate():
+    """Time reduction and heads with transposed convolutions, by hand over their outputs; a frame left over does not
+    count."""
+    torch.manual_seed(0)
+    teacher = Encoder(config(3, width=8)).eval()
+    changes = {"time_reduction": 2, "upsampling": "heads", "output_projection": 8, "hidden_states": "last"}
+    student = Encoder(EncoderConfig(**{**vars(config(3, width=4)), **changes})).eval()
+    loss = hint(teacher.config, student.config, **FIT)
+    assert not list(loss.parameters()) and losses.trained_layers({"hint": FIT}, student.config) == (
+        (1, 2, 3),
+        (1, 2, 3),
+    )
+    wave, lengths = torch.randn(2, 400), torch.tensor([400, 311])
+    theirs, ours = teacher(wave, lengths), student(wave, lengths)
+    frames = [n // 2 * 2 for n in theirs.lengths_B.tolist()]
+    assert ours.lengths_B.tolist() == frames and frames[1] < theirs.lengths_B[1]
+    expected = 0.0
+    for weight, own, target in zip((0.1, 0.1, 1.0), ours.projections, theirs.states[1:]):
+        for i, n in enumerate(frames):
+            expected = expected + weight * (own[i, :n] - target[i, :n]).square().sum() / (8 * sum(frames))
+    assert loss(theirs, ours)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    alone = sum(
+        loss(teacher(w[None, :n]), student(w[None, :n]))[0] * k for w, n, k in zip(wave, lengths, frames)
+    ) / sum(frames)
+    assert loss(theirs, ours)[0].item() == pytest.approx(alone.item(), rel=1e-4)
+    loss(theirs, ours)[0].backward()
+    assert all(p.grad is not None for p in student.upsampling.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "student", "message"),
+    [
+        (FIT, {"layers": 1}, "hint.teacher_layers: 'all' needs models of equal depth, the teacher has 2 layers and"),
+        (FIT, {"width": 4}, "hint.maps: the student's layers give 4 channels, the teacher's 2; set student.output_pro"),
+        ({**FIT, "student_layers": [1]}, {}, "hint.student_layers: with teacher_layers: all they are the same"),
+        ({**FIT, "teacher_layers": [0, 1]}, {}, "hint.teacher_layers: layer 0 has no head"),
+        ({**FIT, "weights": [1.0]}, {}, "hint.weights: expected 2 weights"),
+        ({**FIT, "weights": [0.0, 0.0]}, {}, "hint.weights: expected 2 weights"),
+        ({**FIT, "teacher_layers": "each"}, {}, "hint.teacher_layers: expected a list of int or 'all'"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_of_heads(options, student, message):
+    with pytest.raises(StarError, match=message):
+        losses.build({"hint": options}, config(2), config(**{"layers": 2, **student}))
+
+
 def test_layer_zero_is_the_cnn_output_or_the_first_layers_input():
     features = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
     one = hint(teacher_layers=[0], cosine=0.0)(

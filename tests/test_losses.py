@@ -73,6 +73,22 @@ def test_average_attention_by_hand():
         assert total.item() == pytest.approx(expected.item() / divisor, abs=1e-6)
 
 
+def test_the_last_layers_attention_alone():
+    first, last = (torch.tensor([[[[p, 1 - p], [0.5, 0.5]]]]) for p in (0.75, 0.25))
+    models = config(layers=2), config(layers=2)
+    options = {"average_attention": 1.0, "layer_wise": 0.0, "intra_layer": 0.0}
+    states = [TEACHER[0]] * 3
+    values = {}
+    for layers in ("all", "last"):
+        loss = StarLoss(StarConfig(**options, attention_layers=layers), *models)
+        values[layers] = loss(output(states, attentions=[first, last]), output(states, attentions=[last, first]))[0]
+    # KL(.75 || .25) = .5 log 3 either way, the second query agrees: half of it is the mean over frames (and layers)
+    half = 0.25 * torch.log(torch.tensor(3.0))
+    assert values["last"].item() == pytest.approx(half.item()) == pytest.approx(values["all"].item())
+    same = StarLoss(StarConfig(**options, attention_layers="last"), *models)
+    assert same(output(states, attentions=[first, last]), output(states, attentions=[last, last]))[0].item() == 0.0
+
+
 def test_zeroth_is_an_option():
     features = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
     options = {"layer_wise": 0.0, "reduction": "sum", "zeroth": "features"}

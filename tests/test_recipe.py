@@ -3,13 +3,15 @@
 import pytest
 import yaml
 
-from star_upstream import losses
+from star_upstream import losses, strict
 from star_upstream.encoder import EncoderConfig
 from star_upstream.encoder.size import parameters
 from star_upstream.errors import StarError
+from star_upstream.losses.masked import MaskedConfig
+from star_upstream.losses.star import StarConfig
 from star_upstream.pruning.config import GateConfig
 from star_upstream.training import recipe
-from star_upstream.training.config import Recipe
+from star_upstream.training.config import Initialisation, Recipe
 from star_upstream.training.finetune_recipe import FinetuneRecipe
 
 TEACHERS = {"star_mini_teacher": EncoderConfig(layers=8, width=256, heads=4, ffn=1024)}
@@ -34,7 +36,14 @@ def test_every_shipped_recipe_is_whole(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("star_hubert", 22_308_592), ("star_wavlm", 22_308_592), ("star_hubert_l", 26_626_672)],
+    [
+        ("star_hubert", 22_308_592),
+        ("star_wavlm", 22_308_592),
+        ("star_hubert_l", 26_626_672),
+        ("armhubert", 26_447_968),
+        ("maskhubert", 26_635_360),
+        *((name, 22_393_648) for name in ("armhubert_s", "armhubert_s_100h", "armwavlm_s", "armwavlm_s_100h")),
+    ],
 )
 def test_published_parameters(name, expected):
     assert parameters(recipe.load(name).student) == expected
@@ -43,6 +52,75 @@ def test_published_parameters(name, expected):
 @pytest.mark.parametrize(("name", "millions"), [("star_hubert_s", 14.10), ("star_hubert_xs", 9.39)])
 def test_our_sizes_match_the_printed_millions(name, millions):
     assert round(parameters(recipe.load(name).student) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("name", ["fithubert", "fitw2v2"])
+def test_what_fithuberts_authors_count(name):
+    """22.49 M: with the last head alone, and with the transposed convolution that their model makes and never uses."""
+    student = recipe.load(name).student
+    assert parameters(student) == 31_168_352
+    upsampling = 2 * 480 * 480 + 480
+    head = upsampling + 480 * 768 + 768
+    assert round((parameters(student) - 11 * head + upsampling) / 1e6, 2) == 22.49
+
+
+def test_what_the_peers_configurations_say():
+    """Rows of the authors' files: learning rate, utterances a GPU x accumulation x GPUs, epochs, span probability."""
+    rows = {
+        "fithubert": (5e-4, (3, 4, 2), 100, None, False),
+        "fitw2v2": (5e-4, (3, 4, 2), 100, None, False),
+        "armhubert": (5e-3, (18, 4, 2), 200, 0.8, True),
+        "armhubert_s": (5e-3, (18, 4, 2), 100, 0.8, True),
+        "armhubert_s_100h": (5e-3, (6, 3, 2), 200, 0.4, True),
+        "armwavlm_s": (5e-3, (18, 4, 2), 100, 0.8, True),
+        "armwavlm_s_100h": (5e-3, (6, 3, 2), 200, 0.4, True),
+        "maskhubert": (5e-4, (18, 4, 2), 200, 0.8, False),
+    }
+    for name, (rate, batch, epochs, probability, reuse) in rows.items():
+        loaded = recipe.load(name)
+        student, training, data = loaded.student, loaded.training, loaded.data
+        assert (training.learning_rate, training.epochs) == (rate, epochs), name
+        assert (data.batch_items, training.accumulate, training.devices) == batch
+        assert data.batch_seconds >= batch[0] * data.max_seconds  # no other limit
+        assert (training.betas, training.eps, training.weight_decay, training.decay) == (
+            (0.9, 0.98),
+            1e-6,
+            0.01,
+            "s3prl",
+        )
+        assert (training.warmup, training.schedule, training.clip, training.precision) == (
+            0.05,
+            "linear",
+            0.0,
+            "16-mixed",
+        )
+        assert (student.dropout, student.attention_dropout, student.activation_dropout) == (0.1, 0.1, 0.1)
+        assert (student.feature_dropout, student.feature_gradient, student.output_projection) == (0.05, 1.0, 768)
+        assert training.initialise_from_teacher == Initialisation()
+        if probability is None:
+            assert set(loaded.loss) == {"hint"} and student.time_reduction == 2 and student.hidden_states == "last"
+        else:
+            masked = strict.build(MaskedConfig, loaded.loss["masked"])
+            assert masked == MaskedConfig(probability=probability) and set(loaded.loss) == {"masked"}
+            assert student.hidden_states == "projections" and student.time_reduction == 1
+        assert student.reuse_attention == ((False, True) * 6 if reuse else None)
+        assert student.reuse_softmax == student.scale_layer_gradients == reuse
+
+
+def test_stars_ablations():
+    terms = {
+        "star_hubert_last_attention_100h": (1.0, "last", 0.0, 0.0),
+        "star_hubert_average_attention_100h": (1.0, "all", 0.0, 0.0),
+        "star_hubert_layer_wise_100h": (0.0, "all", 1.0, 0.0),
+        "star_hubert_intra_layer_100h": (0.0, "all", 0.0, 1.0),
+        "star_hubert_100h": (0.0, "all", 1.0, 1.0),
+        "star_hubert_all_three_100h": (1.0, "all", 1.0, 1.0),
+    }
+    for name, expected in terms.items():
+        loaded = recipe.load(name)
+        star = strict.build(StarConfig, loaded.loss["star"])
+        assert (star.average_attention, star.attention_layers, star.layer_wise, star.intra_layer) == expected
+        assert loaded.student == recipe.load("star_hubert").student
 
 
 @pytest.mark.parametrize("name", ["dphubert", "dpwavlm", "skill_hubert", "skill_wavlm_plus"])

@@ -142,7 +142,9 @@ def test_fairseq_and_wavlm_files(kind, style, variant, tmp_path):
         else {}
     )
     model = fairseq_file(tmp_path / "model.pt", kind, variant, style, False, **extra)
-    check(sources.load(tmp_path / "model.pt", reference_padding=True), model)
+    encoder = sources.load(tmp_path / "model.pt", reference_padding=True)
+    assert torch.equal(encoder.mask_vector, model.masked_spec_embed)
+    check(encoder, model)
 
 
 @pytest.mark.parametrize("style", ["cfg", "args", "own"])
@@ -219,6 +221,8 @@ def test_torchaudio_models(kind, options, tmp_path):
         rest = {"skip_masked": False, "skip_nomask": False, "num_classes": 5, "final_dim": 8, "feature_grad_mult": None}
         model = torchaudio.models.hubert_pretrain_model(**TORCHAUDIO, **options, **masks, **channels, **rest)
     encoder = torchaudio_style.from_model(randomised(model), False, kind, reference_padding=True)
+    assert kind == "hubert" or encoder.mask_vector is None
+    assert kind != "hubert" or torch.equal(encoder.mask_vector, model.mask_generator.mask_embedding)
     network = getattr(model, "wav2vec2", model)
     lengths = None if kind == "wavlm" else LENGTHS  # torchaudio's WavLM takes no padding
     states, _ = network.extract_features(WAVES, lengths)
@@ -295,7 +299,8 @@ def test_converting_a_transformers_folder(tmp_path):
     tiny("WavLM").save_pretrained(tmp_path / "theirs")
     origin = sources.convert(tmp_path / "theirs", tmp_path / "ours")["converted_from"]
     assert origin["format"] == "transformers" and set(origin["sha256"]) == {"config.json", "model.safetensors"}
-    assert checkpoint.digest(checkpoint.load(tmp_path / "ours")) == checkpoint.digest(sources.load(tmp_path / "theirs"))
+    ours, theirs = checkpoint.load(tmp_path / "ours"), sources.load(tmp_path / "theirs")
+    assert checkpoint.digest(ours) == checkpoint.digest(theirs) and torch.equal(ours.mask_vector, theirs.mask_vector)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """One speech encoder for every model: what differs is its :class:`EncoderConfig`."""
 
 from .config import HUBERT_CONVS, EncoderConfig, RelativePosition
-from .encoder import Encoder, EncoderOutput
+from .encoder import Encoder, EncoderOutput, Masked
 
-__all__ = ["HUBERT_CONVS", "Encoder", "EncoderConfig", "EncoderOutput", "RelativePosition"]
+__all__ = ["HUBERT_CONVS", "Encoder", "EncoderConfig", "EncoderOutput", "Masked", "RelativePosition"]

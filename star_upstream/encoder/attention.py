@@ -61,7 +61,8 @@ class PositionGate(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of one layer. ``reuse`` takes the map from outside and has no query and key of its own."""
+    """Self-attention of one layer. ``reuse`` takes the map from outside, without dropout as in ARMHuBERT's code, and
+    has no query and key of its own."""
 
     def __init__(self, config: EncoderConfig, layer: int):
         super().__init__()
@@ -95,7 +96,7 @@ class Attention(nn.Module):
         root.
         """
         value_BHTK = self._split(self.value(x_BTD))
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout if self.training and not self.reuse else 0.0
         if self.reuse:
             assert reused_BHTT is not None
             map_BHTT = reused_BHTT

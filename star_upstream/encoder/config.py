@@ -111,6 +111,10 @@ class EncoderConfig:
     """Times so much, the gradient reaches the convolutions in training (fairseq's ``feature_grad_mult``); 0 leaves them
     as they are."""
 
+    scale_layer_gradients: bool = False
+    """In training the gradient of layer l's output (l from 1 to L) counts m = (L - l + 1) / (L - l + 2) times in the
+    layer, and what a loss reads there 1 - m times that (ARMHuBERT's ``layer_grad_scale``)."""
+
     def __post_init__(self) -> None:
         if not self.conv_layers:
             raise StarError("conv_layers: at least one convolution is needed")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, RelativePositionTable
 from .config import EncoderConfig
-from .frontend import FrontEnd, normalize, valid_mask
+from .frontend import FrontEnd, normalize, scale_gradient, valid_mask
 from .position import positional
 
 
@@ -39,6 +39,16 @@ class EncoderOutput(NamedTuple):
     """``features_BTD`` after its dropout, padding set to 0: what the positional convolution takes."""
     last_BTD: Tensor | None = None
     """The last state, upsampled where the configuration says so."""
+
+
+class Masked(NamedTuple):
+    """Which frames of the front end are replaced before the positional convolution, and by what (wav2vec 2.0, section
+    3.1)."""
+
+    mask_BT: Tensor
+    """True where a frame is replaced."""
+    vector_D: Tensor
+    """In its place; or one for each utterance, B x 1 x D."""
 
 
 class Adapter(nn.Module):
@@ -161,15 +171,23 @@ class Encoder(nn.Module):
         )
         self.predictions = PredictionHeads(config) if config.prediction_layers else None
         self.dropout, self.feature_dropout = nn.Dropout(config.dropout), nn.Dropout(config.feature_dropout)
+        # no weight: nothing is computed with it but what a masking distillation asks for
+        self.mask_vector: Tensor | None
+        self.register_buffer("mask_vector", None, persistent=False)
         reuse = (*(config.reuse_attention or (False,) * config.layers), False)
         self._map_needed = [reuse[i + 1] for i in range(config.layers)]
         self.apply(_initialise)
-        if self.predictions is not None:  # DistilHuBERT leaves its heads at torch's initial values
-            for linear in (self.predictions.shared, *self.predictions.each):
+        # the authors of students leave their heads at torch's initial values
+        for linear in self.predictions.modules() if self.predictions is not None else self.output_projections or ():
+            if isinstance(linear, nn.Linear):
                 linear.reset_parameters()
 
     def forward(
-        self, waveforms_BN: Tensor, lengths_B: Tensor | None = None, attention_maps: bool = False
+        self,
+        waveforms_BN: Tensor,
+        lengths_B: Tensor | None = None,
+        attention_maps: bool = False,
+        masked: Masked | None = None,
     ) -> EncoderOutput:
         """Encode zero-padded waveforms.
 
@@ -178,9 +196,10 @@ class Encoder(nn.Module):
         lengths_B: valid samples of each, 1 or more; None takes every sample as valid. One shorter than
             ``config.receptive_field`` counts as padded to it, so that every waveform has a frame.
         attention_maps: also return the maps, which costs B x H x T x T a layer.
+        masked: frames that are replaced.
         """
         features_BTD, frames_B = self.features(waveforms_BN, lengths_B)
-        return self.contextualize(features_BTD, frames_B, attention_maps, padded=lengths_B is not None)
+        return self.contextualize(features_BTD, frames_B, attention_maps, lengths_B is not None, masked)
 
     def features(self, waveforms_BN: Tensor, lengths_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The front end alone: B x T x D, and the valid frames of each utterance."""
@@ -205,11 +224,18 @@ class Encoder(nn.Module):
         return features_BTD, frames_B
 
     def contextualize(
-        self, features_BTD: Tensor, frames_B: Tensor, attention_maps: bool = False, padded: bool = True
+        self,
+        features_BTD: Tensor,
+        frames_B: Tensor,
+        attention_maps: bool = False,
+        padded: bool = True,
+        masked: Masked | None = None,
     ) -> EncoderOutput:
-        """Positional convolution and transformer over projected features; ``padded=False`` says that every frame is
-        valid."""
+        """Positional convolution and transformer over projected features, ``masked`` after their dropout;
+        ``padded=False`` says that every frame is valid."""
         x_BTD, mask_BT = self.feature_dropout(features_BTD), None
+        if masked is not None:
+            x_BTD = torch.where(masked.mask_BT[..., None], masked.vector_D.to(x_BTD.dtype), x_BTD)
         if padded:
             mask_BT = valid_mask(frames_B, x_BTD.shape[1])
             x_BTD = x_BTD * mask_BT[..., None]
@@ -226,11 +252,17 @@ class Encoder(nn.Module):
         position_HTT = None if self.relative_position is None else self.relative_position(x_BTD.shape[1])
         if self.time_reduction is None:
             x_BTD = self.dropout(x_BTD)
-        for layer, needed in zip(cast(Iterable[Layer], self.layers), self._map_needed):
+        scaled = self.training and self.config.scale_layer_gradients and torch.is_grad_enabled()
+        for i, (layer, needed) in enumerate(zip(cast(Iterable[Layer], self.layers), self._map_needed)):
             x_BTD, map_BHTT = layer(x_BTD, mask_BT, position_HTT, reusable_BHTT, attention_maps or needed)
             if needed and not cast(Attention, layer.attention).reuse:
                 reusable_BHTT = self._as_reused(cast(Tensor, map_BHTT))
-            states.append(x_BTD)
+            if scaled and x_BTD.requires_grad:
+                left = self.config.layers - i
+                x_BTD = scale_gradient(x_BTD, left / (left + 1))
+                states.append(scale_gradient(x_BTD, 1 / (left + 1)))
+            else:
+                states.append(x_BTD)
             maps.append(map_BHTT)
         if self.config.norm == "pre":
             states[-1] = self.norm(states[-1])

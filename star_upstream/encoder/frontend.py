@@ -103,9 +103,7 @@ class FrontEnd(nn.Module):
                 x_BCT = self.norms[i](x_BCT, lengths_B)
             x_BCT = F.gelu(x_BCT)
         if self.training and config.feature_gradient != 1.0 and x_BCT.requires_grad:
-            x_BCT = (
-                x_BCT.detach() if config.feature_gradient == 0.0 else _scale_gradient(x_BCT, config.feature_gradient)
-            )
+            x_BCT = x_BCT.detach() if config.feature_gradient == 0.0 else scale_gradient(x_BCT, config.feature_gradient)
         x_BTC = x_BCT.transpose(1, 2)
         if self.scale is not None:
             x_BTC = x_BTC * self.scale
@@ -114,7 +112,7 @@ class FrontEnd(nn.Module):
         return x_BTC if self.projection is None else self.projection(x_BTC)
 
 
-def _scale_gradient(x: Tensor, factor: float) -> Tensor:
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """The same values, bit for bit; the gradient times ``factor``."""
     x = x.view_as(x)
     x.register_hook(lambda gradient: gradient * factor)

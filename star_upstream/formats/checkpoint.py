@@ -26,6 +26,9 @@ from .identify import read_safetensors
 CONFIG, WEIGHTS, FORMAT, VERSION = "config.json", "model.safetensors", "star_upstream", 1
 OWN = (CONFIG, WEIGHTS, "gates.json", "gates.safetensors")
 """What a checkpoint's folder holds; the last two beside the gated student of a run that prunes."""
+MASK_VECTOR = "mask_vector"
+"""What a model that was trained with masked frames had in their place, beside its weights: no parameter, in no
+digest."""
 LATER = {
     "prediction_layers": [],
     "prediction_inner": 0,
@@ -39,6 +42,7 @@ LATER = {
     "upsampling": "none",
     "frontend": "waveform",
     "mel_bins": 80,
+    "scale_layer_gradients": False,
 }
 """Options that :class:`EncoderConfig` did not have from the start, with the value that changes nothing."""
 
@@ -50,7 +54,8 @@ def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype
     that holds anything else, and for a file.
     """
     outputs.check_folder(folder, "star_upstream", is_checkpoint)
-    weights = {k: v.detach().cpu().to(dtype or v.dtype).contiguous() for k, v in encoder.state_dict().items()}
+    state = encoder.state_dict() | ({} if encoder.mask_vector is None else {MASK_VECTOR: encoder.mask_vector})
+    weights = {k: v.detach().cpu().to(dtype or v.dtype).contiguous() for k, v in state.items()}
     with replacing(folder, OWN) as part:
         part.mkdir()
         write_tensors(part / WEIGHTS, weights)
@@ -204,6 +209,9 @@ def load_weights(encoder: torch.nn.Module, weights: dict[str, torch.Tensor], whe
     """Copy ``weights`` into ``encoder``; every tensor must be there, with its shape, and no other. Half precision is
     widened."""
     expected = encoder.state_dict()
+    if MASK_VECTOR in weights:
+        encoder.mask_vector = weights[MASK_VECTOR].detach().float()
+        expected[MASK_VECTOR] = expected["norm.weight"]
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or extra:
         raise StarError(f"{where}: does not fit its configuration (missing: {missing[:3]}, not known: {extra[:3]})")
@@ -213,7 +221,7 @@ def load_weights(encoder: torch.nn.Module, weights: dict[str, torch.Tensor], whe
                 f"{where}: {name} has shape {list(weights[name].shape)}, the configuration asks for "
                 f"{list(tensor.shape)}"
             )
-    encoder.load_state_dict({k: v.to(expected[k].dtype) for k, v in weights.items()})
+    encoder.load_state_dict({k: v.to(expected[k].dtype) for k, v in weights.items() if k != MASK_VECTOR})
 
 
 def digest(encoder: Encoder) -> str:

@@ -19,15 +19,17 @@ class
         def calibrate(config: MyConfig, teacher: Encoder, clips: Sequence[Clip], seed: int) -> dict[str, Any]:
             "The measured options, as they would be written in the recipe."
 
-and a row of :data:`TABLE`. One of another package is added by :func:`register`, or is found by its name where that
-package is installed and declares an entry point ``mine = my_package:MyLoss`` of the group ``star_upstream.losses``.
+and a row of :data:`TABLE`. A loss with ``masks = True`` (:mod:`.masked`) draws the frames that the student does not
+hear, and its forward takes a third argument, a :class:`~.common.Masking`, in training. A loss of another package is
+added by :func:`register`, or is found by its name where that package is installed and declares an entry point
+``mine = my_package:MyLoss`` of the group ``star_upstream.losses``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -35,8 +37,9 @@ from .. import strict
 from ..data.clips import Clip
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..errors import StarError, nearest
-from .common import TrainedLayers
+from .common import Masking, TrainedLayers
 from .hint import HintLoss
+from .masked import MaskedLoss
 from .prediction import PredictionLoss
 from .skill import SkillLoss
 from .star import StarLoss
@@ -47,6 +50,7 @@ TABLE: dict[str, type[nn.Module]] = {
     "star": StarLoss,
     "prediction": PredictionLoss,
     "hint": HintLoss,
+    "masked": MaskedLoss,
     "skill": SkillLoss,
 }
 
@@ -63,11 +67,20 @@ class LossSum(nn.Module):
         """Whether any of the losses reads attention maps."""
         return any(loss.needs_attention for loss in self.losses.values())
 
-    def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total (a scalar) and every unweighted term."""
+    @property
+    def masker(self) -> MaskedLoss | None:
+        """The loss that draws the frames which are masked in training, if there is one."""
+        found = (cast(MaskedLoss, loss) for loss in self.losses.values() if getattr(loss, "masks", False))
+        return next(found, None)
+
+    def forward(
+        self, teacher: EncoderOutput, student: EncoderOutput, masking: Masking | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total (a scalar) and every unweighted term. ``masking``: where the student's frames were masked by
+        :attr:`masker`; ``teacher`` is the unmasked one."""
         values, terms = [], {}
         for name, loss in self.losses.items():
-            value, parts = loss(teacher, student)
+            value, parts = loss(teacher, student, masking) if getattr(loss, "masks", False) else loss(teacher, student)
             values.append(value)
             terms.update({f"{name}/{part}": term.detach() for part, term in parts.items()})
         return sum(values[1:], start=values[0]), terms

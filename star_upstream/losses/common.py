@@ -15,6 +15,18 @@ from ..encoder import EncoderConfig, EncoderOutput
 from ..encoder.frontend import valid_mask
 from ..errors import StarError
 
+Weights = tuple[float, ...]
+"""One for each layer or pair of layers; two numbers: of every one but the last, and of the last."""
+
+
+class Masking(NamedTuple):
+    """What a loss of masking distillation is given besides the unmasked teacher and the masked student."""
+
+    mask_BT: Tensor
+    """True where the front end's frame was replaced."""
+    teacher: EncoderOutput
+    """With the same frames replaced."""
+
 
 class TrainedLayers(NamedTuple):
     """The layers that meet in a loss, each side in order; 0 is what comes before layer 1."""
@@ -43,6 +55,35 @@ def layer_state(output: EncoderOutput, layer: int, zeroth: str) -> Tensor:
     return output.features_BTD if output.dropped_BTD is None else output.dropped_BTD
 
 
+def spread(weights: Weights | None, count: int, where: str) -> list[float]:
+    """``count`` weights; None: 1 each. Raises :class:`StarError` where there are neither two nor ``count``, and for one
+    below 0 or none above."""
+    if weights is None:
+        return [1.0] * count
+    found = [*weights[:1] * (count - 1), *weights[1:]] if len(weights) == 2 else list(weights)
+    if len(found) != count or min(found) < 0 or not max(found) > 0:
+        raise StarError(
+            f"{where}: expected {count} weights of 0 or more, or two (of every layer but the last, and of the last), "
+            f"got {list(weights)}"
+        )
+    return found
+
+
+def check_heads(name: str, teacher: EncoderConfig, student: EncoderConfig) -> None:
+    """Raises :class:`StarError` unless the student has the teacher's width at its layers' heads, or without heads."""
+    width = student.output_projection or student.width
+    if width != teacher.width:
+        raise StarError(
+            f"{name}: the student's layers give {width} channels, the teacher's {teacher.width}; set "
+            f"student.output_projection={teacher.width}"
+        )
+
+
+def head_states(output: EncoderOutput) -> list[Tensor]:
+    """What the student's heads make of each layer's output, B x T x D; without heads the outputs themselves."""
+    return output.states[1:] if output.projections is None else output.projections
+
+
 def valid_in_both(
     teacher: EncoderOutput, student: EncoderOutput, compared_BTD: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -55,10 +96,12 @@ def valid_in_both(
     return frames_B, valid_mask(frames_B, min(teacher.states[0].shape[1], own_BTD.shape[1]))
 
 
-def valid_frames(teacher: EncoderOutput, student: EncoderOutput) -> Callable[[Tensor], Tensor]:
+def valid_frames(
+    teacher: EncoderOutput, student: EncoderOutput, compared_BTD: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
     """A function that takes the frames valid in both models out of a B x T x D tensor: V x D, the same frames of either
-    model."""
-    utterance_V, frame_V = valid_in_both(teacher, student)[1].nonzero(as_tuple=True)
+    model. ``compared_BTD`` as in :func:`valid_in_both`."""
+    utterance_V, frame_V = valid_in_both(teacher, student, compared_BTD)[1].nonzero(as_tuple=True)
 
     def picked(x_BTD: Tensor) -> Tensor:
         batch, size, _ = x_BTD.shape

@@ -33,7 +33,7 @@ from .hint import DistanceConfig, FrameDistance
 
 @dataclass(frozen=True)
 class SkillConfig(GroupingConfig, DistanceConfig):
-    """The distance (``l1``, ``cosine``, ``reduction``), the groups, and how they are found where not given. ``measure:
+    """The distance (:class:`.hint.DistanceConfig`), the groups, and how they are found where not given. ``measure:
     cka`` is SKILL's; all other defaults are our choices."""
 
     groups: Groups | None = None
@@ -73,7 +73,7 @@ class SkillLoss(nn.Module):
         numbers = {"separate": list(range(len(self.groups))), "shared": [0] * len(self.groups), "none": None}[
             config.maps
         ]
-        self.distance = FrameDistance(config, numbers, teacher.width, student.width, "skill.maps")
+        self.distance = FrameDistance(config, numbers, teacher.width, student.width, len(self.groups), "skill")
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss (a scalar, fp32 or wider) and its unweighted terms, ``l1`` and ``cosine`` (minus the

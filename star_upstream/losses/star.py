@@ -29,6 +29,8 @@ class StarConfig:
     """Weights of the three terms (the paper's final loss is 0, 1, 1), and the choices that the paper leaves open."""
 
     average_attention: float = 0.0
+    attention_layers: Literal["all", "last"] = "all"
+    """Whose maps: of every pair of layers, or of the last pair alone (the paper's first alternative)."""
     layer_wise: float = 1.0
     intra_layer: float = 1.0
     zeroth: Literal["layer_input", "features"] = "layer_input"
@@ -118,7 +120,8 @@ class StarLoss(nn.Module):
 
     def _attention(self, teacher: EncoderOutput, student: EncoderOutput, mask_BT: Tensor) -> Tensor:
         size, total = mask_BT.shape[1], 0.0
-        for own, other in self.layer_map:
+        pairs = self.layer_map[-1:] if self.config.attention_layers == "last" else self.layer_map
+        for own, other in pairs:
             p_BTT = wide(teacher.attentions[other - 1]).mean(1)[:, :size, :size]
             q_BTT = wide(student.attentions[own - 1]).mean(1)[:, :size, :size]
             tiny = torch.finfo(p_BTT.dtype).tiny
@@ -126,7 +129,7 @@ class StarLoss(nn.Module):
             total = total + divergence_BT.masked_fill(~mask_BT, 0.0).sum()
         if self.config.reduction == "sum":
             return total / len(mask_BT)
-        return total / (mask_BT.sum() * len(self.layer_map))
+        return total / (mask_BT.sum() * len(pairs))
 
 
 def gram_distance(a_BTD: Tensor, b_BTD: Tensor, p_BTE: Tensor, q_BTE: Tensor) -> Tensor:

@@ -328,6 +328,7 @@ def run_round(recipe: Pretraining, number: int, clips: Sequence[Clip], before: E
     training.resume()
     train(training, *crops)
     encoder = training.model.encoder.cpu().eval()
+    encoder.mask_vector = training.model.mask_embedding.detach().cpu()
     provenance = {"made_by": "star_upstream.mini.pretrain", "recipe": strict.plain(recipe), "round": number}
     seen = {"clips": len(learned), "hours_heard": round(training.seconds / 3600, 2), "cpu_seconds": round(training.cpu)}
     checkpoint.save(out / "encoder", encoder, {**provenance, **seen}, torch.float16)

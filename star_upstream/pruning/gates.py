@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..encoder import Encoder, EncoderConfig, EncoderOutput
+from ..encoder import Encoder, EncoderConfig, EncoderOutput, Masked
 from ..encoder.numerics import full_precision, wide
 from ..errors import StarError
 from .config import GateConfig
@@ -134,11 +134,15 @@ class GatedEncoder(nn.Module):
         return Size(self.config, measure, seconds, self.scaled)
 
     def forward(
-        self, waveforms_BN: Tensor, lengths_B: Tensor | None = None, attention_maps: bool = False
+        self,
+        waveforms_BN: Tensor,
+        lengths_B: Tensor | None = None,
+        attention_maps: bool = False,
+        masked: Masked | None = None,
     ) -> EncoderOutput:
         """As :meth:`Encoder.forward`."""
         self._values = {name: gate.sample_n() for name, gate in self.gates.items()} if self.training else self.settled()
-        return self.encoder(waveforms_BN, lengths_B, attention_maps)
+        return self.encoder(waveforms_BN, lengths_B, attention_maps, masked)
 
     # what is left
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from .. import audio, losses, strict
 from ..data.batches import AudioDataset, Batch, BucketSampler, collate
 from ..data.clips import Clip, Corpus, scan
-from ..encoder import Encoder, EncoderOutput
+from ..encoder import Encoder, EncoderOutput, Masked
 from ..environment import versions
 from ..errors import StarError
 from ..files import write_json
@@ -140,6 +140,11 @@ class Teacher:
         with torch.no_grad():
             return self.encoder(waveforms_BN, lengths_B, maps)
 
+    def masked(self, heard: EncoderOutput, masked: Masked, padded: bool) -> EncoderOutput:
+        """The answer to the batch of ``heard`` with some of its frames masked."""
+        with torch.no_grad():
+            return self.encoder.contextualize(heard.features_BTD, heard.lengths_B, padded=padded, masked=masked)
+
 
 class Objective(nn.Module):
     """The student and what its states are compared by; the loss of a batch."""
@@ -153,7 +158,14 @@ class Objective(nn.Module):
         lengths_B = batch.lengths_B if self.padded and len(batch.paths) > 1 else None
         maps = self.loss.needs_attention
         target = self.teacher(batch.waveforms_BN, lengths_B, maps)
-        return self.loss(target, self.student(batch.waveforms_BN, lengths_B, maps))
+        masker = self.loss.masker if self.training else None
+        if masker is None:
+            return self.loss(target, self.student(batch.waveforms_BN, lengths_B, maps))
+        mask_BT = masker.draw(target.lengths_B, target.features_BTD.shape[1], batch.indices)
+        masked = masker.teacher_masked(self.teacher.encoder, target, mask_BT)
+        other = self.teacher.masked(target, masked, padded=lengths_B is not None)
+        student = self.student(batch.waveforms_BN, lengths_B, maps, Masked(mask_BT, masker.vector))
+        return self.loss(target, student, losses.Masking(mask_BT, other))
 
 
 class Distillation(Training):

@@ -67,11 +67,12 @@ TABLE = rules(
     (r"encoder\.layers\.(\d+)\.fc1\.(weight|bias)", r"layers.\1.ffn_in.\2"),
     (r"encoder\.layers\.(\d+)\.fc2\.(weight|bias)", r"layers.\1.ffn_out.\2"),
     (r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
+    (r"mask_emb", "mask_vector"),
 )
 FIRST = "feature_extractor.conv_layers.0.0.weight"
 """A tensor that every encoder of the kind has."""
-IGNORED = ("mask_emb", "final_proj.", "label_embs_concat", "quantizer.", "project_q.", "target_glu.", "_ema")
-"""Masking and prediction heads of the training."""
+IGNORED = ("final_proj.", "label_embs_concat", "quantizer.", "project_q.", "target_glu.", "_ema")
+"""Prediction heads of the training."""
 
 
 def values(options: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:

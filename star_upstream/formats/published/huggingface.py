@@ -58,11 +58,12 @@ _TABLE = rules(
     (r"encoder\.layers\.(\d+)\.adapter_layer\.norm\.(weight|bias)", r"layers.\1.adapter.norm.\2"),
     (r"encoder\.layers\.(\d+)\.adapter_layer\.linear_1\.(weight|bias)", r"layers.\1.adapter.down.\2"),
     (r"encoder\.layers\.(\d+)\.adapter_layer\.linear_2\.(weight|bias)", r"layers.\1.adapter.up.\2"),
+    (r"masked_spec_embed", "mask_vector"),
 )
 _FIRST = "feature_extractor.conv_layers.0.conv.weight"
 _NORM = "encoder.pos_conv_embed.batch_norm"
 _IGNORED = (
-    *("masked_spec_embed", "quantizer.", "project_q.", "project_hid."),  # of the pre-training
+    *("quantizer.", "project_q.", "project_hid."),  # of the pre-training
     *(
         "lm_head.",
         "projector.",

@@ -82,6 +82,7 @@ def load_lighthubert(
         except (IndexError, RuntimeError):
             raise StarError(f"{where}: its tensors do not fit its configuration") from None
     values |= {**config, "normalize_waveform": True, "hidden_states": "features", "reference_frames": "share"}
+    weights = {name: tensor for name, tensor in weights.items() if name != "mask_emb"}  # of the supernet's width
     return build(values, rename(weights, fairseq.TABLE, _IGNORED, where), where, reference_padding)
 
 

@@ -136,6 +136,7 @@ def load_pruned(
 
 def from_model(model: nn.Module, normalize_waveform: bool, where: str, reference_padding: bool) -> Encoder:
     """A ``torchaudio.models.Wav2Vec2Model`` or ``HuBERTPretrainModel`` (wav2vec 2.0, HuBERT, WavLM) as our encoder."""
+    vector = getattr(getattr(model, "mask_generator", None), "mask_embedding", None)
     model = getattr(model, "wav2vec2", model)
     projection, transformer = model.encoder.feature_projection, model.encoder.transformer
     layers, position = transformer.layers, transformer.pos_conv_embed.conv
@@ -168,7 +169,9 @@ def from_model(model: nn.Module, normalize_waveform: bool, where: str, reference
         "activation_dropout": layers[0].feed_forward.intermediate_dropout.p,
         "feature_dropout": projection.dropout.p,
     }
-    return build(values, rename(_apart(model.state_dict()), _TABLE, _IGNORED, where), where, reference_padding)
+    weights = rename(_apart(model.state_dict()), _TABLE, _IGNORED, where)
+    weights |= {} if vector is None else {"mask_vector": vector}
+    return build(values, weights, where, reference_padding)
 
 
 def is_dphubert_training(weights: Mapping[str, Any]) -> bool:
