@@ -228,6 +228,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
         "seconds_training": round(sum(fit.seconds for fit in fits), 2),
         "peak_memory_mb": round(peak_memory(device)),
         "upstream": upstream.name,
+        "method": upstream.method,
         "parameters": upstream.parameters,
         "macs_g": upstream.macs_g,
         "stride": upstream.stride,

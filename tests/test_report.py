@@ -8,6 +8,7 @@ import pytest
 from eval import report
 from eval.report import published, score, table
 from star_upstream.errors import StarError
+from star_upstream.training import recipe
 
 
 def record(metric, value, **changes):
@@ -75,6 +76,37 @@ def test_versions_of_a_task_are_told_apart(tmp_path):
         "NOT THE SAME TASK, though of one name: the rows' asr are of different versions" in text
         and "rows' ks" not in text
     )
+
+
+def test_below_a_published_row_stands_ours_of_the_same_method_and_is_marked(tmp_path):
+    ours = {"corpus": "manifest:realspeech", "schedule": "mini", "upstream": "runs/a/best", "method": "distilhubert"}
+    a = write(tmp_path / "a", *(record(m, 99.0, **ours) for m in score.METRICS))
+    b = write(tmp_path / "b", record("ks_acc", 98.0, **{**ours, "method": "fithubert"}, limited=True))
+    c = write(tmp_path / "c", record("ks_acc", 97.0, **{**ours, "method": ""}))
+    text = markdown(a, b, c, beside="DistilHuBERT,FBANK,FitHuBERT")
+    part = section(text, "Published, and the same methods measured here")
+    names = [line.split("|")[1].strip().strip("*") for line in part.splitlines() if line.startswith("|")][2:]
+    here = [f"{name} (another corpus)" for name in "ab"]
+    assert names == [*("DistilHuBERT", here[0]) * 2, "FBANK", *("FitHuBERT", here[1]) * 2]
+    assert "Rows marked another corpus are ours, on other data or another schedule: nothing follows" in part
+    lines = [line for line in part.splitlines() if "(another corpus)" in line]
+    assert "runs/a/best; manifest:realspeech, mini |" in lines[0] and "mini, limited |" in lines[-1]
+    # no score beside the official ones, nothing bold, and what is printed still is
+    assert "| – | – | 99.00 [98.00, 100.00]" in lines[0] and not any("**" in line for line in lines)
+    assert "**95.98**" in part or "**96.27**" in part
+    # ours of the official corpora stand in the table of the group, and there alone
+    d = write(tmp_path / "d", record("ks_acc", 96.0, method="distilhubert"))
+    text = markdown(a, d, beside="DistilHuBERT")
+    assert "d (another" not in text and "a (another corpus)" in text and "Differences from published" in text
+    assert "same methods" not in markdown(c, beside="DistilHuBERT") and "## Published" in markdown(
+        c, beside="DistilHuBERT"
+    )
+
+
+def test_every_method_of_a_recipe_has_published_rows():
+    known = {row["method"] for row in published.select("all")}
+    assert {recipe.load(name).method for name in recipe.names()} <= known | {"dicehubert"}
+    assert all(recipe.load(name).method for name in recipe.names())
 
 
 def test_complete_official_run_is_scored(tmp_path):

@@ -26,6 +26,7 @@ from star_upstream.audio import RATE
 from star_upstream.encoder import Encoder
 from star_upstream.encoder.size import profile
 from star_upstream.errors import StarError, nearest
+from star_upstream.formats import sources
 from star_upstream.say import say
 from star_upstream.training import precision
 
@@ -51,6 +52,8 @@ class Upstream:
 
     def __init__(self, name: str, expert: Any, digest: str, padded: bool = False, device: str | torch.device = "cpu"):
         self.name, self.digest, self.padded, self.device = name, digest, padded, torch.device(device)
+        self.method = ""
+        """What a report finds the published rows of the same method by."""
         self._given: dict[int, int] = {}
         self.expert = expert.to(self.device).eval().requires_grad_(False)
         self.parameters = sum(p.numel() for p in expert.parameters())
@@ -203,9 +206,13 @@ def load(source: str, device: str | torch.device = "cpu") -> Upstream:
         return Upstream(source, expert, fingerprint(expert, identity), False, device)
     if not Path(source).exists() and source in _s3prl_names():
         expert = _from_s3prl(source)
-        return Upstream(source, expert, fingerprint(expert, f"s3prl {source}"), False, device)
+        upstream = Upstream(source, expert, fingerprint(expert, f"s3prl {source}"), False, device)
+        upstream.method = source
+        return upstream
     expert = _from_star(source)
-    return Upstream(source, expert, expert.digest, not expert.encoder.reference_padding, device)
+    upstream = Upstream(source, expert, expert.digest, not expert.encoder.reference_padding, device)
+    upstream.method = sources.method(source)
+    return upstream
 
 
 def fingerprint(expert: Any, identity: str) -> str:

@@ -45,6 +45,7 @@ FIELDS = (
     "title",
     "remarks",
     "source",
+    "method",
 )
 
 

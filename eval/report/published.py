@@ -14,11 +14,13 @@ FILE = Path(__file__).with_name("published.csv")
 def select(names: str) -> list[dict[str, str]]:
     """The rows of ``names`` (commas between, case ignored, names that hold a comma included), in the order asked for.
 
-    A name with several rows, such as one a training corpus, gives them all. Raises :class:`StarError` for a name that
-    is not there.
+    ``all``: every row. A name with several rows, such as one a training corpus, gives them all. Raises
+    :class:`StarError` for a name that is not there.
     """
     with FILE.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
+    if names.strip().casefold() == "all":
+        return rows
     known = {row["model"].casefold(): row["model"] for row in rows}
     wanted: dict[str, None] = {}
     parts = names.split(",")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from star_upstream.errors import StarError
@@ -15,7 +15,7 @@ from . import score
 
 SCORES = {"overall": 1, "generalizability": 0}
 """And their digits after the point."""
-OURS, PRINTED = "measured here", "printed"
+OURS, PRINTED, ELSEWHERE = "measured here", "printed", "another corpus"
 COMPUTED = "†"
 
 Record = dict[str, Any]
@@ -36,6 +36,7 @@ class Row:
     records: dict[str, Record] = field(default_factory=dict)
     printed_scores: dict[str, float] = field(default_factory=dict)
     source: str = ""
+    method: str = ""
 
     @property
     def missing(self) -> list[str]:
@@ -46,7 +47,7 @@ class Row:
         it."""
         if name in self.printed_scores:
             return self.printed_scores[name], ""
-        if self.missing:
+        if self.missing or self.kind == ELSEWHERE:
             return None, ""
         return getattr(score, name)(self.values), "" if self.kind == OURS else COMPUTED
 
@@ -108,7 +109,8 @@ def ours(runs: list[Run], key: Group) -> list[Row]:
             first = next(iter(mine.values()))
             macs = next((r["macs_g"] for r in mine.values() if r.get("macs_g") is not None), None)
             values = {metric: r["value"] for metric, r in mine.items()}
-            rows.append(Row(name, first["upstream"], OURS, first["parameters"] / 1e6, macs, values, mine))
+            row = Row(name, first["upstream"], OURS, first["parameters"] / 1e6, macs, values, mine)
+            rows.append(replace(row, method=first.get("method", "")))
     return rows
 
 
@@ -132,6 +134,7 @@ def published(lines: Iterable[dict[str, str]]) -> list[Row]:
                 values,
                 printed_scores=scores,
                 source=line["source"],
+                method=line["method"],
             )
         )
     return rows
@@ -147,11 +150,26 @@ def tables(runs: list[Run], beside: list[Row]) -> list[Table]:
         out.append(_of_group(key, rows, beside if allowed else []))
         if allowed and beside:
             out.append(_differences(rows, beside))
-    if beside and not any(map(comparable, keys)):
+    paired = _paired(runs, keys, beside)
+    if len(paired) > len(beside):
+        warning = f"Rows marked {ELSEWHERE} are ours, on other data or another schedule: nothing follows from how far "
+        warning += "they are from the published row above them."
+        intro = "Below each published row what was measured here with a model of the same method."
+        out.append(_table("Published, and the same methods measured here", warning, intro, paired, True))
+    elif beside and not any(map(comparable, keys)):
         warning = "None of the runs above may be compared with these published scores of the official corpora."
         intro = "The runs are of other data, of another schedule or limited: hence a table apart, and no differences."
         out.append(_table("Published", warning, intro, beside, True))
     return out
+
+
+def _paired(runs: list[Run], keys: Iterable[Group], beside: list[Row]) -> list[Row]:
+    """Each published row, and below it our rows of its method that may not be compared with it."""
+    mine = []
+    for key in (key for key in keys if not comparable(key)):
+        where = ", ".join((*key[:2], *(["limited"] if key[2] else [])))
+        mine += [replace(row, kind=ELSEWHERE, detail=f"{row.detail}; {where}") for row in ours(runs, key) if row.method]
+    return [row for one in beside for row in (one, *(row for row in mine if row.method == one.method))]
 
 
 def _of_group(key: Group, rows: list[Row], beside: list[Row]) -> Table:
@@ -224,6 +242,8 @@ def _table(heading: str, warning: str, intro: str, rows: list[Row], official: bo
 
 def _notes(rows: list[Row], scored: list[str], official: bool) -> list[str]:
     notes = []
+    spread = any("std_over_folds" in r for row in rows for r in row.records.values())
+    rows = [row for row in rows if row.kind != ELSEWHERE]
     absent: dict[str, list[str]] = {}
     for row in rows:
         if row.kind == OURS and row.missing:
@@ -241,11 +261,11 @@ def _notes(rows: list[Row], scored: list[str], official: bool) -> list[str]:
     notes += [f"No overall score for {', '.join(names)}: {what} missing." for what, names in absent.items()]
     if scored and not official:
         notes.append("No generalizability: it is measured between FBANK's and the best scores on the official corpora.")
-    if any("std_over_folds" in r for row in rows for r in row.records.values()):
+    if spread:
         notes.append("±: standard deviation over the folds, of which the value is the mean.")
     if any(row.score(name)[1] for row in rows for name in scored):
         notes.append(f"{COMPUTED} not printed in the source; computed here from the row's scores.")
-    if {row.kind for row in rows} - {OURS, PRINTED}:
+    if {row.kind for row in rows} - {OURS, PRINTED, ELSEWHERE}:
         notes.append(
             "Rows marked digitised, secondary, reimplementation or unavailable are not the authors' printed "
             "numbers; none is bold."

@@ -75,6 +75,18 @@ def convert(source: str | Path, folder: str | Path, config: str | Path | None = 
     return provenance
 
 
+def method(source: str | Path) -> str:
+    """The method that made a model, as its recipe has it: of a checkpoint of ours, a conversion, or a known published
+    one; empty where nothing says it."""
+    path = SHIPPED.get(str(source), Path(source).expanduser())
+    if checkpoint.is_checkpoint(path):
+        provenance = checkpoint.describe(path).get("provenance", {})
+        recipe, origin = provenance.get("recipe", {}), provenance.get("converted_from", {})
+        name = origin.get("name")
+        return recipe.get("method") or (method(name) if name else "")
+    return known.KNOWN[str(source)].method if str(source) in known.KNOWN else ""
+
+
 def _open(source: str | Path, reference_padding: bool, config: str | Path | None) -> tuple[Encoder, dict[str, Any]]:
     """The encoder and where it comes from."""
     name, path = str(source), Path(source).expanduser()

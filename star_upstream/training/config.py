@@ -177,6 +177,8 @@ class Recipe:
     """Where the authors' way is not taken, or not known, and why, by subject: part of the run's record, read by
     nothing."""
     about: str = ""
+    method: str = ""
+    """What the published rows of the same method are found by, in reports (``method`` in eval/report/published.csv)."""
 
     def __post_init__(self):
         if self.student == "teacher":

@@ -333,5 +333,5 @@ def _shareable(recipe: Recipe) -> dict[str, Any]:
 def _difference(text: str, recipe: Recipe) -> str:
     """The first value in which a run's recipe differs; the number of data workers and what is only told may change."""
     there = strict.build(Recipe, yaml.safe_load(text))
-    there, recipe = (dataclasses.replace(one, about="", choices={}) for one in (there, recipe))
+    there, recipe = (dataclasses.replace(one, about="", method="", choices={}) for one in (there, recipe))
     return strict.difference(there, recipe, ("data.workers",))

@@ -51,6 +51,11 @@ class Known:
     hidden_states: str | None = None
     """What SUPERB was given, where the format does not say it."""
 
+    @property
+    def method(self) -> str:
+        """What the recipe of the same method has for ``method``."""
+        return {"dpwavlm": "dphubert", "transformers": "distilhubert"}.get(self.format, self.format)
+
 
 def _drive(suffix: str, identifier: str) -> File:
     return File(
