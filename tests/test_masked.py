@@ -194,12 +194,12 @@ def runs(mask):
 
 
 @pytest.mark.parametrize("space", [0, 1, 3])
-def test_spans_do_not_touch_and_are_at_most_twice_the_mean(space):
+def test_spans_are_apart_and_at_most_twice_the_mean(space):
     config, shares = MaskedConfig(probability=0.5, length=10, space=space), []
     for seed in range(60):
         mask = draw_spans(300, config, np.random.default_rng(seed))
         found = runs(mask)
-        assert found and all(length <= 20 for _, length in found)
+        assert found and (space == 0 or all(length <= 20 for _, length in found))  # without space spans may touch
         gaps = [b - a - length for (a, length), (b, _) in itertools.pairwise(found)]
         assert all(gap >= max(space, 1) for gap in gaps)
         shares.append(mask.mean())
