@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from star_upstream.analysis import latency
 from star_upstream.encoder import Encoder, EncoderConfig, RelativePosition
-from star_upstream.encoder.size import LENGTHS, SECONDS_COUNTED, macs, profile
+from star_upstream.encoder.size import LENGTHS, SECONDS_COUNTED, macs, parameters, profile, without_training
 from star_upstream.errors import StarError
 
 STAR_CONVS = ((128, 10, 5), (256, 1, 1), *[(256, 3, 2)] * 4, (432, 1, 1), (432, 2, 2), (432, 2, 2))
@@ -77,6 +77,17 @@ def test_against_torchs_flop_counter(options):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(torch.randn(1, 500), attention_maps=True)  # the explicit form, which every device counts alike
     assert counter.get_total_flops() == 2 * macs(config, 500)
+
+
+def test_heads_that_only_the_distillation_needs_do_not_count():
+    heads = {"time_reduction": 2, "upsampling": "heads", "output_projection": 10}
+    every, last = (replace(SMALL, **heads, hidden_states=states) for states in ("projections", "last"))
+    upsampling, linear = 2 * 24 * 24, 24 * 10
+    assert parameters(every) == parameters(last) == without_training(every)
+    assert without_training(every) - without_training(last) == upsampling + 24 + linear + 10
+    frames = last.feature_frames(500) // 2
+    assert macs(every, 500) - macs(last, 500) == frames * upsampling + 2 * frames * linear
+    assert without_training(replace(SMALL, prediction_layers=(1, 4))) == parameters(SMALL)
 
 
 # time

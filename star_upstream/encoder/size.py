@@ -8,6 +8,7 @@ log-mel energies are not counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import Encoder, EncoderConfig
@@ -55,11 +56,13 @@ def count_macs(
         if config.relative_position and not reuse:
             each += 8  # the gate on the position bias
         total = total + frames * (inner * each + (units[layer] + config.adapter) * width * 2)
-    upsamplings = {"none": 0, "heads": config.layers, "last": 1}[config.upsampling]
+    # of heads on every layer those alone whose output the model gives
+    heads = 1 if config.hidden_states == "last" else config.layers
+    upsamplings = {"none": 0, "heads": heads, "last": 1}[config.upsampling]
     total = total + upsamplings * frames * config.time_reduction * width * width
     inner = config.prediction_inner or width
     predicted = len(config.prediction_layers) * inner * (width + (config.prediction_width or width))
-    return total + config.output_frames(features) * (config.layers * config.output_projection * width + predicted)
+    return total + config.output_frames(features) * (heads * config.output_projection * width + predicted)
 
 
 def parameters(config: EncoderConfig) -> int:
@@ -68,6 +71,16 @@ def parameters(config: EncoderConfig) -> int:
 
     with torch.device("meta"):
         return sum(p.numel() for p in Encoder(config).parameters())
+
+
+def without_training(config: EncoderConfig) -> int:
+    """Number of parameters without heads that only the distillation needs: prediction heads (DistilHuBERT), and those
+    of every layer but the last where the last one's output alone is given (FitHuBERT)."""
+    count, width, channels = parameters(replace(config, prediction_layers=())), config.width, config.output_projection
+    if config.has_heads and config.hidden_states == "last":
+        upsampling = width * (width * config.time_reduction + 1) if config.upsampling == "heads" else 0
+        count -= (config.layers - 1) * (upsampling + (width + 1) * channels)
+    return count
 
 
 def profile(config: EncoderConfig) -> dict[str, Any]:
