@@ -1,19 +1,20 @@
-"""Audio files to 16 kHz mono waveforms, read by soundfile (wav, flac, ogg, opus, mp3)."""
+"""Audio files and members of shards to 16 kHz mono waveforms, read by soundfile (wav, flac, ogg, opus, mp3)."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 
-from . import extras
+from . import extras, members
 from .errors import StarError
 from .files import pointer
 
@@ -86,10 +87,10 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     return torchaudio.functional.resample(torch.from_numpy(wave), rate, RATE).numpy()
 
 
-def header(path: str | Path) -> Header:
+def header(path: str | Path, stream: Any = None) -> Header:
     """What the file says of itself. Raises :class:`StarError` when there is no readable header, and when it promises
-    more than the file holds."""
-    with _opened(path) as file:
+    more than the file holds. ``stream``: read from there what is to be called ``path``."""
+    with _opened(path, stream) as file:
         return Header(file.frames, file.samplerate, file.format in ("MP3", "OGG"))
 
 
@@ -113,9 +114,11 @@ def _mono(wave_NC: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
+def _opened(path: str | Path, stream: Any = None) -> Iterator[soundfile.SoundFile]:
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be UTF-8
+        if stream is None and (data := members.content(path)) is not None:
+            stream = io.BytesIO(data)
+        with soundfile.SoundFile(os.fsencode(path) if stream is None else stream) as file:  # a name need not be UTF-8
             _check_whole(path, file)
             yield file
     except StarError:
@@ -137,7 +140,8 @@ def _check_whole(path: str | Path, file: soundfile.SoundFile) -> None:
 def _reason(path: str | Path, error: Exception) -> str:
     if dangling(path):
         return "a link to a file that is not there; in a git-annex folder: git annex get"
-    if not os.path.exists(path):
+    file = members.container(path)
+    if not members.is_address(file) and not os.path.exists(file):
         return "no such file"
     if said := pointer(path):
         return said

@@ -23,6 +23,7 @@ BRINGS = {
     ),
     "eval": ("s3prl", "torchaudio", "pandas", "scipy", "sklearn", "librosa", "editdistance", "matplotlib", "omegaconf"),
     "teachers": ("torchaudio", "huggingface_hub"),
+    "shards": ("fsspec", "pyarrow"),
     "mini": ("espeakng_loader",),
 }
 """Of each extra of setup.cfg the modules that are imported here or, undeclared, by s3prl."""

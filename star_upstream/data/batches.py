@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from .. import audio
 from ..errors import StarError
+from ..members import Unreachable
 from .clips import Clip
 
 
@@ -59,6 +60,8 @@ class AudioDataset(Dataset):
             path, samples, start = self.clips[place]
             try:
                 wave = (audio.read(path, start, samples) if start else audio.read(path))[:samples]
+            except Unreachable:  # another clip in its place would make a resumed run another run
+                raise
             except StarError as error:
                 bad.append((path, str(error).removeprefix(f"{path}: ")))
                 continue

@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import audio
+from .. import audio, members
 from ..environment import cache_home
 from ..errors import StarError
 from ..files import replacing
 from ..say import say
-from . import audio_lists
+from . import audio_lists, shards
 
 
 class Clip(NamedTuple):
-    """One utterance: its file, its length and its first sample in the file, at 16 kHz."""
+    """One utterance: its file (or member of a shard), its length and its first sample in the file, at 16 kHz."""
 
     path: str
     samples: int
@@ -58,7 +59,8 @@ def scan(
     threads: int = 8,
     progress: bool = True,
 ) -> Corpus:
-    """Find audio in folders (searched whole), lists (:mod:`.audio_lists`) and single files, and measure it.
+    """Find audio in folders (searched whole), lists (:mod:`.audio_lists`), shards (:mod:`.shards`) and single files,
+    and measure it. Shards in a folder are read where no audio file lies below it.
 
     Lengths are read from file headers in parallel, once: they are cached by size and time of change. Where a list says
     how long a file is, its header has the last word; where it names a part of a file, the clip is that part. Unreadable
@@ -72,9 +74,14 @@ def scan(
         raise StarError("data: no folder, list or audio file given")
     found: dict[Clip | str, Clip | Fault] = {}
     passed: list[tuple[str, str]] = []
-    for source in (Path(source).expanduser() for source in sources):
-        if source.is_dir():
+    for text in map(str, sources):
+        source = Path(text).expanduser()
+        if (files := shards.expand(text)) is not None:
+            passed += _add_shards(files, found, threads, progress)
+        elif source.is_dir():
             passed += _search(source.resolve(), found, threads, progress)
+        elif source.is_file() and shards.is_shard(text):
+            passed += _add_shards([_absolute(source)], found, threads, progress)
         elif source.is_file() and _is_audio(source):
             _add(found, _absolute(source), _measure([_absolute(source)], None, 1, False))
         elif source.is_file():
@@ -114,9 +121,15 @@ def _name(clip: Clip) -> str:
     return clip.path if not clip.start else f"{clip.path} from {clip.start / audio.RATE:.2f} s on"
 
 
+def absolute(source: str) -> str:
+    """A source as it is found from any folder."""
+    return source if members.is_address(source) else str(Path(source).expanduser().resolve())
+
+
 def _nothing(sources: Sequence[str | Path], passed: list[tuple[str, str]]) -> str:
     others = "".join(f"; {place}: {what}" for place, what in passed[:3])
-    return f"{', '.join(map(str, sources))}: no audio found (looked for {', '.join(audio.EXTENSIONS)}){others}"
+    endings = ", ".join((*audio.EXTENSIONS, *members.ENDINGS))
+    return f"{', '.join(map(str, sources))}: no audio found (looked for {endings}){others}"
 
 
 def _is_audio(file: Path) -> bool:
@@ -138,8 +151,8 @@ def _add(found: dict, path: str, measured: dict[str, audio.Header | Fault]) -> N
 
 
 def _search(folder: Path, found: dict, threads: int, progress: bool) -> list[tuple[str, str]]:
-    """Add the audio below ``folder``; the other files, by ending."""
-    files, others, seen = [], Counter(), set()
+    """Add the audio below ``folder``, or its shards; the other files, by ending."""
+    files, others, seen, kept = [], Counter[str](), set(), []
     for base, folders, names in os.walk(folder, followlinks=True):
         # a link to a folder above would lead round for ever, and git-annex keeps every file a second time below .git
         folders[:] = sorted(name for name in folders if name != ".git")
@@ -152,16 +165,36 @@ def _search(folder: Path, found: dict, threads: int, progress: bool) -> list[tup
                 continue
             if name.lower().endswith(audio.EXTENSIONS):
                 files.append(os.path.join(base, name))
+            elif shards.is_shard(name):
+                kept.append(os.path.join(base, name))
             else:
                 others[os.path.splitext(name)[1].lower()] += 1
+    if files:  # a shard beside them may hold the same audio once more
+        others.update(os.path.splitext(name)[1].lower() for name in kept)
+    passed = [] if files else _add_shards(sorted(kept), found, threads, progress)
     measured = _measure(sorted(files), folder, threads, progress)
     for file in sorted(files):
         _add(found, file, measured)
-    found = []
     for end, n in others.most_common():
         what = f"{n} file{'s' * (n > 1)}{'' if end else ' without an ending'}"
-        found.append((str(folder / f"*{end}"), f"{what} passed over: none of {', '.join(audio.EXTENSIONS)}"))
-    return found
+        why = "audio files lie beside" if end in members.ENDINGS else f"none of {', '.join(audio.EXTENSIONS)}"
+        passed.append((str(folder / f"*{end}"), f"{what} passed over: {why}"))
+    return passed
+
+
+def _add_shards(files: list[str], found: dict, threads: int, progress: bool) -> list[tuple[str, str]]:
+    """Add the audio of shards; those without any."""
+    empty = []
+    for file, members_ in shards.read(files, threads, progress):
+        for path, header in members_:
+            _add(found, path, {path: Fault(header) if isinstance(header, str) else header})
+        if not members_:
+            empty.append((file, "holds no audio"))
+    splits = {m[1] for file in files if (m := re.match(r"(.+)-\d{5}-of-\d{5}\.", file))}
+    if len(splits) > 1:
+        names = ", ".join(f"{name}-*" for name in sorted(splits))
+        say(f"{len(splits)} splits are read: {names}; name one to read it alone")
+    return empty
 
 
 def _read_list(path: Path, found: dict, threads: int, progress: bool) -> None:
@@ -185,7 +218,7 @@ def _read_list(path: Path, found: dict, threads: int, progress: bool) -> None:
 def _find(name: str, path: Path, root: Path | None) -> str | None:
     for text in dict.fromkeys((name, audio_lists.uncell(name))):
         for place in audio_lists.places(text, path, root):
-            if os.path.isfile(place) or audio.dangling(place):
+            if os.path.isfile(members.container(place)) or audio.dangling(place):
                 return _absolute(place)
     return None
 
@@ -224,7 +257,7 @@ def _measure(
     stamps, measured = {}, {}
     for file in files:
         try:
-            status = os.stat(file)
+            status = os.stat(members.container(file))
             stamps[file] = [status.st_size, status.st_mtime_ns]
         except OSError as error:
             fetch = "a link to a file that is not there; in a git-annex folder: git annex get"

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from .. import audio, losses, strict
 from ..data.batches import AudioDataset, Batch, BucketSampler, collate
-from ..data.clips import Clip, Corpus, scan
+from ..data.clips import Clip, Corpus, absolute, scan
 from ..encoder import Encoder, EncoderOutput, Masked
 from ..environment import versions
 from ..errors import StarError
@@ -311,9 +311,7 @@ def _calibrated(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: Run
 def _absolute(recipe: Recipe) -> Recipe:
     """With absolute paths, so that a run can be resumed from another folder."""
     data = recipe.data
-    paths = {
-        part: tuple(str(Path(p).expanduser().resolve()) for p in getattr(data, part)) for part in ("train", "valid")
-    }
+    paths = {part: tuple(map(absolute, getattr(data, part))) for part in ("train", "valid")}
     teacher = recipe.teacher
     if Path(teacher).expanduser().exists():
         teacher = str(Path(teacher).expanduser().resolve())

@@ -4,7 +4,7 @@ pass.
 Columns:
 
 - ``id``: unique within the table
-- ``path``: the audio file, absolute (in a tsv file: absolute, or relative to the folder that holds ``manifests/``)
+- ``path``: the audio file, or a member of a shard (:mod:`star_upstream.members`), absolute (in a tsv file: absolute, or relative to the folder that holds ``manifests/``)
 - ``start``: first sample of the utterance in the file, counted at 16 kHz (optional in a tsv file: 0)
 - ``samples``: length of the utterance at 16 kHz
 - ``split``: train, dev or test (ASV: train or test; QbE: dev, eval or both; ER has ``fold`` instead: two or more, of
@@ -36,7 +36,7 @@ from typing import NoReturn
 
 import pandas as pd
 
-from ... import audio
+from ... import audio, members
 from ...errors import StarError, nearest
 from . import own
 
@@ -319,5 +319,5 @@ def _first(wrong: pd.Series) -> int | None:
 def _are_files(paths: pd.Series) -> pd.Series:
     unique = paths.unique()
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        there = dict(zip(unique, pool.map(os.path.isfile, unique)))
+        there = dict(zip(unique, pool.map(lambda path: os.path.isfile(members.container(path)), unique)))
     return paths.map(there).astype(bool)
