@@ -4,7 +4,8 @@ pass.
 Columns:
 
 - ``id``: unique within the table
-- ``path``: the audio file, or a member of a shard (:mod:`star_upstream.members`), absolute (in a tsv file: absolute, or relative to the folder that holds ``manifests/``)
+- ``path``: the audio file, or a member of a shard (:mod:`star_upstream.members`), absolute (in a tsv file: absolute, or
+  relative to the folder that holds ``manifests/``)
 - ``start``: first sample of the utterance in the file, counted at 16 kHz (optional in a tsv file: 0)
 - ``samples``: length of the utterance at 16 kHz
 - ``split``: train, dev or test (ASV: train or test; QbE: dev, eval or both; ER has ``fold`` instead: two or more, of
