@@ -136,7 +136,7 @@ def test_size_and_cost_by_hand():
             "conv_layers[1]: kernels over log-mel frames must be odd (frontend: mel), got [32, 2, 2]",
         ),
         ({"conv_layers": EncoderConfig().conv_layers}, "conv_layers[0]: kernels over log-mel frames must be odd"),
-        ({"frontend": "mels"}, "frontend: expected 'waveform' or 'mel', got 'mels'"),
+        ({"frontend": "mels"}, "frontend: expected 'waveform' or 'light' or 'mel', got 'mels'"),
         ({"mel_bins": 0}, "mel_bins: must be 1 or more, got 0"),
     ],
 )

@@ -1,5 +1,7 @@
 """Recipes: strict, mergeable, and the published sizes."""
 
+import dataclasses
+
 import pytest
 import yaml
 
@@ -29,7 +31,7 @@ def test_every_shipped_recipe_is_whole(name, tmp_path):
     losses.build(sections, teacher, loaded.student_config(teacher))
     (tmp_path / "copy.yaml").write_text(recipe.dump(loaded), encoding="utf-8")
     assert recipe.load(tmp_path / "copy.yaml") == loaded
-    if name.startswith("star_") and name != "star_mini":
+    if name.startswith("star_") and not name.startswith("star_mini"):
         assert loaded.data.batch_items * loaded.training.accumulate * loaded.training.devices == 48
         assert loaded.training.epochs == (200 if name.endswith("_100h") else 100)
 
@@ -127,6 +129,14 @@ def test_stars_ablations():
         star = strict.build(StarConfig, loaded.loss["star"])
         assert (star.average_attention, star.attention_layers, star.layer_wise, star.intra_layer) == expected
         assert loaded.student == recipe.load("star_hubert").student
+
+
+@pytest.mark.parametrize("name", ["star_hubert", "star_hubert_xs", "star_mini"])
+def test_students_on_log_mel_frames_differ_in_the_front_end_alone(name):
+    mel = name.replace("_xs", "") + "_mel" + ("_xs" if name.endswith("_xs") else "")
+    plain, own = recipe.load(name).student, recipe.load(mel).student
+    assert dataclasses.replace(own, frontend="waveform", conv_layers=plain.conv_layers) == plain
+    assert own.frontend == "mel" and parameters(own) < parameters(plain)
 
 
 @pytest.mark.parametrize("name", ["dphubert", "dpwavlm", "skill_hubert", "skill_wavlm_plus"])

@@ -12,13 +12,22 @@ from .mel import HOP, WINDOW
 
 if TYPE_CHECKING:
     PerLayer = tuple[int, ...]
+    Convs = tuple[tuple[int, int, int], ...]
 else:
     PerLayer = int | tuple[int, ...]  # a number may be given for all layers; stored is always a tuple
+    Convs = tuple[tuple[int, int, int], ...] | None  # None is never stored
 
 Count = TypeVar("Count", int, torch.Tensor)
 """Samples or frames: of one utterance, or an integer tensor of many."""
 
 HUBERT_CONVS = ((512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 2, 2), (512, 2, 2))
+CONVS = {
+    "waveform": HUBERT_CONVS,
+    "light": ((64, 40, 20), (128, 7, 4), (512, 4, 4)),
+    "mel": ((512, 3, 1), (512, 3, 2)),
+}
+"""What ``conv_layers`` stands for where it is left out, by front end. All have HuBERT's frames: one every 320 samples,
+centred on the same ones."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +50,14 @@ class EncoderConfig:
     Zero heads leave a layer's attention out, zero FFN units its FFN. Defaults are HuBERT Base's.
     """
 
-    frontend: Literal["waveform", "mel"] = "waveform"
-    """What the convolutions of the front end read: the waveform, or its log-mel frames (25 ms windows, one every 160
-    samples)."""
+    frontend: Literal["waveform", "light", "mel"] = "waveform"
+    """What the convolutions of the front end read: the waveform; the waveform in two or three large strides
+    (``light``); or its log-mel frames (25 ms windows, one every 160 samples)."""
     mel_bins: int = 80
-    conv_layers: tuple[tuple[int, int, int], ...] = HUBERT_CONVS
-    """(channels, kernel, stride) of each convolution of the front end. Over log-mel frames kernels are odd, and zeros
-    at both ends keep frame t centred on log-mel frame t x stride: with strides that multiply to 2, on HuBERT's frame t,
-    at any length."""
+    conv_layers: Convs = None  # type: ignore[assignment]
+    """(channels, kernel, stride) of each convolution of the front end; None: :data:`CONVS`. Over log-mel frames
+    kernels are odd, and zeros at both ends keep frame t centred on log-mel frame t x stride: with strides that multiply
+    to 2, on HuBERT's frame t, at any length."""
     conv_bias: bool = False
     conv_norm: Literal["group", "layer"] = "group"
     """``group``: one group a channel, on the first convolution only; ``layer``: LayerNorm over channels on each."""
@@ -56,6 +65,9 @@ class EncoderConfig:
     """One factor a channel on the last convolution (DPHuBERT keeps the soft part of its channel gates there)."""
     normalize_waveform: bool = False
     """Zero mean and unit variance of each utterance, over its valid samples."""
+    statistics: Literal["utterance", "running"] = "utterance"
+    """Over what the waveform, log-mel frames and (``conv_norm: group``) the first convolution's channels are
+    normalised: the whole utterance, or what of it has come so far, as a stream can."""
     reference_frames: Literal["convolutions", "share"] = "convolutions"
     """How the authors' code counts the valid frames of a padded utterance, of effect with ``reference_padding`` alone:
     by the convolutions, or as its share of the batch's frames, rounded up (LightHuBERT, as fairseq's HuBERT)."""
@@ -116,8 +128,15 @@ class EncoderConfig:
     layer, and what a loss reads there 1 - m times that (ARMHuBERT's ``layer_grad_scale``)."""
 
     def __post_init__(self) -> None:
+        if self.conv_layers is None:
+            object.__setattr__(self, "conv_layers", CONVS[self.frontend])
         if not self.conv_layers:
             raise StarError("conv_layers: at least one convolution is needed")
+        if self.frontend == "light" and len(self.conv_layers) not in (2, 3):
+            raise StarError(
+                f"conv_layers: frontend 'light' has two or three convolutions, got {len(self.conv_layers)}; more of "
+                "them are frontend 'waveform'"
+            )
         for i, layer in enumerate(self.conv_layers):
             if min(layer) < 1:
                 raise StarError(f"conv_layers[{i}]: channels, kernel and stride must be 1 or more, got {list(layer)}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, RelativePositionTable
 from .config import EncoderConfig
-from .frontend import FrontEnd, normalize, scale_gradient, valid_mask
+from .frontend import FrontEnd, before_waveform, normalize, normalize_running, scale_gradient, valid_mask
 from .position import positional
 
 
@@ -211,7 +211,12 @@ class Encoder(nn.Module):
         if lengths_B is not None:
             lengths_B = lengths_B.clamp(min=shortest)
         if self.config.normalize_waveform:
-            waveforms_BN = normalize(waveforms_BN, lengths_B, self.config.normalize_epsilon)
+            if self.config.statistics == "running":
+                mask_BN = None if lengths_B is None else valid_mask(lengths_B, waveforms_BN.shape[1])
+                before_3B1, epsilon = before_waveform(waveforms_BN), self.config.normalize_epsilon
+                waveforms_BN, _ = normalize_running(waveforms_BN, mask_BN, before_3B1, epsilon)
+            else:
+                waveforms_BN = normalize(waveforms_BN, lengths_B, self.config.normalize_epsilon)
         samples_B = waveforms_BN.new_full((waveforms_BN.shape[0],), waveforms_BN.shape[1], dtype=torch.long)
         if lengths_B is not None:
             samples_B = lengths_B.to(samples_B)

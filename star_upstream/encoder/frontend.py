@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .config import EncoderConfig
 from .mel import LogMel, valid_mask
-from .numerics import full_precision, wide
+from .numerics import full_precision, prior_moments, running_moments, wide
 
 
 def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) -> Tensor:
@@ -29,14 +29,56 @@ def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) ->
     return centred_BN * torch.rsqrt(variance_B1 + epsilon)
 
 
-class ChannelNorm(nn.GroupNorm):
-    """Group norm with one group a channel, whose statistics cover valid frames only, in fp32 whatever the model's
-    type."""
+PRIOR = (8000.0, 0.0, 0.06)
+"""Running statistics of a waveform begin as if so many samples had come before, with this mean and standard deviation
+(of 300 utterances of ten corpora)."""
 
-    def __init__(self, channels: int):
+
+def before_waveform(waveforms_BN: Tensor) -> Tensor:
+    """The moments before the first sample, 3 x B x 1."""
+    return prior_moments(waveforms_BN, (waveforms_BN.shape[0], 1), *PRIOR)
+
+
+def normalize_running(
+    waveforms_BN: Tensor, mask_BN: Tensor | None, before_3B1: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """Each sample by mean and variance of the valid samples so far, and the moments after the last; padding becomes
+    zero."""
+    x_B1N = wide(waveforms_BN)[:, None]
+    valid_B1N = torch.ones_like(x_B1N) if mask_BN is None else mask_BN[:, None].to(x_B1N.dtype)
+    known_B1N = (x_B1N * valid_B1N).double()
+    mean_B1N, variance_B1N, moments_3B1 = running_moments(valid_B1N, known_B1N, known_B1N.square(), before_3B1)
+    x_B1N = ((x_B1N - mean_B1N) * torch.rsqrt(variance_B1N + epsilon)).to(x_B1N.dtype) * valid_B1N
+    return x_B1N[:, 0], moments_3B1
+
+
+class ChannelNorm(nn.GroupNorm):
+    """Group norm with one group a channel, whose statistics cover valid frames only (``running``: those so far), in
+    fp32 whatever the model's type."""
+
+    def __init__(self, channels: int, running: bool = False):
         super().__init__(channels, channels)
+        self.running = running
+
+    def before(self, x_BCT: Tensor) -> Tensor:
+        """The moments before the first frame, 3 x B x C."""
+        return prior_moments(x_BCT, (x_BCT.shape[0], x_BCT.shape[1]), 0.0, 0.0, 0.0)
+
+    def normalise_running(self, x_BCT: Tensor, mask_BT: Tensor | None, before_3BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames by the statistics of the valid ones so far, and the moments after the last."""
+        with full_precision(x_BCT.device):
+            x_BCT = wide(x_BCT)
+            valid_B1T = torch.ones_like(x_BCT[:, :1]) if mask_BT is None else mask_BT[:, None].to(x_BCT.dtype)
+            known_BCT = (x_BCT * valid_B1T).double()
+            mean_BCT, variance_BCT, moments_3BC = running_moments(valid_B1T, known_BCT, known_BCT.square(), before_3BC)
+            x_BCT = ((x_BCT - mean_BCT) * torch.rsqrt(variance_BCT + self.eps)).to(x_BCT.dtype)
+            x_BCT = x_BCT * wide(self.weight)[:, None] + wide(self.bias)[:, None]
+            return x_BCT.to(self.weight.dtype), moments_3BC
 
     def forward(self, x_BCT: Tensor, lengths_B: Tensor | None) -> Tensor:  # type: ignore[override]
+        if self.running:
+            mask_BT = None if lengths_B is None else valid_mask(lengths_B, x_BCT.shape[-1])
+            return self.normalise_running(x_BCT, mask_BT, self.before(x_BCT))[0]
         with full_precision(x_BCT.device):
             x_BCT, weight_C, bias_C = wide(x_BCT), wide(self.weight), wide(self.bias)
             if lengths_B is None:
@@ -68,7 +110,8 @@ class FrontEnd(nn.Module):
         super().__init__()
         self.config = config
         self.padded = config.frontend == "mel"
-        self.mel = LogMel(config.mel_bins) if self.padded else None
+        running = config.statistics == "running"
+        self.mel = LogMel(config.mel_bins, running) if self.padded else None
         convs: list[nn.Module] = []
         norms: list[nn.Module] = []
         previous = config.conv_input_channels
@@ -78,7 +121,7 @@ class FrontEnd(nn.Module):
             if config.conv_norm == "layer":
                 norms.append(FrameNorm(channels))
             elif i == 0:
-                norms.append(ChannelNorm(channels))
+                norms.append(ChannelNorm(channels, running))
             previous = channels
         self.convs, self.norms = nn.ModuleList(convs), nn.ModuleList(norms)
         # what gates left behind is no weight to train: DPHuBERT's code freezes it too (components.py, dummy_weight)

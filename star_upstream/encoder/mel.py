@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .numerics import full_precision, wide
+from .numerics import full_precision, prior_moments, running_moments, wide
 
 RATE, WINDOW, HOP, POINTS = 16_000, 400, 160, 512
 """25 ms windows every 10 ms: frame 2t is centred on the 400 samples that HuBERT's convolutions see for their frame
 t."""
 FLOOR = 1e-6
 """Added to the energies before the logarithm: about the energy of the rounding of 16 bit samples."""
+PRIOR = (50.0, -6.3, 4.0)
+"""Running statistics begin as if so many frames had come before, with this mean and standard deviation over all bins:
+those of 300 utterances of ten corpora (the mean of a recording deviates by 1.9)."""
 
 
 def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
@@ -37,15 +40,16 @@ def mel_filters(bins: int) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """B x N waveforms to B x C x M log-mel energies, with zero mean and unit variance over each utterance's valid
-    frames.
+    """B x N waveforms to B x C x M log-mel energies, normalised over each utterance's valid frames.
 
     The statistics are one mean and one variance an utterance, over all bins: the level of the recording goes, the
-    spectrum of voice and channel stays. One learnt scale and offset a bin follows. Always computed in fp32.
+    spectrum of voice and channel stays. ``running``: over the frames up to each, which begin with :data:`PRIOR`. One
+    learnt scale and offset a bin follows. Always computed in fp32.
     """
 
-    def __init__(self, bins: int):
+    def __init__(self, bins: int, running: bool = False):
         super().__init__()
+        self.running = running
         self.weight, self.bias = nn.Parameter(torch.ones(bins)), nn.Parameter(torch.zeros(bins))
         # constants: in no checkpoint
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
@@ -60,14 +64,46 @@ class LogMel(nn.Module):
 
     def forward(self, waveforms_BN: Tensor, frames_B: Tensor | None) -> Tensor:
         """``frames_B``: valid mel frames of each utterance, None for all; the others come out as 0."""
+        x_BCM = self.energies(waveforms_BN)
+        mask_BM = None if frames_B is None else valid_mask(frames_B, x_BCM.shape[-1])
+        if self.running:
+            return self.normalise_running(x_BCM, mask_BM, self.before(x_BCM))[0]
+        with full_precision(x_BCM.device):
+            return self._scaled(_standardise(x_BCM, frames_B), mask_BM)
+
+    def energies(self, waveforms_BN: Tensor) -> Tensor:
+        """B x C x M logarithms of the energies, not normalised, in fp32 or wider."""
         with full_precision(waveforms_BN.device):
             windows_BMW = wide(waveforms_BN).unfold(1, WINDOW, HOP) * self.window
-            energies_BMF = torch.fft.rfft(windows_BMW, POINTS).abs().square()
-            x_BCM = (energies_BMF @ self.filters.to(energies_BMF.dtype) + FLOOR).log().transpose(1, 2)
-            x_BCM = _standardise(x_BCM, frames_B)
-            x_BCM = x_BCM * wide(self.weight)[:, None] + wide(self.bias)[:, None]
-            if frames_B is not None:
-                x_BCM = x_BCM.masked_fill(~valid_mask(frames_B, x_BCM.shape[-1])[:, None], 0.0)
+            spectrum_BMF = torch.fft.rfft(windows_BMW, POINTS)
+            energies_BMF = spectrum_BMF.real.square() + spectrum_BMF.imag.square()
+            log_BMC: Tensor = (energies_BMF @ self.filters.to(energies_BMF.dtype) + FLOOR).log()
+            return log_BMC.transpose(1, 2)
+
+    def before(self, x_BCM: Tensor) -> Tensor:
+        """The running statistics' moments before the first frame, 3 x B x 1."""
+        count, mean, deviation = PRIOR
+        return prior_moments(x_BCM, (x_BCM.shape[0], 1), count * x_BCM.shape[1], mean, deviation)
+
+    def normalise_running(
+        self, x_BCM: Tensor, mask_BM: Tensor | None, before_3B1: Tensor, epsilon: float = 1e-5
+    ) -> tuple[Tensor, Tensor]:
+        """Energies by the statistics of the valid frames so far, and the moments after the last."""
+        with full_precision(x_BCM.device):
+            valid_B1M = x_BCM.new_ones(x_BCM.shape[0], 1, x_BCM.shape[2])
+            if mask_BM is not None:
+                valid_B1M = mask_BM[:, None].to(x_BCM.dtype)
+            known_BCM = (x_BCM * valid_B1M).double()
+            mean_B1M, variance_B1M, moments_3B1 = running_moments(
+                valid_B1M * x_BCM.shape[1], known_BCM.sum(1, True), known_BCM.square().sum(1, True), before_3B1
+            )
+            centred_BCM = (x_BCM - mean_B1M) * torch.rsqrt(variance_B1M + epsilon)
+            return self._scaled(centred_BCM.to(x_BCM.dtype), mask_BM), moments_3B1
+
+    def _scaled(self, x_BCM: Tensor, mask_BM: Tensor | None) -> Tensor:
+        x_BCM = x_BCM * wide(self.weight)[:, None] + wide(self.bias)[:, None]
+        if mask_BM is not None:
+            x_BCM = x_BCM.masked_fill(~mask_BM[:, None], 0.0)
         return x_BCM.to(self.weight.dtype)
 
 

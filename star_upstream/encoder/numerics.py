@@ -23,6 +23,27 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def running_moments(
+    count_B1T: Tensor, total_BCT: Tensor, square_BCT: Tensor, before_3BC: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance (B x C x T each, fp64) of all that has come up to each step, that step included.
+
+    count_B1T, total_BCT, square_BCT: how many values a step brings, their sum, and the sum of their squares.
+    before_3BC: these three for what came before the first step. What they are after the last one comes back third.
+    """
+    steps_3BCT = torch.stack([count_B1T.expand_as(total_BCT).double(), total_BCT.double(), square_BCT.double()])
+    moments_3BCT = steps_3BCT.cumsum(-1) + before_3BC[..., None]
+    count_BCT, mean_BCT = moments_3BCT[0].clamp(min=1.0), moments_3BCT[1] / moments_3BCT[0].clamp(min=1.0)
+    variance_BCT = (moments_3BCT[2] / count_BCT - mean_BCT.square()).clamp(min=0.0)
+    return mean_BCT, variance_BCT, moments_3BCT[..., -1]
+
+
+def prior_moments(like: Tensor, shape: tuple[int, int], count: float, mean: float, deviation: float) -> Tensor:
+    """3 x B x C, for :func:`running_moments`: as if ``count`` values had come before the first."""
+    values_3 = torch.tensor([count, count * mean, count * (mean**2 + deviation**2)], dtype=torch.float64)
+    return values_3.to(like.device)[:, None, None].expand(3, *shape)
+
+
 def full_precision(device: torch.device | str) -> AbstractContextManager:
     """No autocast inside, on any device: those that have none (``meta``) need nothing."""
     kind = torch.device(device).type

@@ -43,6 +43,7 @@ LATER = {
     "frontend": "waveform",
     "mel_bins": 80,
     "scale_layer_gradients": False,
+    "statistics": "utterance",
 }
 """Options that :class:`EncoderConfig` did not have from the start, with the value that changes nothing."""
 

@@ -80,6 +80,21 @@ class Initialisation:
 
 
 @dataclass(frozen=True)
+class StudentStart:
+    """A trained student that this one differs from in its front end alone: all behind the front end starts with its
+    weights."""
+
+    source: str = ""
+    """Any source that :func:`star_upstream.formats.sources.load` takes; empty: none."""
+    frontend_first: float = 0.1
+    """Share of the run, from its start, in which the front end alone learns."""
+
+    def __post_init__(self):
+        if not 0.0 <= self.frontend_first < 1.0:
+            raise StarError(f"frontend_first: must be at least 0 and below 1, got {self.frontend_first}")
+
+
+@dataclass(frozen=True)
 class StudentChanges:
     """In what a student that is a copy of its teacher differs from it; None: in nothing. No weight depends on these."""
 
@@ -124,6 +139,7 @@ class TrainingConfig:
     validate_every: int = 1000
     save_every: int = 200
     initialise_from_teacher: Initialisation = field(default_factory=Initialisation)
+    initialise_from_student: StudentStart = field(default_factory=StudentStart)
 
     def __post_init__(self):
         lengths = {n: getattr(self, n) for n in ("epochs", "updates", "minutes") if getattr(self, n) is not None}
@@ -181,6 +197,12 @@ class Recipe:
     """What the published rows of the same method are found by, in reports (``method`` in eval/report/published.csv)."""
 
     def __post_init__(self):
+        if self.training.initialise_from_student.source:
+            where = "training.initialise_from_student"
+            if self.student == "teacher" or self.pruning:
+                raise StarError(f"{where}: neither for student: teacher nor with pruning; leave it out")
+            if self.training.initialise_from_teacher != Initialisation():
+                raise StarError(f"{where}: leave out initialise_from_teacher, both would set the same weights")
         if self.student == "teacher":
             if self.training.initialise_from_teacher != Initialisation():
                 raise StarError(

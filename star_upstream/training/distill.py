@@ -32,7 +32,7 @@ from . import recipe as recipes
 from .config import DataConfig, Recipe
 from .loop import fit
 from .run_folder import RunFolder
-from .student import make_student
+from .student import behind_frontend, make_student
 from .training import Training
 
 
@@ -258,6 +258,12 @@ class Distillation(Training):
                 f"the last: {batch.bad[-1][0]}: {batch.bad[-1][1]}; all are in {self.folder.path / 'skipped.tsv'}"
             )
 
+    def before_update(self, share: float) -> None:
+        start = self.config.initialise_from_student
+        if start.source:
+            for parameter in behind_frontend(self.student):
+                parameter.requires_grad_(share >= start.frontend_first)
+
     def identity(self) -> dict[str, Any]:
         return {"teacher": self.provenance["teacher"]["sha256"]}
 
@@ -312,10 +318,13 @@ def _absolute(recipe: Recipe) -> Recipe:
     """With absolute paths, so that a run can be resumed from another folder."""
     data = recipe.data
     paths = {part: tuple(map(absolute, getattr(data, part))) for part in ("train", "valid")}
-    teacher = recipe.teacher
-    if Path(teacher).expanduser().exists():
-        teacher = str(Path(teacher).expanduser().resolve())
-    return dataclasses.replace(recipe, data=dataclasses.replace(data, **paths), teacher=teacher)
+    start = recipe.training.initialise_from_student
+    teacher, student = (
+        str(Path(source).expanduser().resolve()) if source and Path(source).expanduser().exists() else source
+        for source in (recipe.teacher, start.source)
+    )
+    training = dataclasses.replace(recipe.training, initialise_from_student=dataclasses.replace(start, source=student))
+    return dataclasses.replace(recipe, data=dataclasses.replace(data, **paths), teacher=teacher, training=training)
 
 
 def _shareable(recipe: Recipe) -> dict[str, Any]:
@@ -323,8 +332,9 @@ def _shareable(recipe: Recipe) -> dict[str, Any]:
     values = strict.plain(recipe)
     for part in ("train", "valid"):
         values["data"][part] = [Path(p).name for p in values["data"][part]]
-    if Path(values["teacher"]).is_absolute():
-        values["teacher"] = "/".join(Path(values["teacher"]).parts[-2:])
+    for place, key in ((values, "teacher"), (values["training"]["initialise_from_student"], "source")):
+        if Path(place[key]).is_absolute():
+            place[key] = "/".join(Path(place[key]).parts[-2:])
     return values
 
 

@@ -1,11 +1,14 @@
-"""How a student starts: random values, the teacher's weights, or parts of them."""
+"""How a student starts: random values, the teacher's weights, or parts of them, or those of a
+student with another front end."""
 
 from __future__ import annotations
 
 import torch
+from torch.nn import Parameter
 
 from ..encoder import Encoder
 from ..errors import StarError
+from ..formats import sources
 from .config import Initialisation, Recipe
 
 
@@ -17,7 +20,29 @@ def make_student(recipe: Recipe, teacher: Encoder) -> Encoder:
         student.load_state_dict(teacher.state_dict())
     else:
         initialise(student, teacher, recipe.training.initialise_from_teacher)
+        if source := recipe.training.initialise_from_student.source:
+            take_behind_frontend(student, sources.load(source), source)
     return student
+
+
+def behind_frontend(student: Encoder) -> list[Parameter]:
+    """All parameters but the front end's."""
+    return [parameter for name, parameter in student.named_parameters() if not name.startswith("frontend.")]
+
+
+def take_behind_frontend(student: Encoder, other: Encoder, source: str) -> None:
+    """Copy everything but the front end. Raises :class:`StarError` where anything of it has another shape."""
+    mine, theirs = (
+        {name: value for name, value in encoder.state_dict().items() if not name.startswith("frontend.")}
+        for encoder in (student, other)
+    )
+    odd = [k for k in {**mine, **theirs} if k not in mine or k not in theirs or mine[k].shape != theirs[k].shape]
+    if odd:
+        raise StarError(
+            f"training.initialise_from_student: {source} has another {odd[0]} than the student; all but the front end "
+            "must be equal"
+        )
+    student.load_state_dict(theirs, strict=False)
 
 
 def initialise(student: Encoder, teacher: Encoder, config: Initialisation) -> None:
