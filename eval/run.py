@@ -150,7 +150,7 @@ def _side_by_side(names: list[str], options: Run) -> dict[str, dict[str, Any] | 
     ):
         if result is None:
             result = Failure(
-                f"its process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}", logs[name]
+                f"its process ended with {f'signal {-code}' if code and code < 0 else f'exit code {code}'}", logs[name]
             )
         results[name] = result
         say(

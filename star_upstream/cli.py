@@ -29,7 +29,7 @@ def _distill(args: argparse.Namespace) -> None:
 
     model, folder = training.run(recipe, args.out), RunFolder(args.out)
     if folder.lead:
-        print(json.dumps({**folder.result(), "checkpoint": str(model)}))
+        print(json.dumps({**(folder.result() or {}), "checkpoint": str(model)}))
 
 
 def _profile(args: argparse.Namespace) -> None:

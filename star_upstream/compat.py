@@ -186,7 +186,7 @@ def _sox_effects() -> None:
     """Gone in torchaudio 2.9; before, it fails where libsox is not installed."""
     import torchaudio
 
-    original = getattr(torchaudio, "sox_effects", None)
+    original: Any = getattr(torchaudio, "sox_effects", None)
     try:
         original.apply_effects_tensor(torch.zeros(1, 160), 16_000, [["gain", "-3.0"]])
         return
@@ -259,7 +259,7 @@ def _problems() -> None:
     except Exception:  # dcase_util fails at import in several ways (pkg_resources, libmagic)
         pass
     spec = importlib.util.find_spec("s3prl")
-    assert spec is not None
+    assert spec is not None and spec.submodule_search_locations
     folder = Path(next(iter(spec.submodule_search_locations))) / "problem"
     for name, path in (("s3prl.problem", folder), ("s3prl.problem.common", folder / "common")):
         package = types.ModuleType(name)
@@ -275,8 +275,8 @@ def _problems() -> None:
             f"module 's3prl.problem' has no attribute {name!r} (HEAR recipes need sed_eval and dcase_util)"
         )
 
-    sys.modules["s3prl.problem"].__getattr__ = __getattr__
-    importlib.import_module("s3prl").problem = sys.modules["s3prl.problem"]
+    vars(sys.modules["s3prl.problem"])["__getattr__"] = __getattr__
+    vars(importlib.import_module("s3prl"))["problem"] = sys.modules["s3prl.problem"]
     _APPLIED.append("s3prl.problem without the HEAR recipes")
 
 

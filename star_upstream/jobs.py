@@ -7,8 +7,9 @@ import multiprocessing.connection
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,7 +19,7 @@ from .say import say
 
 def side_by_side(
     work: Callable[[str], Any], names: Sequence[str], jobs: int, log: Callable[[str], Path]
-) -> Iterator[tuple[str, Any, int]]:
+) -> Iterator[tuple[str, Any, int | None]]:
     """``work(name)`` for each name, at most ``jobs`` at once and no more than there are cores: name, result and exit
     code of each as it ends.
 
@@ -32,7 +33,7 @@ def side_by_side(
     if jobs < wanted:
         say(f"{wanted} at once were asked for; {jobs} run, as there are cores")
     share = cores.available() // max(1, jobs)
-    waiting, running = list(names), {}
+    waiting, running = list(names), dict[Any, Any]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -43,7 +44,8 @@ def side_by_side(
                 )
                 running[receiver].start()
                 sender.close()  # so that the child's end is the only one, and its death is noticed
-            for receiver in multiprocessing.connection.wait(list(running)):
+            for ready in multiprocessing.connection.wait(list(running)):
+                receiver = cast(Connection, ready)
                 try:
                     result = receiver.recv()
                 except EOFError:

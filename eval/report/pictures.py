@@ -29,7 +29,7 @@ def size_against_score(runs: list[Run], key: Group, beside: list[Row]) -> str | 
     """:func:`draw_sizes` as svg text."""
     figure = draw_sizes(runs, key, beside)
     with rc_context(STYLE):
-        return figure and _svg(figure)
+        return None if figure is None else _svg(figure)
 
 
 def draw_sizes(runs: list[Run], key: Group, beside: list[Row]) -> Figure | None:

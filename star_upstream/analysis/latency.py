@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from .. import audio, strict
 from ..encoder import Encoder, EncoderConfig
 from ..encoder.size import profile
 from ..errors import StarError
 from ..formats import checkpoint
+from ..pruning.gates import GatedEncoder
 from ..training import recipe as recipes
+
+Model = Encoder | GatedEncoder
 
 
 def sizes(source: str) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def sizes(source: str) -> dict[str, Any]:
     return profile(_teacher(source).config)
 
 
-def model(source: str) -> nn.Module:
+def model(source: str) -> Model:
     """What runs, in eval mode: random weights for a recipe, and for the ``gated`` folder of a run that prunes the model
     with its gates."""
     if (Path(source) / "gates.json").is_file():
@@ -53,7 +55,7 @@ def model(source: str) -> nn.Module:
 
 
 def side_by_side(
-    models: Mapping[str, nn.Module], seconds: float = 10.0, repeats: int = 15, threads: int | None = None
+    models: Mapping[str, Model], seconds: float = 10.0, repeats: int = 15, threads: int | None = None
 ) -> dict[str, Any]:
     """Time each model on the same ``seconds`` of noise on the CPU, ``repeats`` rounds after one to warm up.
 
@@ -65,7 +67,7 @@ def side_by_side(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     waves_BN = torch.randn(1, round(seconds * audio.RATE), generator=torch.Generator().manual_seed(0)) * 0.1
-    names, taken = list(models), {name: [] for name in models}
+    names, taken = list(models), {name: list[float]() for name in models}
     try:
         with torch.inference_mode():
             for round_ in range(repeats + 1):

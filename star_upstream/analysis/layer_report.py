@@ -56,7 +56,7 @@ def report(
         )
     model = load(teacher)
     own = None if student is None else load(student)
-    if own is not None:
+    if student is not None and own is not None:
         marked = _marked(student, own.config, distilled)
         check_pair(model, own)
     clips = find_clips(sources)
@@ -194,7 +194,8 @@ def _marked(student: str, config: EncoderConfig, given: Sequence[int] | None) ->
 def _told_apart(rows: list[dict[str, Any]], marked: dict[str, Any]) -> dict[str, Any]:
     """Rows with their mark, and the means of distilled and undistilled layers (layer 0 left out: it is before the
     layers)."""
-    chosen, means = marked["distilled"], {}
+    chosen = marked["distilled"]
+    means: dict[str, dict[str, float]] = {}
     for row in rows:
         row["distilled"] = None if chosen is None else row["layer"] in chosen
     for name, mark in (("distilled", True), ("undistilled", False)):
@@ -233,7 +234,7 @@ def draw_matrix(measured: Similarity, found: Clustering, title: str):
     from matplotlib.patches import Rectangle
     from scipy.cluster import hierarchy
 
-    count, palette = len(measured.layers), colormaps["tab10"].colors
+    count, palette = len(measured.layers), colormaps["tab10"]
     group_of = {layer: number for number, group in enumerate(found.groups) for layer in group}
     nodes = [{layer} for layer in measured.layers]
     for first, second, *_ in found.merges:
@@ -241,7 +242,7 @@ def draw_matrix(measured: Similarity, found: Clustering, title: str):
 
     def colour(node: int):
         groups = {group_of[layer] for layer in nodes[node]}
-        rgb = palette[groups.pop() % 10] if len(groups) == 1 else (0.55, 0.55, 0.55)
+        rgb = palette(groups.pop() % 10)[:3] if len(groups) == 1 else (0.55, 0.55, 0.55)
         return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
     size = 3.2 + 0.42 * count
@@ -284,7 +285,7 @@ def draw_matrix(measured: Similarity, found: Clustering, title: str):
     for number, group in enumerate(found.groups):
         # the leaves of a group lie side by side: its merges are in the tree
         first = min(order.index(measured.layers.index(layer)) for layer in group)
-        length, edge = 10 * len(group), palette[number % 10]
+        length, edge = 10 * len(group), palette(number % 10)
         frame = Rectangle(
             (10 * first, 10 * first), length, length, fill=False, edgecolor=edge, linewidth=3, clip_on=False
         )
@@ -320,7 +321,7 @@ def draw_distance(student: dict[str, Any], result: dict[str, Any]):
                 points = [row["layer"] for row in some], [row[key] for row in some]
                 axes.scatter(*points, s=45, edgecolors=edge, facecolors=face, linewidths=1.6, label=name, zorder=2)
         for number, group in enumerate(student.get("groups", ())):
-            colour, label_once = colormaps["tab10"].colors[number % 10], None if number else "groups"
+            colour, label_once = colormaps["tab10"](number % 10), None if number else "groups"
             axes.scatter(
                 group, [0] * len(group), marker="s", s=60, color=[colour], clip_on=False, zorder=3, label=label_once
             )

@@ -77,8 +77,8 @@ def probe(
             lines = [scores(learned[i]) for i in places.tolist()]
             targets = [torch.tensor([names[p] for p in phones[i]]) for i in places.tolist()]
             padded_TBC = torch.nn.utils.rnn.pad_sequence(lines)
-            lengths = [torch.tensor([len(x) for x in xs]) for xs in (lines, targets)]
-            loss = F.ctc_loss(padded_TBC, torch.cat(targets), *lengths, zero_infinity=True)
+            frames_B, phones_B = (torch.tensor([len(x) for x in xs]) for xs in (lines, targets))
+            loss = F.ctc_loss(padded_TBC, torch.cat(targets), frames_B, phones_B, zero_infinity=True)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -16,10 +16,10 @@ slightly outside 0 to 1. Shapes: B utterances, T frames, D width, V valid frames
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class ExactCka:
         self.pairs = list(
             dict.fromkeys(tuple(sorted(pair)) for pair in [*pairs, *((i, i) for pair in pairs for i in pair)])
         )
-        self.frames, self.cross = 0, {}
+        self.frames, self.cross = 0, dict[tuple[int, int], Tensor]()
 
     def add(self, states: Sequence[Tensor]) -> None:
         """V x D matrices (D may differ between them), rows matching."""
@@ -143,7 +143,8 @@ class MinibatchCka:
     def __init__(self, size: int = 256, kept: int = 4096, seed: int = 0):
         self.size, self.kept, self.frames = size, kept, 0
         self._random = np.random.default_rng(seed)
-        self._keys, self._rows, self._total_LL = np.zeros(0), [], None
+        self._keys, self._rows = np.zeros(0), list[Tensor]()
+        self._total_LL: Tensor | None = None
 
     def add(self, states: Sequence[Tensor]) -> None:
         """V x D matrices (D may differ between them), rows matching."""
@@ -163,9 +164,8 @@ class MinibatchCka:
                 raise StarError(f"similarity: {len(self._keys)} frames are too few for the minibatch estimator")
             sets = [[x_SD[at : at + self.size] for x_SD in self._rows] for at in range(0, len(self._keys), self.size)]
             # a set's estimate is unbiased whatever its size; larger ones vary less and weigh more
-            self._total_LL = sum(
-                len(rows[0]) * hsic(torch.stack([*map(gram, rows)])) for rows in sets if len(rows[0]) >= 4
-            )
+            each = [len(rows[0]) * hsic(torch.stack([*map(gram, rows)])) for rows in sets if len(rows[0]) >= 4]
+            self._total_LL = torch.stack(each).sum(0)
         own = (self._total_LL[i, i] * self._total_LL[j, j]).item()
         if not own > 0:
             raise StarError(f"similarity: layer {i} or {j} is the same in every frame, or there are too few frames")
@@ -195,7 +195,8 @@ class Framewise:
     """The mean cosine, or the l2 distance, of all pairs of matrices of one width whose rows come in parts."""
 
     def __init__(self, measure: Literal["cosine", "l2"]):
-        self.measure, self.frames, self._total = measure, 0, 0.0
+        self.measure, self.frames = measure, 0
+        self._total = torch.zeros(())
 
     def add(self, states: Sequence[Tensor]) -> None:
         """V x D matrices, D equal, rows matching."""
@@ -223,7 +224,7 @@ def measure(encoder: Encoder, clips: Sequence[Clip], config: GroupingConfig, see
     _check_number(config, len(layers))
     pairs = [(i, j) for i in range(len(layers)) for j in range(i, len(layers))]
     if config.measure != "cka":
-        sums = Framewise(config.measure)
+        sums: Framewise | ExactCka | MinibatchCka = Framewise(config.measure)
     else:
         sums = ExactCka(pairs) if config.estimator == "exact" else MinibatchCka(seed=seed)
     samples = count = 0
@@ -302,7 +303,7 @@ def _agglomerate(measured: Similarity, config: GroupingConfig) -> list[tuple[int
     count = len(measured.layers)
     if count == 1:
         return []
-    options = {"n_clusters": None, "distance_threshold": 0.0, "linkage": config.linkage}
+    options: dict[str, Any] = {"n_clusters": None, "distance_threshold": 0.0, "linkage": config.linkage}
     if config.linkage == "ward":
         if config.contiguous:
             options["connectivity"] = sparse.diags([1.0, 1.0], [-1, 1], shape=(count, count)).tocsr()
@@ -315,10 +316,10 @@ def _agglomerate(measured: Similarity, config: GroupingConfig) -> list[tuple[int
 def _chain(distance_LL: np.ndarray, linkage: str) -> list[tuple[int, int, float]]:
     """Merges of neighbouring groups alone. scikit-learn's ``connectivity`` would not do: it forgets the distances of
     layers that are no neighbours, so that along a chain average, complete and single linkage are the same."""
-    join = {"average": np.mean, "complete": np.max, "single": np.min}[linkage]
-    runs, merges, count = [(i, [i]) for i in range(len(distance_LL))], [], len(distance_LL)
+    join: Callable[[np.ndarray], Any] = {"average": np.mean, "complete": np.max, "single": np.min}[linkage]
+    runs, merges, count = [(i, [i]) for i in range(len(distance_LL))], list[tuple[int, int, float]](), len(distance_LL)
     while len(runs) > 1:
-        costs = [join(distance_LL[np.ix_(one, other)]) for (_, one), (_, other) in pairwise(runs)]
+        costs = [float(join(distance_LL[np.ix_(one, other)])) for (_, one), (_, other) in pairwise(runs)]
         at = int(np.argmin(costs))
         (first, one), (second, other) = runs[at : at + 2]
         runs[at : at + 2] = [(count + len(merges), one + other)]

@@ -65,8 +65,8 @@ def read(path: Path) -> tuple[list[Entry], Path | None]:
         raise StarError(f"{path}: is empty; expected {KNOWN}")
     first, second = lines[0][1], lines[1][1] if len(lines) > 1 else ""
     if "\t" not in first and re.fullmatch(r"[^\t]+\t\d+\s*", second):
-        root = Path(first.strip()).expanduser()
-        root = next((folder for folder in (root, path.parent / root) if folder.is_dir()), None)
+        named = Path(first.strip()).expanduser()
+        root = next((folder for folder in (named, path.parent / named) if folder.is_dir()), None)
         if root is None:
             raise StarError(
                 f"{path}, line 1: the root folder {first.strip()} is not there; write where the audio is now"

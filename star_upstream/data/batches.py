@@ -6,7 +6,7 @@ Shapes: B utterances, N samples (16 kHz).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ class BucketSampler(Sampler[list[int]]):
         # a random factor of up to 10 % mixes neighbours anew each epoch and costs little padding
         noise = random.uniform(0.95, 1.05, len(self.lengths)) if self.shuffle and self.batches == "mixed" else 1.0
         order = np.argsort(self.lengths * noise, kind="stable")
-        batches, current, longest, total = [], [], 0, 0
+        batches, current, longest, total = [], list[int](), 0, 0
         for index in order[::-1] if self.batches == "sorted" else order:
             length = self.lengths[index]
             longest, total = max(longest, length), total + length
@@ -194,7 +194,7 @@ class BatchStream(Sampler[list]):
         if not len(sampler):
             raise StarError(f"data: fewer batches than processes ({sampler.world}); lower batch_seconds or batch_items")
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         sampler = self.sampler
         epoch, start = sampler.epoch, sampler.start
         while True:

@@ -211,7 +211,8 @@ def _read_list(path: Path, found: dict, threads: int, progress: bool) -> None:
         if entry.fault is not None or file is None:
             found[entry.path] = Fault(entry.fault or "no such file")
             continue
-        clip = measured[file] if isinstance(measured[file], Fault) else _part(entry, file, measured[file])
+        header = measured[file]
+        clip = header if isinstance(header, Fault) else _part(entry, file, header)
         found[clip if isinstance(clip, Clip) else file] = clip
 
 
@@ -254,7 +255,8 @@ def _measure(
     """The header of each file, or why there is none; those of ``source`` (a folder or list) are kept in the cache."""
     cache = None if source is None else _cache_file(source)
     known = {} if cache is None else _read_cache(cache)
-    stamps, measured = {}, {}
+    stamps: dict[str, list[int]] = {}
+    measured: dict[str, audio.Header | Fault] = {}
     for file in files:
         try:
             status = os.stat(members.container(file))

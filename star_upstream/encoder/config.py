@@ -29,6 +29,8 @@ CONVS = {
 """What ``conv_layers`` stands for where it is left out, by front end. All have HuBERT's frames: one every 320 samples,
 centred on the same ones."""
 
+HiddenStates = Literal["all", "features", "layers", "projections", "last"]
+
 
 @dataclass(frozen=True)
 class RelativePosition:
@@ -110,7 +112,7 @@ class EncoderConfig:
     """Channels of a prediction head between its two linear maps; 0: ``width``."""
     prediction_width: int = 0
     """Channels of a prediction, the teacher's width; 0: ``width``."""
-    hidden_states: Literal["all", "features", "layers", "projections", "last"] = "all"
+    hidden_states: HiddenStates = "all"
     """What the model gives SUPERB: first-layer input and every layer's output; the projected CNN output and every
     layer's output (DPHuBERT); layer outputs alone; the heads' outputs; or one state, the last layer's output
     (DistilHuBERT as its authors evaluate it), through its head where there are heads (FitHuBERT)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class UpstreamExpert(nn.Module):
         if not model.labels[task]:
             raise StarError(f"{task}: that head answers with a vector; ask speaker_embedding(wav, {task!r})")
         with torch.no_grad():
-            shares = model.heads[task].loss.logits(x_E[None])[0].softmax(0)
+            shares = cast(Any, model.head(task).loss).logits(x_E[None])[0].softmax(0)
         order = shares.argsort(descending=True).tolist()
         return {model.labels[task][i]: float(shares[i]) for i in order}
 

@@ -28,7 +28,8 @@ def answers_with_vector(task: TaskConfig) -> bool:
 def save(path: str | Path, model: MultitaskModel, provenance: dict[str, Any], dtype: torch.dtype | None = None) -> None:
     """Write ``path`` whole or not at all. ``dtype`` (e.g. ``torch.float16``) shrinks the weights."""
     heads, weights = {}, {}
-    for name, head in model.heads.items():
+    for name in model.heads:
+        head = model.head(name)
         vector = answers_with_vector(head.task)
         heads[name] = {"task": strict.plain(head.task), "labels": [] if vector else model.labels[name]}
         weights.update(

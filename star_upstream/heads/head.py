@@ -39,11 +39,11 @@ def shape(config: EncoderConfig, input: str) -> tuple[int, int]:
 def select(encoder: Encoder, output: EncoderOutput, input: str) -> list[Tensor]:
     """The states (B x T x D each) that a head with that ``input`` reads."""
     if input == "predictions":
-        return output.predictions
+        return output.predictions or []
     states = encoder.exposed(output)
     if input == "last":
         return states[-1:]
-    return [*states, *output.predictions] if input == "all" else states
+    return [*states, *(output.predictions or ())] if input == "all" else states
 
 
 class TaskHead(nn.Module):

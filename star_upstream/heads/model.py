@@ -6,6 +6,7 @@ Shapes: B utterances, N samples, T frames, D width, E channels of the vector.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +46,15 @@ class MultitaskModel(nn.Module):
             self.encoder.eval()
         return self
 
+    def head(self, name: str) -> TaskHead:
+        """The head ``name``."""
+        return cast(TaskHead, self.heads[name])
+
     def states(self, name: str, waveforms_BN: Tensor, lengths_B: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """What the head ``name`` reads, and the valid frames of each utterance."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             output = self.encoder(waveforms_BN, lengths_B)
-            return select(self.encoder, output, self.heads[name].task.input), output.lengths_B
+            return select(self.encoder, output, self.head(name).task.input), output.lengths_B
 
     def forward(self, name: str, waveforms_BN: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """The vectors (B x E) of the head ``name``."""

@@ -79,7 +79,7 @@ def _heard(base: Path, learned: dict[str, int], test: list[str], slack: int = 80
     by_length: dict[int, list[str]] = defaultdict(list)
     for path, samples in learned.items():
         by_length[samples // slack].append(path)
-    found, pairs, known = [], 0, {}
+    found, pairs, known = [], 0, dict[Path, tuple[int, np.ndarray]]()
     for path in test:
         samples, mine = _envelope(base / path, known)
         for place in range(samples // slack - 1, samples // slack + 2):

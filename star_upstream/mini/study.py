@@ -71,7 +71,7 @@ def run(
     values = train(training, learned, held)
     (out / "state.pt").unlink()
     rates = phone_probe.by_layer(training.model.encoder.eval(), phones)
-    best = min(rates, key=rates.get)
+    best = min(rates, key=rates.__getitem__)
     return {
         "variant": title, "parameters": size.parameters(recipe.encoder), "updates": updates,
         "cpu_seconds": round(training.cpu), "audio_hours": round(training.seconds / 3600, 2),

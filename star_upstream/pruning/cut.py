@@ -98,9 +98,9 @@ def _cut_part(
 ) -> None:
     """The heads or FFN units of one layer."""
     if group == "heads":
-        output, inputs = "attention.output", ("attention.query", "attention.key", "attention.value")
+        output, inputs = "attention.output", ["attention.query", "attention.key", "attention.value"]
     else:
-        output, inputs = "ffn_out", ("ffn_in",)
+        output, inputs = "ffn_out", ["ffn_in"]
     if f"{group}_{layer}" in gates:
         gate_E = gates[f"{group}_{layer}"].repeat_interleave(config.head_width if group == "heads" else 1)
         open_E = gate_E.nonzero().squeeze(1)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..encoder import Encoder, EncoderConfig, EncoderOutput, Masked
+from ..encoder.encoder import Layer
 from ..encoder.numerics import full_precision, wide
 from ..errors import StarError
 from .config import GateConfig
@@ -89,6 +91,8 @@ class GatedEncoder(nn.Module):
     Raises :class:`StarError` for an encoder in which a part with gates cannot be cut exactly.
     """
 
+    shift: Tensor
+
     def __init__(self, encoder: Encoder, options: GateConfig):
         super().__init__()
         _check(encoder.config, options)
@@ -120,6 +124,11 @@ class GatedEncoder(nn.Module):
         self.gates[name] = HardConcrete(count, self.options, kind, **limits)
 
     @property
+    def groups(self) -> dict[str, HardConcrete]:
+        """The gates by group."""
+        return cast(dict[str, HardConcrete], dict(self.gates.items()))
+
+    @property
     def config(self) -> EncoderConfig:
         """The configuration of the whole encoder."""
         return self.encoder.config
@@ -141,7 +150,9 @@ class GatedEncoder(nn.Module):
         masked: Masked | None = None,
     ) -> EncoderOutput:
         """As :meth:`Encoder.forward`."""
-        self._values = {name: gate.sample_n() for name, gate in self.gates.items()} if self.training else self.settled()
+        self._values = (
+            {name: gate.sample_n() for name, gate in self.groups.items()} if self.training else self.settled()
+        )
         return self.encoder(waveforms_BN, lengths_B, attention_maps, masked)
 
     # what is left
@@ -149,11 +160,11 @@ class GatedEncoder(nn.Module):
     def settled(self) -> dict[str, Tensor]:
         """The values of all gates in eval mode, by group."""
         shifts = self.shift.tolist()
-        return {name: gate.settled_n(shifts[_level(name)]) for name, gate in self.gates.items()}
+        return {name: gate.settled_n(shifts[_level(name)]) for name, gate in self.groups.items()}
 
     def expected(self) -> Kept:
         """Expected counts under the gates' distribution, differentiable."""
-        return self._count({name: gate.open_n() for name, gate in self.gates.items()})
+        return self._count({name: gate.open_n() for name, gate in self.groups.items()})
 
     def kept(self) -> Kept:
         """Counts of the cut encoder."""
@@ -167,7 +178,7 @@ class GatedEncoder(nn.Module):
         parts = []
         for group, layers, counts in (("heads", self.attentions, config.heads), ("units", self.ffns, config.ffn)):
             whole_parts = open.get("attentions" if group == "heads" else "ffns")
-            numbers, present = [0] * config.layers, [0] * config.layers
+            numbers, present = list[Any]([0] * config.layers), list[Any]([0] * config.layers)
             for place, i in enumerate(layers):
                 factor = 1 if whole_parts is None else whole_parts[place]
                 open_n = open.get(f"{group}_{i}")
@@ -213,17 +224,18 @@ class GatedEncoder(nn.Module):
         for i in range(last):
             if f"conv_{i}" in self.gates:
                 front.convs[i + 1].register_forward_pre_hook(partial(self._scale_channels, f"conv_{i}"))
-        if self.scaled:
+        if self.scaled and front.norm is not None:
             front.norm.register_forward_hook(partial(self._norm_open, f"conv_{last}"))
-        elif f"conv_{last}" in self.gates:
+        elif f"conv_{last}" in self.gates and front.projection is not None:
             front.projection.register_forward_pre_hook(partial(self._scale, f"conv_{last}", 1))
         for layers, group, whole, repeats in (
             (self.attentions, "heads", "attentions", self.config.head_width),
             (self.ffns, "units", "ffns", 1),
         ):
             for place, i in enumerate(layers):
-                layer = self.encoder.layers[i]
-                output = layer.attention.output if group == "heads" else layer.ffn_out
+                layer = cast(Layer, self.encoder.layers[i])
+                output = layer.ffn_out if group == "units" else layer.attention and layer.attention.output
+                assert output is not None  # a layer of these has one
                 if f"{group}_{i}" in self.gates:
                     output.register_forward_pre_hook(partial(self._scale, f"{group}_{i}", repeats))
                 if f"{group}_{i}" in self.gates or whole in self.gates:
@@ -238,7 +250,7 @@ class GatedEncoder(nn.Module):
         return (x_BTD * self._values[name].repeat_interleave(repeats).to(x_BTD.dtype),)
 
     def _scale_part(self, name: str, whole: str, place: int, module: nn.Module, inputs: tuple, x_BTD: Tensor) -> Tensor:
-        factor = self._values[whole][place] if whole in self._values else 1.0
+        factor = self._values[whole][place] if whole in self._values else x_BTD.new_ones(())
         if name in self._values:
             factor = factor * (self._values[name] > 0).any()
         return x_BTD * factor.to(x_BTD.dtype)

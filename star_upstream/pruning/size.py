@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Any
 
 from .. import audio
 from ..encoder import EncoderConfig
 from ..encoder.size import count_macs, macs, parameters
 
-Count = float | Tensor
+Count = Any
+"""A number, or where it is an expectation a tensor."""
 
 
 @dataclass

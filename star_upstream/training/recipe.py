@@ -24,6 +24,7 @@ class Kind(Protocol):
 
     shipped: Path
     """The folder of those that ship."""
+    about: str
     folder_key: tuple[str, str]
     """How the folder of the data is given, and what that is short for."""
 

@@ -137,26 +137,32 @@ def trials(root: str | Path) -> pd.DataFrame:
     """Speaker verification's pairs: columns target (int, 0 or 1), enroll and test (ids of ``load("asv", root)``, split
     test)."""
     folder = _source("asv", root)
-    return relations.read_trials(_manifests(root)) if from_manifest("asv", root) else voxceleb1.trials(folder)
+    if folder is None or from_manifest("asv", root):
+        return relations.read_trials(_manifests(root))
+    return voxceleb1.trials(folder)
 
 
 def segments(root: str | Path) -> pd.DataFrame:
     """Who speaks when: columns id (of ``load("sd", root)``), start, end (seconds, float) and speaker."""
     folder = _source("sd", root)
-    return relations.read_segments(_manifests(root)) if from_manifest("sd", root) else libri2mix.segments(folder)
+    if folder is None or from_manifest("sd", root):
+        return relations.read_segments(_manifests(root))
+    return libri2mix.segments(folder)
 
 
 def truth(root: str | Path) -> pd.DataFrame:
     """Which query is in which document: columns query, doc (ids of ``load("qbe", root)``) and relevant (int, 0 or
     1)."""
     folder = _source("qbe", root)
-    return relations.read_truth(_manifests(root)) if from_manifest("qbe", root) else quesst14.truth(folder)
+    if folder is None or from_manifest("qbe", root):
+        return relations.read_truth(_manifests(root))
+    return quesst14.truth(folder)
 
 
 def slots(root: str | Path) -> tuple[str, ...] | None:
     """The names of slot filling's slots, where the corpus has a list of them."""
     folder = _source("sf", root)
-    return None if from_manifest("sf", root) else audio_snips.slots(folder)
+    return None if folder is None or from_manifest("sf", root) else audio_snips.slots(folder)
 
 
 def from_manifest(task: str, root: str | Path) -> bool:

@@ -45,7 +45,7 @@ def read(folder: Path, task: str) -> pd.DataFrame:
 
 def segments(folder: Path) -> pd.DataFrame:
     """Columns id, start, end, speaker of all three splits. Raises :class:`StarError`."""
-    found, places, recordings = [], [], []
+    found, places, recordings = [], [], list[str]()
     for split in SPLITS:
         data = _data(folder, split)
         files = _pairs(data / "wav.scp", "a recording and its file")

@@ -41,7 +41,7 @@ def read(folder: Path, task: str) -> pd.DataFrame:
 def truth(folder: Path) -> pd.DataFrame:
     """Columns query, doc, relevant: every query of dev and eval with every document. Raises :class:`StarError`."""
     docs = [path.stem for path in _listed(folder, "utterances")]
-    rows, splits = [], []
+    rows, splits = [], list[str]()
     for split in ("dev", "eval"):
         said = _said(folder, split)
         for query in (path.stem for path in _listed(folder, split)):

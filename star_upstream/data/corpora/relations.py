@@ -77,9 +77,10 @@ def read_segments(folder: Path) -> pd.DataFrame:
                 f"{_lines_of(file)(row)}: rttm_path {name!r} is no file; put it in its place or remove the row"
             )
         for number, line in lines(rttm, "the manifest"):
-            start, length, speaker = _spoken(line, uid, f"{rttm}: line {number}", file.name) or (None, None, None)
-            if speaker is None:
+            spoken = _spoken(line, uid, f"{rttm}: line {number}", file.name)
+            if spoken is None:
                 continue
+            start, length, speaker = spoken
             if start + length > total + ROUNDING:
                 hint = "; are these milliseconds?" if start + length > 20 * total else ""
                 raise StarError(

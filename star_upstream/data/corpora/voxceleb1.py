@@ -96,7 +96,7 @@ def _trials(folder: Path) -> Iterator[tuple[int, str, str, str]]:
         fields = line.split()
         if len(fields) != 3 or fields[0] not in ("0", "1") or not all(map(_is_utterance, fields[1:])):
             raise StarError(f"{listing}: line {number}: expected '0|1 <path> <path>', got {line!r}")
-        yield number, *fields
+        yield number, fields[0], fields[1], fields[2]
 
 
 def _listing(folder: Path, name: str) -> Path:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import yaml
@@ -63,7 +63,7 @@ def load(path: str | Path, config: str | Path | None = None, reference_padding: 
     content = _content(path)
     kind = _format(content)
     if kind == "weights":
-        return bare.load_bare(bare.weights_of(content), Path(path), config, str(path), reference_padding)
+        return bare.load_bare(bare.weights_of(content) or {}, Path(path), config, str(path), reference_padding)
     if kind is None:
         if isinstance(content, Mapping) and "frontend.convs.0.weight" in content:
             raise StarError(
@@ -88,7 +88,7 @@ def load(path: str | Path, config: str | Path | None = None, reference_padding: 
         cfg = pickles.plain({"model": content["model_cfg"], "task": content.get("task_cfg")})
         return fairseq.load_weights(content["model_weight"], cfg, where, reference_padding)
     if kind == "bshall":
-        return bshall.load_bshall(_bshall(content), where, reference_padding)
+        return bshall.load_bshall(_bshall(content) or {}, where, reference_padding)
     return torchaudio_style.load_pruned(content, where, reference_padding)
 
 
@@ -121,7 +121,7 @@ def _model_options(content: Mapping[str, Any]) -> Any:
     return cfg.get("model") if isinstance(cfg, dict) else None
 
 
-def _is_weights(value: Any) -> bool:
+def _is_weights(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return (
         isinstance(value, Mapping)
         and bool(value)

@@ -55,7 +55,7 @@ def load_bare(
             "torchaudio": "the arguments of torchaudio's wav2vec2_model (extractor_mode, encoder_num_layers, ..., "
             "normalize_waveform)",
             "transformers": "transformers' config.json",
-        }[library]
+        }[str(library)]
         raise StarError(
             f"{path}: holds tensors with the names of {library} and no configuration; give {wanted} in a yaml or json "
             "file as config, "

@@ -54,11 +54,12 @@ def load_bshall(weights: Mapping[str, Tensor], where: str, reference_padding: bo
         (weights[n] for n in weights if n.endswith(("conv.weight_v", "parametrizations.weight.original1"))), None
     )
     convs = [weights.get(f"feature_extractor.conv{i}.weight") for i in range(len(HUBERT_CONVS))]
-    if norm is None or first is None or position is None or any(c is None or c.dim() != 3 for c in convs):
+    found = [conv for conv in convs if conv is not None and conv.dim() == 3]
+    if norm is None or first is None or position is None or len(found) < len(convs):
         raise StarError(f"{where}: a file of bshall/hubert without some of the encoder's tensors")
     width = len(norm)
     values = {
-        "conv_layers": [(conv.shape[0], conv.shape[2], stride) for conv, (_, _, stride) in zip(convs, HUBERT_CONVS)],
+        "conv_layers": [(conv.shape[0], conv.shape[2], stride) for conv, (_, _, stride) in zip(found, HUBERT_CONVS)],
         "width": width,
         "position_kernel": position.shape[-1],
         "position_groups": width // position.shape[1],

@@ -201,9 +201,9 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             parts = [folder / part for part in sorted(set(listed.values()))]
         if index.exists() or parts[0].exists() or parts[0].is_symlink():
             return {key: tensor for part in parts for key, tensor in _read(part).items()}
-    if parts := sorted(entry.name for entry in folder.iterdir() if PART.fullmatch(entry.name)):
+    if pieces := sorted(entry.name for entry in folder.iterdir() if PART.fullmatch(entry.name)):
         raise StarError(
-            f"{folder}: holds parts of a model ({parts[0]}, ...) without their index (*.index.json), which is part of "
+            f"{folder}: holds parts of a model ({pieces[0]}, ...) without their index (*.index.json), which is part of "
             "it too"
         )
     raise StarError(f"{folder}: no weights ({' or '.join(WEIGHTS)}) beside config.json")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ...encoder.config import HiddenStates
 from ...errors import StarError, nearest
 from ...files import replacing
 
@@ -48,7 +49,7 @@ class Known:
     """None where the authors' sources do not agree."""
     files: tuple[File, ...]
     note: str = ""
-    hidden_states: str | None = None
+    hidden_states: HiddenStates | None = None
     """What SUPERB was given, where the format does not say it."""
 
     @property

@@ -97,8 +97,8 @@ def _subnet(options: Mapping[str, Any], given: Any, full: int, where: str) -> tu
                 "not in the "
                 "file; give as config a yaml with a section 'subnet' (embed_dim, heads_num, ffn_embed, layer_num)"
             )
-        width, heads, units, layers = SUBNETS[kind]
-        return [heads] * layers, [units] * layers, width
+        width, head_count, unit_count, layers = SUBNETS[kind]
+        return [head_count] * layers, [unit_count] * layers, width
     width, count = given.get("embed_dim"), given.get("layer_num")
     heads, units = given.get("heads_num"), given.get("ffn_embed")
     windows = given.get("slide_wsz") or ["global"]
@@ -138,6 +138,8 @@ def _cut(
 
 def _cut_layer(tensor: Tensor, part: str, inner: int, units: int, width: int, full: int) -> Tensor:
     """One tensor of a layer; ``inner`` channels of all its heads."""
+    rows: slice | list[int]
+    columns: slice | list[int]
     if part.startswith("self_attn.") and not part.startswith("self_attn.out_proj."):
         rows, columns = slice(inner), slice(width)
     elif part.startswith("fc1."):

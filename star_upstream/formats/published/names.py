@@ -113,7 +113,7 @@ def expect(condition: bool, where: str, what: str) -> None:
         raise StarError(f"{where}: {what} is not supported")
 
 
-def divide(width: int, heads: int, where: str) -> int:
+def divide(width: Any, heads: Any, where: str) -> int:
     """Channels of a head."""
     if not (isinstance(heads, int) and isinstance(width, int) and heads > 0 and width % heads == 0):
         raise StarError(f"{where}: {heads!r} attention heads do not divide width {width!r}")

@@ -14,9 +14,9 @@ import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 
@@ -26,6 +26,9 @@ from ..identify import what
 
 class Inert:
     """Holds what a pickled object of another class was made from; has no behaviour."""
+
+    args: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *args):
         self = super().__new__(cls)
@@ -43,7 +46,7 @@ def _empty_mapping(*_args) -> OrderedDict:
     return OrderedDict()
 
 
-_STAND_INS = {
+_STAND_INS: dict[str, Callable[..., Any]] = {
     # Lightning's hyper-parameters: a dict whose keys read as attributes.
     "pytorch_lightning.utilities.parsing.AttributeDict": OrderedDict,
     "lightning.pytorch.utilities.parsing.AttributeDict": OrderedDict,
@@ -91,7 +94,9 @@ def read(path: str | Path) -> Any:
     for name in sorted(names):
         if name not in _STAND_INS and not name.startswith(_STAND_IN_FAMILIES) and not name.startswith(_READ_BY_TORCH):
             raise _refusal(path, name)
-    stand_ins = [(_STAND_INS.get(name, Inert), name) for name in names if not name.startswith(_READ_BY_TORCH)]
+    stand_ins: list[Any] = [
+        (_STAND_INS.get(name, Inert), name) for name in names if not name.startswith(_READ_BY_TORCH)
+    ]
     try:
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -172,11 +177,12 @@ def _named_globals(path: str | Path) -> set[str]:
     return names
 
 
-def _scan(stream: BinaryIO) -> set[str]:
-    names, strings = set(), []
+def _scan(stream: IO[bytes]) -> set[str]:
+    names: set[str] = set()
+    strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name in ("GLOBAL", "INST"):
-            names.add(_modern(*argument.split(" ", 1)))
+            names.add(_modern(*str(argument).split(" ", 1)))
         elif opcode.name == "STACK_GLOBAL":
             names.add(_modern(*strings[-2:]) if len(strings) > 1 else "an unnamed class")
         elif isinstance(argument, str):

@@ -137,23 +137,20 @@ def load_pruned(
 def from_model(model: nn.Module, normalize_waveform: bool, where: str, reference_padding: bool) -> Encoder:
     """A ``torchaudio.models.Wav2Vec2Model`` or ``HuBERTPretrainModel`` (wav2vec 2.0, HuBERT, WavLM) as our encoder."""
     vector = getattr(getattr(model, "mask_generator", None), "mask_embedding", None)
-    model = getattr(model, "wav2vec2", model)
-    projection, transformer = model.encoder.feature_projection, model.encoder.transformer
+    known: Any = getattr(model, "wav2vec2", model)
+    projection, transformer = known.encoder.feature_projection, known.encoder.transformer
     layers, position = transformer.layers, transformer.pos_conv_embed.conv
     attention = layers[0].attention
     heads, width = attention.num_heads, attention.embed_dim
     relative = None
     if hasattr(attention, "rel_attn_embed"):
         relative = {"buckets": attention.num_buckets, "max_distance": attention.max_distance, "total_heads": heads}
-    convs, norms = (
-        model.feature_extractor.conv_layers,
-        [block.layer_norm for block in model.feature_extractor.conv_layers],
-    )
+    convs = known.feature_extractor.conv_layers
     dropout = attention.dropout
     values = {
         "conv_layers": [(block.conv.out_channels, block.conv.kernel_size[0], block.conv.stride[0]) for block in convs],
         "conv_bias": convs[0].conv.bias is not None,
-        "conv_norm": "group" if isinstance(norms[0], nn.GroupNorm) else "layer",
+        "conv_norm": "group" if isinstance(convs[0].layer_norm, nn.GroupNorm) else "layer",
         "normalize_waveform": normalize_waveform,
         "width": width,
         "position_kernel": position.kernel_size[0],
@@ -169,7 +166,7 @@ def from_model(model: nn.Module, normalize_waveform: bool, where: str, reference
         "activation_dropout": layers[0].feed_forward.intermediate_dropout.p,
         "feature_dropout": projection.dropout.p,
     }
-    weights = rename(_apart(model.state_dict()), _TABLE, _IGNORED, where)
+    weights = rename(_apart(known.state_dict()), _TABLE, _IGNORED, where)
     weights |= {} if vector is None else {"mask_vector": vector}
     return build(values, weights, where, reference_padding)
 
@@ -201,7 +198,7 @@ def load_bare(
         raise StarError(f"{where}: encoder_num_layers: expected a number of layers, got {layers!r}")
     if isinstance(options.get("encoder_use_attention"), list):  # DPHuBERT's
         return load_pruned({"config": options, "state_dict": weights}, where, reference_padding)
-    heads, width = options.get("encoder_num_heads"), options.get("encoder_embed_dim")
+    heads: Any = options.get("encoder_num_heads")
     config = {"normalize_waveform": False, "extractor_conv_layer_config": None, **options}
     config |= {
         "extractor_conv_layer_config": config["extractor_conv_layer_config"] or [list(conv) for conv in HUBERT_CONVS],
@@ -209,7 +206,7 @@ def load_bare(
         "encoder_use_feed_forward": [True] * layers,
         "encoder_num_heads": [heads] * layers,
         "encoder_ff_interm_features": [options.get("encoder_ff_interm_features")] * layers,
-        "encoder_head_dim": divide(width, heads, f"{where}: encoder_num_heads"),
+        "encoder_head_dim": divide(options.get("encoder_embed_dim"), heads, f"{where}: encoder_num_heads"),
     }
     if "encoder_num_buckets" in options:
         config |= {
