@@ -8,22 +8,23 @@ from pathlib import Path
 
 from star_upstream import extras
 from star_upstream.errors import StarError
-from star_upstream.say import say
+from star_upstream.say import quiet_pipe, say
 
 from . import options, tasks
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 when a task failed, 2 for a mistake in the input."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return arguments.verb(arguments)
-    except StarError as error:
-        say(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
-        return 130
+    with quiet_pipe():
+        arguments = _parser().parse_args(argv)
+        try:
+            return arguments.verb(arguments)
+        except StarError as error:
+            say(f"error: {error}")
+            return 2
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on from here")
+            return 130
 
 
 def _run(arguments: argparse.Namespace) -> int:

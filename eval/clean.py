@@ -10,7 +10,7 @@ from pathlib import Path
 
 from star_upstream import outputs
 from star_upstream.formats import checkpoint
-from star_upstream.say import say
+from star_upstream.say import command, say
 
 from . import report, run, tasks
 from .data import mini
@@ -84,4 +84,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

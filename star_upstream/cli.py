@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import __version__, extras
 from .errors import StarError
-from .say import say
+from .say import quiet_pipe, say
 
 
 def _distill(args: argparse.Namespace) -> None:
@@ -252,7 +252,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command; exits with 0, 2 after a mistake in the input, or 130 after Ctrl-C."""
+    """Run one command; exits with 0, 2 after a mistake in the input, 130 after Ctrl-C, or 141 without a reader."""
+    with quiet_pipe():
+        _main(argv)
+
+
+def _main(argv: list[str] | None) -> None:
     commands = parser()
     args, rest = commands.parse_known_args(argv)
     if rest:

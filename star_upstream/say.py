@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import select
 import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from .errors import StarError
 
 LOG = logging.getLogger("star_upstream")
 """What is said goes through it, as INFO: who uses the package from Python silences it with its level, or gives it
@@ -25,3 +32,31 @@ def say(text: str, end: str = "\n") -> None:
     if LOG.level == logging.NOTSET:
         LOG.setLevel(logging.INFO)
     LOG.info("%s", text, extra={"end": end})
+
+
+@contextlib.contextmanager
+def quiet_pipe() -> Iterator[None]:
+    """Around a command: where the reader of its stdout has gone (``star recipes | head -1``), it ends without a word,
+    with the status that the signal would give (141)."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise  # some other pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        sys.exit(141)
+
+
+def command(main: Callable[[], int | None]) -> NoReturn:
+    """Run ``main`` as a program: it ends with its status, and with one line and 2 for a mistake in the input."""
+    with quiet_pipe():
+        try:
+            sys.exit(main())
+        except StarError as error:
+            say(f"error: {error}")
+            sys.exit(2)

@@ -106,6 +106,29 @@ def test_a_flipped_bit_in_the_weights_is_an_error(folder):
     checkpoint.load(folder)
 
 
+def test_no_damage_to_the_configuration_loads(folder):
+    """One bit of every third byte, one character of every fifth: refused, unless json reads the same values (1E-5)."""
+    file = folder / "config.json"
+    whole = file.read_bytes()
+    content = json.loads(whole)
+    damaged = [flipped(whole, place, place % 7) for place in range(0, len(whole), 3)]
+    damaged += [whole[:place] + b"7" + whole[place + 1 :] for place in range(0, len(whole), 5)]
+    for text in damaged:
+        file.write_bytes(text)
+        try:
+            found = checkpoint.describe(folder)
+        except StarError as error:
+            assert "\n" not in str(error)
+            continue
+        assert found == content
+    file.write_bytes(whole.replace(b'"sha256"', b'"shb256"'))
+    with pytest.raises(StarError, match="unknown key 'shb256': damaged, or of a newer star_upstream"):
+        checkpoint.load(folder)
+    file.write_bytes(whole.replace(b'"norm_epsilon": 1e-05', b'"norm_epsilon": 1e-06'))
+    with pytest.raises(StarError, match="config.json: not as it was saved .sha256.: damaged"):
+        checkpoint.load(folder)
+
+
 def test_weights_of_another_checkpoint_are_told_and_old_checkpoints_load(encoder, folder, tmp_path):
     with torch.no_grad():
         encoder.norm.bias[0] += 1e-3
@@ -114,14 +137,14 @@ def test_weights_of_another_checkpoint_are_told_and_old_checkpoints_load(encoder
     with pytest.raises(StarError, match="damaged, or exchanged"):
         checkpoint.load(folder)
     content = json.loads((folder / "config.json").read_text())
-    del content["tensors_sha256"]  # as written before there were digests
+    del content["tensors_sha256"], content["sha256"]  # as written before there were digests
     (folder / "config.json").write_text(json.dumps(content))
     assert checkpoint.digest(checkpoint.load(folder)) == checkpoint.digest(encoder)
 
 
 def test_the_shipped_models_and_files_of_one_piece_keep_a_digest(encoder, tmp_path):
     for place in SHIPPED.values():
-        assert len(checkpoint.describe(place)["tensors_sha256"]) == 64
+        assert {len(checkpoint.describe(place)[key]) for key in ("tensors_sha256", "sha256")} == {64}
     weights = {f"encoder.{k}": v.contiguous() for k, v in encoder.state_dict().items()}
     for name, save, load in (
         (
@@ -164,6 +187,7 @@ def test_digest_of_quantised_and_of_half_models(encoder):
 def edit(folder: Path, **changes) -> None:
     content = json.loads((folder / "config.json").read_text())
     content.update(changes)
+    content.pop("sha256", None)
     (folder / "config.json").write_text(json.dumps(content))
 
 

@@ -1,6 +1,7 @@
 """The command line: results on stdout, one line for a mistake, exit statuses."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from star_upstream import cli
+from star_upstream import cli, say
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.formats import checkpoint
 from star_upstream.training import recipe
@@ -34,6 +35,27 @@ def fails(capsys, *words) -> str:
     captured = capsys.readouterr()
     assert captured.out == "" and "Traceback" not in captured.err
     return captured.err
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words", ["star_upstream recipes", "star_upstream distill star_hubert --dry-run", "star_upstream.mini.leaks --help"]
+)
+def test_a_reader_that_leaves_ends_a_command_without_a_word(words, buffered):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": buffered}
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", *words.split()]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    # argparse passes over what it cannot write
+    assert done.returncode == 141 or (done.returncode == 0 and "--help" in words)
+    assert done.stderr == ""
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    with pytest.raises(BrokenPipeError), say.quiet_pipe():
+        raise BrokenPipeError
 
 
 def test_recipes_are_listed_with_what_they_are(capsys):

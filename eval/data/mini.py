@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from star_upstream import extras, outputs
 from star_upstream.environment import versions
 from star_upstream.errors import StarError
 from star_upstream.files import leftovers, replacing, write_json
-from star_upstream.say import say
+from star_upstream.say import command, say
 
 from .mini_parts import commands, emotions, keywords, mixtures, queries, sentences, slots, speakers
 
@@ -151,4 +150,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -36,6 +36,7 @@ import star_upstream
 from star_upstream import compat, metrics
 from star_upstream.errors import StarError
 from star_upstream.files import replacing, write_json
+from star_upstream.say import command
 
 FORMAT = 2
 MAKER = "results/bench/parity.py"
@@ -278,4 +279,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -27,6 +27,7 @@ from page import TITLE, page
 from star_upstream import outputs
 from star_upstream.errors import StarError, nearest
 from star_upstream.files import replacing, write_json
+from star_upstream.say import command
 
 FORMAT = 2
 MAKER = "results/bench/speed.py"
@@ -193,4 +194,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

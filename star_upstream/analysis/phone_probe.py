@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from .. import audio, units
 from ..data.clips import Clip
 from ..errors import StarError
 from ..formats import sources
-from ..say import say
+from ..say import command
 
 
 def read(manifest: str | Path, split: str, seconds: float, seed: int = 0) -> tuple[list[Clip], list[list[str]]]:
@@ -126,8 +125,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except StarError as error:
-        say(f"error: {error}")
-        sys.exit(2)
+    command(main)

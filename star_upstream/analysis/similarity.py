@@ -16,7 +16,7 @@ slightly outside 0 to 1. Shapes: B utterances, T frames, D width, V valid frames
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -316,7 +316,8 @@ def _agglomerate(measured: Similarity, config: GroupingConfig) -> list[tuple[int
 def _chain(distance_LL: np.ndarray, linkage: str) -> list[tuple[int, int, float]]:
     """Merges of neighbouring groups alone. scikit-learn's ``connectivity`` would not do: it forgets the distances of
     layers that are no neighbours, so that along a chain average, complete and single linkage are the same."""
-    join: Callable[[np.ndarray], Any] = {"average": np.mean, "complete": np.max, "single": np.min}[linkage]
+    kinds: dict[str, Any] = {"average": np.mean, "complete": np.max, "single": np.min}
+    join = kinds[linkage]
     runs, merges, count = [(i, [i]) for i in range(len(distance_LL))], list[tuple[int, int, float]](), len(distance_LL)
     while len(runs) > 1:
         costs = [float(join(distance_LL[np.ix_(one, other)])) for (_, one), (_, other) in pairwise(runs)]

@@ -2,9 +2,10 @@
 in it runs.
 
 ``config.json``: ``format`` ("star_upstream"), ``version`` (1), ``encoder`` (:class:`EncoderConfig`), ``provenance``
-(free), ``tensors_sha256`` (:func:`tensors_digest` of the weights; loading compares it, where it is there). A fine-tuned
-model with its heads is a single ``.safetensors`` file whose metadata holds the same json under ``star_upstream``
-(:mod:`star_upstream.heads.export`); :func:`load` gives its encoder.
+(free), ``tensors_sha256`` (:func:`tensors_digest` of the weights), ``sha256`` (of all other keys with their values);
+both are compared where they are there, and other keys are refused. A fine-tuned model with its heads is a single
+``.safetensors`` file whose metadata holds the same json under ``star_upstream`` (:mod:`star_upstream.heads.export`);
+:func:`load` gives its encoder.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..files import replacing, write_json, write_tensors
 from .identify import read_safetensors
 
 CONFIG, WEIGHTS, FORMAT, VERSION = "config.json", "model.safetensors", "star_upstream", 1
+_KEYS = {"format", "version", "encoder", "heads", "provenance", "tensors_sha256", "sha256"}
 OWN = (CONFIG, WEIGHTS, "gates.json", "gates.safetensors")
 """What a checkpoint's folder holds; the last two beside the gated student of a run that prunes."""
 MASK_VECTOR = "mask_vector"
@@ -60,16 +62,12 @@ def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype
     with replacing(folder, OWN) as part:
         part.mkdir()
         write_tensors(part / WEIGHTS, weights)
-        write_json(
-            part / CONFIG,
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "encoder": strict.plain(encoder.config),
-                "tensors_sha256": tensors_digest(weights),
-                "provenance": provenance,
-            },
-        )
+        content = {
+            "encoder": strict.plain(encoder.config),
+            "tensors_sha256": tensors_digest(weights),
+            "provenance": provenance,
+        }
+        write_json(part / CONFIG, _sealed(content))
 
 
 def amend(path: str | Path, extra: dict[str, Any]) -> None:
@@ -77,11 +75,9 @@ def amend(path: str | Path, extra: dict[str, Any]) -> None:
     content = describe(path)
     content["provenance"] = {**content.get("provenance", {}), **extra}
     if is_single(path):
-        save_single(
-            path, load_single(path), {key: value for key, value in content.items() if key not in ("format", "version")}
-        )
+        save_single(path, load_single(path), content)
     else:
-        write_json(_folder(path) / CONFIG, content)
+        write_json(_folder(path) / CONFIG, _sealed(content))
 
 
 def save_single(path: str | Path, weights: dict[str, torch.Tensor], content: dict[str, Any]) -> None:
@@ -96,8 +92,7 @@ def save_single(path: str | Path, weights: dict[str, torch.Tensor], content: dic
         maker,
         lambda file: is_single(file) and describe(file).get("provenance", {}).get("made_by", "this program") == maker,
     )
-    content = {"format": FORMAT, "version": VERSION, **content, "tensors_sha256": tensors_digest(weights)}
-    text = json.dumps(content, allow_nan=False)
+    text = json.dumps(_sealed({**content, "tensors_sha256": tensors_digest(weights)}), allow_nan=False)
     with replacing(path) as part:
         write_tensors(part, weights, {FORMAT: text})
 
@@ -129,6 +124,17 @@ def tensors_digest(weights: dict[str, torch.Tensor]) -> str:
     for name, tensor in sorted(weights.items()):
         _add(sha, name, tensor)
     return sha.hexdigest()
+
+
+def _sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """``content`` with format, version and the digest of it all."""
+    content = {"format": FORMAT, "version": VERSION, **content}
+    return {**content, "sha256": _seal(content)}
+
+
+def _seal(content: dict[str, Any]) -> str:
+    rest = json.loads(json.dumps({key: value for key, value in content.items() if key != "sha256"}))
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _check_digest(weights: dict[str, torch.Tensor], content: dict[str, Any], where: str | Path) -> None:
@@ -183,6 +189,14 @@ def describe(path: str | Path) -> dict[str, Any]:
     if content.get("version") != VERSION:
         raise StarError(
             f"{folder / CONFIG}: version {content.get('version')!r}; this release reads {VERSION}: update star_upstream"
+        )
+    where = folder / CONFIG if single is None else path
+    if foreign := sorted(content.keys() - _KEYS):
+        raise StarError(f"{where}: unknown key {foreign[0]!r}: damaged, or of a newer star_upstream")
+    if content.get("sha256", _seal(content)) != _seal(content):
+        raise StarError(
+            f"{where}: not as it was saved (sha256): damaged; copy the checkpoint again (where you edited it yourself, "
+            "remove the key sha256)"
         )
     return content
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import pandas as pd
 
 from .. import audio
 from ..errors import StarError
-from ..say import say
+from ..say import command
 
 ENVELOPE, ALIKE = 0.9, 0.5
 """Two files of nearly the same length count as one recording, whatever codec was between, when the correlation of their
@@ -124,8 +123,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except StarError as error:
-        say(f"error: {error}")
-        sys.exit(2)
+    command(main)

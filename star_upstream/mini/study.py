@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..encoder import size
 from ..errors import StarError
 from ..files import write_json
 from ..formats import sources
-from ..say import say
+from ..say import command, say
 from .pretrain import Pretraining, Training, find_units, merge, split, train
 
 TIMED = 12
@@ -135,8 +134,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except StarError as error:
-        say(f"error: {error}")
-        sys.exit(2)
+    command(main)

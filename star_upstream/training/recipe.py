@@ -24,9 +24,11 @@ class Kind(Protocol):
 
     shipped: Path
     """The folder of those that ship."""
-    about: str
     folder_key: tuple[str, str]
     """How the folder of the data is given, and what that is short for."""
+
+    @property
+    def about(self) -> str: ...
 
 
 R = TypeVar("R", bound=Kind)
