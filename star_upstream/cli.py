@@ -15,9 +15,21 @@ from .say import quiet_pipe, say
 
 
 def _distill(args: argparse.Namespace) -> None:
+    from .training.config import Recipe
+
+    _run(args, Recipe)
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    from .training.pretrain_recipe import PretrainRecipe
+
+    _run(args, PretrainRecipe)
+
+
+def _run(args: argparse.Namespace, kind: type) -> None:
     from .training import recipe as recipes
 
-    recipe = recipes.load(args.recipe, args.values)
+    recipe = recipes.load(args.recipe, args.values, kind)
     if args.dry_run:
         print(recipes.dump(recipe), end="")
         return
@@ -69,9 +81,15 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _recipes(args: argparse.Namespace) -> None:
     from .training import recipe as recipes
+    from .training.config import Recipe
     from .training.finetune_recipe import FinetuneRecipe
+    from .training.pretrain_recipe import PretrainRecipe
 
-    for title, kind in (("star distill", recipes.Recipe), ("star finetune", FinetuneRecipe)):
+    for title, kind in (
+        ("star distill", Recipe),
+        ("star pretrain", PretrainRecipe),
+        ("star finetune", FinetuneRecipe),
+    ):
         print(f"{title}:")
         for name in recipes.names(kind):
             print(f"  {name:<20} {recipes.load(name, (), kind).about}")
@@ -162,12 +180,25 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         return command
 
-    command = add("distill", _distill, "Distil a student, or go on with an unfinished run.")
-    command.add_argument("recipe", help="a shipped recipe (see: star recipes) or a yaml file")
-    example = "e.g. data.train=/data/LibriSpeech training.precision=bf16-mixed"
-    command.add_argument("values", nargs="*", metavar="key=value", help=example)
-    command.add_argument("--out", type=_path, metavar="DIR", help="the run's folder: logs, state, last/ and best/")
-    command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    for name, function, about, example in (
+        (
+            "distill",
+            _distill,
+            "Distil a student, or go on with an unfinished run.",
+            "e.g. data.train=/data/LibriSpeech training.precision=bf16-mixed",
+        ),
+        (
+            "pretrain",
+            _pretrain,
+            "Pretrain an encoder by masked prediction of units, or go on with an unfinished run.",
+            "e.g. data.train=/data/LibriSpeech training.updates=50000 teacher=runs/mine/round2/encoder",
+        ),
+    ):
+        command = add(name, function, about)
+        command.add_argument("recipe", help="a shipped recipe (see: star recipes) or a yaml file")
+        command.add_argument("values", nargs="*", metavar="key=value", help=example)
+        command.add_argument("--out", type=_path, metavar="DIR", help="the run's folder: logs, state and checkpoints")
+        command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
 
     command = add(
         "profile", _profile, "Parameters, multiply-accumulates and time of recipes' students and of checkpoints."

@@ -5,13 +5,13 @@ Shapes: B crops, N samples, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from . import audio, augment
 from .augment import AugmentConfig
@@ -25,41 +25,56 @@ needed."""
 
 
 class Place(NamedTuple):
-    """One crop to make: which update of the run it is for, which of its batch, from which clip, and its samples."""
+    """One crop to make: for which batch of which epoch and where in it, from which clip, and how many samples."""
 
-    update: int
+    epoch: int
+    batch: int
     slot: int
     clip: int
     samples: int
 
 
-class CropSampler(Sampler[list[Place]]):
+class Crop(NamedTuple):
+    """A crop, the units of its frames, the file that it is from, and its place."""
+
+    wave_N: Tensor
+    units_T: Tensor
+    path: str
+    place: Place
+
+
+class CropSampler:
     """Batches of about ``batch_seconds``: pieces of similar length, each batch as long as its shortest.
 
     A clip longer than ``crop_seconds`` counts as so many pieces as it has, each a crop of its own, so that every second
-    of audio is as likely. Batch ``update`` is a function of (clips, seed, update) alone; the stream has no end.
+    of audio is as likely. Has the form that :class:`.data.batches.BatchStream` reads; ``options`` are those of
+    :class:`.data.batches.BucketSampler`.
     """
 
-    def __init__(self, clips: Sequence[Clip], crop_seconds: float, batch_seconds: float, seed: int, start: int = 0):
+    def __init__(self, clips: Sequence[Clip], crop_seconds: float, batch_seconds: float, seed: int, **options):
         longest = int(crop_seconds * audio.RATE)
         self.pieces = [place for place, clip in enumerate(clips) for _ in range(max(1, round(clip.samples / longest)))]
         self.lengths = [min(clips[place].samples, longest) for place in self.pieces]
-        self.plans = BucketSampler([Clip("", n) for n in self.lengths], max(batch_seconds, crop_seconds), seed=seed)
-        self.start = start
+        pieces = [Clip("", n) for n in self.lengths]
+        self.plans = BucketSampler(pieces, max(batch_seconds, crop_seconds), seed=seed, **options)
+        self.rank, self.world = self.plans.rank, self.plans.world
+        self.epoch = self.start = 0
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        update = epoch = 0
-        while True:
-            for pieces in self.plans.plan(epoch):
-                if update >= self.start:
-                    samples = min(self.lengths[piece] for piece in pieces)
-                    yield [Place(update, slot, self.pieces[piece], samples) for slot, piece in enumerate(pieces)]
-                update += 1
-            epoch += 1
+    def plan(self, epoch: int) -> list[list[Place]]:
+        """All batches of an epoch, of every rank, in order."""
+        plan = []
+        for number, pieces in enumerate(self.plans.plan(epoch)):
+            samples = min(self.lengths[piece] for piece in pieces)
+            plan.append([Place(epoch, number, slot, self.pieces[piece], samples) for slot, piece in enumerate(pieces)])
+        return plan
+
+    def __len__(self) -> int:
+        """Batches of this rank in the epoch."""
+        return len(self.plans.plan(self.epoch)) // self.world
 
 
 class Crops(Dataset):
-    """Crops and the units of their frames. ``units[i]`` are those of clip i as it is; None gives crops alone."""
+    """Crops and the units of their frames. ``units[i]`` are those of clip i as it is."""
 
     def __init__(
         self,
@@ -73,8 +88,8 @@ class Crops(Dataset):
         self.decoded: dict[int, np.ndarray] = {}
         self.bytes = 0
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor]:
-        random = np.random.default_rng((self.seed, place.update, place.slot))
+    def __getitem__(self, place: Place) -> Crop:
+        random = np.random.default_rng((self.seed, place.epoch, place.batch, place.slot))
         wave_N = self._wave(place.clip)
         speed = float(random.choice(self.config.speeds))
         # a clip too short to be played faster is played as it is
@@ -91,7 +106,8 @@ class Crops(Dataset):
         origin_T = augment.frames_of_origin(
             frames, self.encoder.stride, self.encoder.receptive_field, speed, start, len(units_T)
         )
-        return torch.from_numpy(crop_N), torch.from_numpy(units_T[origin_T].astype(np.int64))
+        chosen_T = torch.from_numpy(units_T[origin_T].astype(np.int64))
+        return Crop(torch.from_numpy(crop_N), chosen_T, self.clips[place.clip].path, place)
 
     def _wave(self, clip: int) -> np.ndarray:
         """A clip as 16 bit samples hold it, whether it was kept or not, so that a resumed run hears the same."""
@@ -103,9 +119,3 @@ class Crops(Dataset):
             if self.bytes + short_N.nbytes <= KEPT:
                 self.decoded[clip], self.bytes = short_N, self.bytes + short_N.nbytes
         return short_N.astype(np.float32) / 32768.0
-
-
-def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """B x N waveforms and B x T units."""
-    waves, units = zip(*items)
-    return torch.stack(waves), torch.stack(units)

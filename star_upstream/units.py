@@ -5,7 +5,8 @@ Shapes: T frames, F features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,13 @@ from .data.clips import Clip
 from .encoder import Encoder, EncoderConfig
 from .errors import StarError
 from .files import replacing
+from .say import say
 
-FITTED = 400_000
-"""Frames, drawn from all, that k-means is fitted on."""
+FITTED = 8_000.0
+"""Seconds of audio, of clips drawn from all, that k-means is fitted on."""
+
+Features = Callable[[Sequence[Clip]], Iterator[tuple[int, np.ndarray]]]
+"""The T x F features of clips, one after another, each with the place of its clip; in any order."""
 
 
 def mfcc(clip: Clip, config: EncoderConfig) -> np.ndarray:
@@ -42,43 +47,69 @@ def mfcc(clip: Clip, config: EncoderConfig) -> np.ndarray:
     return ((table_TF - table_TF.mean(0)) / (table_TF.std(0) + 1e-5)).astype(np.float16)
 
 
-def all_mfcc(clips: Sequence[Clip], config: EncoderConfig, jobs: int) -> list[np.ndarray]:
+def all_mfcc(clips: Sequence[Clip], config: EncoderConfig, jobs: int) -> Iterator[tuple[int, np.ndarray]]:
     """:func:`mfcc` of every clip, in ``jobs`` processes."""
     from joblib import Parallel, delayed
 
-    return Parallel(n_jobs=jobs, batch_size=64)(delayed(mfcc)(clip, config) for clip in clips)
+    return enumerate(
+        Parallel(n_jobs=jobs, batch_size=64, return_as="generator")(delayed(mfcc)(clip, config) for clip in clips)
+    )
 
 
 @torch.inference_mode()
-def layers(
+def encoded(
     clips: Sequence[Clip], encoder: Encoder, wanted: Sequence[int], seconds: float = 60.0
-) -> list[list[np.ndarray]]:
-    """For each of the ``wanted`` layers (0 is the first one's input) one T x F array of float16 a clip."""
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """For each clip its place and, for each of the ``wanted`` layers (0 is the first one's input), T x F of float16."""
     sampler = BucketSampler(clips, max(seconds, max(c.samples for c in clips) / audio.RATE), shuffle=False)
     loader = DataLoader(AudioDataset(clips), batch_sampler=sampler, collate_fn=collate)
     device = next(encoder.parameters()).device
     encoder.eval()
-    result: list[list] = [[None] * len(clips) for _ in wanted]
     for batch in loader:
         if batch.bad:
             raise StarError(f"{batch.bad[0][0]}: has no units: {batch.bad[0][1]}; leave it out of the data")
         output = encoder(batch.waveforms_BN.to(device), batch.lengths_B.to(device))
-        for found, layer in zip(result, wanted):
-            states_BTD = output.states[layer].to(torch.float16).cpu().numpy()
-            for place, frames, state_TD in zip(batch.indices, output.lengths_B.tolist(), states_BTD):
-                found[place] = state_TD[:frames].copy()
-    return result
+        chosen = [output.states[layer].to(torch.float16).cpu().numpy() for layer in wanted]
+        for i, (place, frames) in enumerate(zip(batch.indices, output.lengths_B.tolist())):
+            yield place, [states_BTD[i, :frames].copy() for states_BTD in chosen]
 
 
-def cluster(features: Sequence[np.ndarray], count: int, seed: int) -> list[np.ndarray]:
-    """One T array of unit numbers a clip, by mini-batch k-means."""
+def layers(
+    clips: Sequence[Clip], encoder: Encoder, wanted: Sequence[int], seconds: float = 60.0
+) -> list[list[np.ndarray]]:
+    """:func:`encoded`, whole: for each of the ``wanted`` layers one T x F array a clip."""
+    found = dict(encoded(clips, encoder, wanted, seconds))
+    return [[found[place][i] for place in range(len(clips))] for i in range(len(wanted))]
+
+
+def cluster(clips: Sequence[Clip], features: Features, count: int, seed: int, label: str = "units") -> list[np.ndarray]:
+    """One T array of unit numbers a clip, by mini-batch k-means.
+
+    Features are made twice for the clips that k-means is fitted on, so that those of a large corpus never have to be
+    kept.
+    """
     from sklearn.cluster import MiniBatchKMeans
 
-    random = np.random.default_rng(seed)
-    share = min(1.0, FITTED / sum(len(f) for f in features))
-    sample = np.concatenate([f[random.random(len(f)) < share] for f in features]).astype(np.float32)
+    order = np.random.default_rng(seed).permutation(len(clips))
+    heard = np.cumsum([clips[i].samples for i in order]) / audio.RATE
+    drawn = [clips[i] for i in sorted(order[: int(np.searchsorted(heard, FITTED)) + 1])]
+    sample = np.concatenate([x_TF for _, x_TF in sorted(features(drawn), key=lambda pair: pair[0])]).astype(np.float32)
+    if len(sample) < count:
+        raise StarError(f"units: {count} of {len(sample)} frames; lower the number of units, or add audio")
     kmeans = MiniBatchKMeans(count, batch_size=10_000, n_init=3, max_iter=100, random_state=seed).fit(sample)
-    return [kmeans.predict(f.astype(np.float32)).astype(np.int16) for f in features]
+    found: dict[int, np.ndarray] = {}
+    told = time.monotonic()
+    for place, x_TF in features(clips):
+        found[place] = kmeans.predict(x_TF.astype(np.float32)).astype(np.int16)
+        if time.monotonic() - told > 15.0:
+            told = time.monotonic()
+            say(f"{label}: {len(found)} of {len(clips)} clips")
+    return [found[place] for place in range(len(clips))]
+
+
+def fit_frames(units_T: np.ndarray, frames: int) -> np.ndarray:
+    """As many units as there are ``frames``: models of one stride may differ by a frame or two at the end."""
+    return np.pad(units_T[:frames], (0, max(0, frames - len(units_T))), mode="edge")
 
 
 def write(path: Path, units: Sequence[np.ndarray]) -> None:

@@ -23,6 +23,7 @@ from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
 from star_upstream.training import distill, loop, optimizer, recipe, run_folder, student
 from star_upstream.training.config import DataConfig, Initialisation, TrainingConfig
+from star_upstream.training.start import find_clips
 
 CONVS = [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]]
 SMALL = {"conv_layers": CONVS, "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2}
@@ -310,7 +311,7 @@ def test_teacher_is_neither_trained_nor_saved(world, tmp_path):
     teacher = checkpoint.load(world / "teacher")
     before = checkpoint.digest(teacher)
     loaded = recipe.load(make(world, updates=2))
-    clips, *_ = distill.find_clips(loaded.data)
+    clips, *_ = find_clips(loaded.data)
     folder, provenance = run_folder.RunFolder(tmp_path), {"teacher": {"sha256": before}}
     training = distill.Distillation(
         loaded, student.make_student(loaded, teacher), distill.Teacher(teacher), folder, clips, provenance

@@ -35,7 +35,7 @@ ORDER = (
     # the encoder handed out, and looked at
     ("formats.upstream", "export"),
     ("analysis",),
-    ("mini.pretrain", "mini.study", "mini.leaks"),
+    ("mini.study", "mini.leaks"),
     ("cli",),
     ("__main__",),
 )

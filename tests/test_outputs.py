@@ -16,7 +16,6 @@ from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.files import replacing
 from star_upstream.formats import checkpoint
-from star_upstream.mini import pretrain
 from star_upstream.training.finetune import untrained
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +69,7 @@ FOLDERS = {
     "star convert": lambda out, here: star("convert", "star_mini", out),
     "star cut": lambda out, here: star("cut", here / "model", out),
     "star distill": lambda out, here: star("distill", "star_mini", f"data.train={here}", "--out", out),
+    "star pretrain": lambda out, here: star("pretrain", "hubert_mini", f"data.train={here}", "--out", out),
     "star distill, pruning": lambda out, here: star("distill", "dphubert_mini", f"data.train={here}", "--out", out),
     "star finetune": lambda out, here: star("finetune", "multitask_mini", f"data={here}", "--out", out),
     "star finetune --grid": lambda out, here: star(
@@ -84,7 +84,6 @@ FOLDERS = {
         "run", "--upstream", "fbank", "--data", here, "--out", out, "--overwrite"
     ),
     "eval.data.mini": lambda out, here: mini.main([str(out)]),
-    "star_upstream.mini.pretrain": lambda out, here: called(pretrain.main, [str(here), "--out", str(out)]),
     "checkpoint.save": lambda out, here: called(checkpoint.save, out, Encoder(TINY), {}),
 }
 FILES = {  # the suffixes that are written beside one another

@@ -180,7 +180,7 @@ def test_a_run_is_compared_once_and_resumes_with_the_same_modules(world, monkeyp
     # the validation loss is that of the file in fp32: the wrong function's would be another
     model, batches = checkpoint.load(world / "unbroken" / "best"), distill.Run(asked, world / "again")
     training = distill.Distillation(
-        batches.recipe, model, batches.teacher, batches.folder, batches.clips, batches.provenance
+        batches.complete, model, batches.teacher, batches.folder, batches.clips, batches.provenance
     )
     training.model.eval()
     sums = [

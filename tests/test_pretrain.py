@@ -1,113 +1,111 @@
-"""Pretraining end to end on a handful of clips: rounds, a rerun, and a kill that changes nothing."""
+"""Pretraining end to end on a handful of clips: rounds, a rerun, a kill that changes nothing, a teacher's units."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
+from tiny_pretrain import ENCODER, write_recipe, write_steps
+from tiny_runs import PATIENCE, killed, log, start
 
-from star_upstream import strict
-from star_upstream.encoder import size
+from star_upstream import cli
+from star_upstream.encoder import Encoder, EncoderConfig, size
 from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
-from star_upstream.mini import leaks, pretrain, study
+from star_upstream.training import pretrain, recipe
+from star_upstream.training.pretrain_recipe import PretrainRecipe, Round
+from star_upstream.training.run_folder import RunFolder
 
-ENCODER = {
-    "frontend": "mel", "mel_bins": 20, "conv_layers": [[16, 3, 1], [16, 3, 2]], "width": 16, "layers": 2, "heads": 2,
-    "head_width": 8, "ffn": 32, "position_kernel": 8, "position_groups": 2, "dropout": 0.1, "attention_dropout": 0.0,
-}  # fmt: skip
+ONE = [{"features": "mfcc", "units": 6}]
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    random = np.random.default_rng(0)
-    for i in range(12):
-        seconds = 1.0 + 0.2 * i
-        pitch = np.repeat(random.uniform(100, 2000, int(seconds * 5) + 1), 3200)[: int(16000 * seconds)]
-        wave = 0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / 16000) + 0.01 * random.standard_normal(len(pitch))
-        soundfile.write(folder / f"{i}.wav", wave, 16000)
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_steps(folder / "clips")
     return folder
 
 
-def arguments(clips, folder, **changes):
-    values = {
-        "encoder": ENCODER,
-        "rounds": [{"features": "mfcc", "units": 6, "updates": 7}, {"features": "layer1", "units": 8, "updates": 5}],
-        "batch_seconds": 3.0, "crop_seconds": 1.5, "valid_clips": 3, "warmup": 2, "log_every": 1, "save_every": 2,
-        "valid_every": 3, "precision": "32",
-    }  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    (folder / "r.yaml").write_text(yaml.safe_dump({**values, **changes}))
-    return [str(clips), "--out", str(folder / "run"), "--recipe", str(folder / "r.yaml")]
-
-
-def rows(folder, number=1):
-    """The log without the time that passed."""
-    lines = (folder / "run" / f"round{number}" / "log.csv").read_text().splitlines()
-    place = lines[0].split(",").index("cpu_seconds")
-    return [[cell for i, cell in enumerate(line.split(",")) if i != place] for line in lines]
+def load(world, file, *overrides, **changes):
+    return recipe.load(write_recipe(file, **changes), [f"data.train={world / 'clips'}", *overrides], PretrainRecipe)
 
 
 @pytest.fixture(scope="module")
-def whole(clips, tmp_path_factory):
+def whole(world):
     """A run of two rounds from beginning to end."""
-    folder = tmp_path_factory.mktemp("whole")
-    pretrain.main(arguments(clips, folder))
-    return folder
+    made = pretrain.run(load(world, world / "whole.yaml"), world / "whole")
+    assert made == world / "whole" / "round2" / "encoder"
+    return world / "whole"
 
 
-def test_two_rounds_make_an_encoder_that_says_how(whole, clips):
-    made = json.loads((whole / "run" / "done.json").read_text())["encoder"]
-    encoder, provenance = checkpoint.load(made), checkpoint.describe(made)["provenance"]
+def test_two_rounds_make_an_encoder_that_says_how(whole, world):
+    result = json.loads((whole / "done.json").read_text())
+    encoder, provenance = (f(whole / result["checkpoint"]) for f in (checkpoint.load, checkpoint.describe))
+    provenance = provenance["provenance"]
     assert encoder.config.layers == 2 and encoder.config.frontend == "mel"
-    assert (provenance["round"], provenance["clips"]) == (2, 9) and provenance["recipe"]["rounds"][1]["units"] == 8
-    table = np.load(whole / "run" / "round2" / "units.npz")
+    assert (provenance["round"], provenance["updates"], provenance["made_by"]) == (2, 6, "star pretrain")
+    assert provenance["clips"] == {"train": 9, "valid": 3} and provenance["recipe"]["data"]["train"] == ["clips"]
+    assert provenance["precision"] == 32 and 0 < provenance["audio_hours"] == result["audio_hours"]
+    table = np.load(whole / "round2" / "units.npz")
     assert 1 < len(np.unique(table["units"])) <= 8
-    assert table["lengths"].tolist() == sorted(encoder.config.frames(soundfile.info(f).frames) for f in clips.iterdir())
+    lengths = sorted(encoder.config.frames(soundfile.info(f).frames) for f in (world / "clips").iterdir())
+    assert sorted(table["lengths"].tolist()) == lengths
+    assert all((whole / f"round{n}" / "loss.png").is_file() for n in (1, 2))
+    starts = json.loads((whole / "environment.json").read_text())["starts"]
+    assert [start["part"] for start in starts] == ["round 1", "round 2"]
 
 
 def test_the_log_has_rates_losses_and_what_the_held_out_clips_say(whole):
-    head, *lines = rows(whole)
-    assert [line[0] for line in lines] == [str(n) for n in range(1, 8)]
-    # warm-up over 2 updates, then a fall that would reach 0 after update 7
-    assert np.allclose(
-        [float(line[head.index("rate")]) for line in lines], np.array([0.5, 1, 1, 0.8, 0.6, 0.4, 0.2]) * 1e-3
+    for number, updates in ((1, 8), (2, 6)):
+        rows = log(whole / f"round{number}")
+        trained = [row for row in rows if row["train/loss"]]
+        assert [row["update"] for row in trained] == [str(n) for n in range(1, updates + 1)]
+        assert [row["update"] for row in rows if row["valid/masked"]] == ["3", "6", "8"][: 4 - number]
+        rates = [float(row["learning_rate"]) for row in trained]
+        share = (np.arange(updates) + 0.5) / updates  # a rise over a quarter of the round, then a fall to 0
+        assert rates == pytest.approx(list(1e-3 * np.minimum(share / 0.25, (1 - share) / 0.75)))
+        for row in trained:
+            loss, masked, unmasked = (float(row[f"train/{name}"]) for name in ("loss", "masked", "unmasked"))
+            assert loss == pytest.approx(masked + 0.5 * unmasked, rel=1e-4)
+
+
+def test_a_finished_run_is_left_as_it_is(whole, world, capsys):
+    before = {f: f.stat().st_mtime_ns for f in whole.rglob("*") if f.is_file() and f.name != ".lock"}
+    assert pretrain.run(load(world, world / "whole.yaml"), whole) == whole / "round2" / "encoder"
+    assert {f: f.stat().st_mtime_ns for f in before} == before and "finished before" in capsys.readouterr().err
+
+
+def fresh(world, before, **changes):
+    """The encoder with which a second round begins."""
+    rounds = [*ONE, {"features": "layer1", "units": 8, **changes}]
+    asked = load(world, world / "fresh.yaml", rounds=rounds)
+    found = pretrain.Start(asked, world / "fresh", "star pretrain")
+    units = {part: [np.zeros(9, np.int16)] * len(clips) for part, clips in found.clips.items()}
+    return pretrain.Pretraining(asked, 2, before, found.folder, found.clips, units, {}).encoder.state_dict()
+
+
+def test_a_later_round_goes_on_from_the_weights_of_the_one_before_unless_fresh(whole, world):
+    before = checkpoint.load(whole / "round1" / "encoder")
+    for new in (False, True):
+        begun = fresh(world, before, fresh=new)
+        assert all(torch.equal(begun[name], tensor) for name, tensor in before.state_dict().items()) != new
+
+
+def test_a_student_learns_units_of_any_teacher_with_the_same_frames(world, tmp_path):
+    """DiceHuBERT's objective: the teacher is HuBERT-like, the student is not of its shape."""
+    rounds = [{"features": "layer3", "units": 6, "fresh": True}]
+    student = {
+        "conv_layers": [[8, 10, 5], [16, 3, 4], [16, 8, 4], [24, 6, 4]], "projection": False, "width": 24, "layers": 2,
+        "heads": 2, "head_width": 12, "ffn": 32, "position_kernel": 8, "position_groups": 2,
+    }  # fmt: skip
+    assert (
+        EncoderConfig(**student).receptive_field != checkpoint.load("star_upstream/mini/teacher").config.receptive_field
     )
-    validated = [bool(line[head.index("valid_masked")]) for line in lines]
-    assert validated == [False, False, True, False, False, True, True]
-    for line in lines:
-        loss, masked, unmasked = (float(line[head.index(name)]) for name in ("loss", "masked", "unmasked"))
-        assert loss == pytest.approx(masked + 0.5 * unmasked, rel=1e-4)
-
-
-def test_a_finished_run_is_left_as_it_is(whole, clips):
-    before = {f: f.stat().st_mtime_ns for f in (whole / "run").rglob("*") if f.is_file() and f.name != "done.json"}
-    pretrain.main(arguments(clips, whole))
-    assert {f: f.stat().st_mtime_ns for f in before} == before
-
-
-def test_a_later_round_goes_on_from_the_weights_of_the_one_before_unless_fresh(whole, clips, tmp_path):
-    recipe = pretrain.read_recipe(whole / "r.yaml")
-    before = checkpoint.load(whole / "run" / "round1" / "encoder")
-    for fresh in (False, True):
-        round_ = pretrain.Round("layer1", 8, 5, fresh=fresh)
-        begun = pretrain.Training(recipe, round_, 2, before, tmp_path).model.encoder.state_dict()
-        assert all(torch.equal(begun[name], tensor) for name, tensor in before.state_dict().items()) != fresh
-
-
-def test_a_round_takes_units_from_any_model_with_the_same_frames(clips, tmp_path):
-    rounds = [{"features": "layer3", "units": 6, "updates": 2, "fresh": True}]
-    pretrain.main(arguments(clips, tmp_path, begin="star_mini", rounds=rounds))
-    assert checkpoint.load(tmp_path / "run" / "round1" / "encoder").config.width == 16
+    asked = load(world, tmp_path / "r.yaml", teacher="star_mini_teacher", encoder=student, rounds=rounds)
+    made = pretrain.run(asked, tmp_path / "run")
+    encoder, provenance = checkpoint.load(made), checkpoint.describe(made)["provenance"]
+    assert encoder.config.width == 24 and provenance["teacher"]["source"] == "star_mini_teacher"
     for changes, message in (
         ({"rounds": [{**rounds[0], "fresh": False}]}, "the model before has another shape .*fresh: true"),
         ({"rounds": [{**rounds[0], "features": "layer9"}]}, "layer9 of a model with 8 layers"),
@@ -116,157 +114,157 @@ def test_a_round_takes_units_from_any_model_with_the_same_frames(clips, tmp_path
             "320 samples apart, this one's 160; units need equal ones",
         ),
     ):
+        asked = load(
+            world, tmp_path / "o.yaml", teacher="star_mini_teacher", **{"encoder": student, "rounds": rounds, **changes}
+        )
         with pytest.raises(StarError, match=message):
-            pretrain.main(arguments(clips, tmp_path / "other", **{"begin": "star_mini", "rounds": rounds, **changes}))
+            pretrain.run(asked, tmp_path / "other")
+    assert not (tmp_path / "other" / "recipe.yaml").exists()
 
 
-def test_after_a_kill_the_run_has_the_same_losses_and_weights(whole, clips, tmp_path):
-    command = [sys.executable, "-m", "star_upstream.mini.pretrain", *arguments(clips, tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    log, deadline = tmp_path / "run" / "round1" / "log.csv", time.monotonic() + 240
-    while not (log.is_file() and len(log.read_text().splitlines()) > 4) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    pretrain.main(arguments(clips, tmp_path))
+def test_an_encoder_of_the_teachers_shape_goes_on_from_its_weights_or_takes_parts(whole, world, tmp_path):
+    teacher = str(whole / "round1" / "encoder")
+    asked = load(
+        world,
+        tmp_path / "r.yaml",
+        teacher=teacher,
+        encoder="teacher",
+        rounds=[{"features": "layer1", "units": 5}],
+        training={"updates": 1, "learning_rate": 1e-9},
+    )
+    made, before = checkpoint.load(pretrain.run(asked, tmp_path / "run")), checkpoint.load(teacher)
+    assert all(torch.allclose(made.state_dict()[n], x, atol=1e-6) for n, x in before.state_dict().items())
+    parts = {"updates": 1, "learning_rate": 1e-9, "initialise_from_teacher": {"frontend": True}}
+    rounds = [{"features": "layer1", "units": 5, "fresh": True}]
+    asked = load(world, tmp_path / "p.yaml", teacher=teacher, encoder="teacher", rounds=rounds, training=parts)
+    made = checkpoint.load(pretrain.run(asked, tmp_path / "parts")).state_dict()
+    equal = {name for name, x in before.state_dict().items() if torch.allclose(made[name], x, atol=1e-6)}
+    assert "frontend.convs.0.weight" in equal and "layers.0.ffn_in.weight" not in equal
+
+
+def same(one, other):
     for number in (1, 2):
-        assert rows(tmp_path, number) == rows(whole, number)
-        mine, theirs = (
-            checkpoint.load(f / "run" / f"round{number}" / "encoder").state_dict() for f in (tmp_path, whole)
-        )
-        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        assert log(one / f"round{number}") == log(other / f"round{number}")
+        files = [run / f"round{number}" / "encoder" / "model.safetensors" for run in (one, other)]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_batches_made_ahead_are_the_same(whole, clips, tmp_path):
-    pretrain.main(arguments(clips, tmp_path, workers=1, rounds=[{"features": "mfcc", "units": 6, "updates": 7}]))
-    assert rows(tmp_path) == rows(whole)
+def test_after_a_kill_in_either_round_the_run_has_the_same_losses_and_weights(whole, world, tmp_path):
+    words = ["pretrain", world / "whole.yaml", f"data.train={world / 'clips'}"]
+    killed(words, tmp_path / "run", rows=4, log="round1/log.csv")
+    assert RunFolder(tmp_path / "run" / "round1").load_state()["update"] >= 2
+    killed(words, tmp_path / "run", rows=3, log="round2/log.csv")
+    pretrain.run(load(world, world / "whole.yaml"), tmp_path / "run")
+    same(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("precision", ["auto", "bf16-mixed"])
-def test_the_precision_is_settled_once_and_kept(clips, tmp_path, precision):
-    pretrain.main(
-        arguments(clips, tmp_path, precision=precision, rounds=[{"features": "mfcc", "units": 6, "updates": 2}])
+def test_batches_made_ahead_are_the_same(whole, world, tmp_path):
+    asked = load(world, tmp_path / "r.yaml", data={"workers": 1})
+    pretrain.run(asked, tmp_path / "run")
+    same(tmp_path / "run", whole)
+
+
+def test_two_processes_go_through_both_rounds_and_over_a_kill(world, tmp_path):
+    file = write_recipe(tmp_path / "two.yaml", training={"devices": 2})
+    words = ["pretrain", file, f"data.train={world / 'clips'}"]
+    killed(words, tmp_path / "killed", rows=4, log="round1/log.csv")
+    for name in ("unbroken", "killed"):
+        process = start(words, tmp_path / name)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, err.decode()
+        assert json.loads(out)["checkpoint"] == str(tmp_path / name / "round2" / "encoder")
+    same(tmp_path / "killed", tmp_path / "unbroken")
+
+
+def test_other_units_or_another_recipe_do_not_go_on_with_a_run(world, tmp_path):
+    asked = load(world, tmp_path / "r.yaml", rounds=ONE)
+    pretrain.run(asked, tmp_path / "run")
+    for name in ("done.json", "round1/done.json"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(StarError, match=r"another recipe \(training.learning_rate is 0.001 there and 0.002 here\)"):
+        pretrain.run(load(world, tmp_path / "r.yaml", "training.learning_rate=2e-3", rounds=ONE), tmp_path / "run")
+    file = tmp_path / "run" / "round1" / "units.npz"
+    table = dict(np.load(file))
+    np.savez(file, **{**table, "units": 5 - table["units"]})
+    with pytest.raises(StarError, match="was started with other units than there are now"):
+        pretrain.run(asked, tmp_path / "run")
+
+
+def test_a_pretraining_within_minutes_that_bought_too_few_updates_says_so(world, tmp_path, monkeypatch, capsys):
+    from tiny_runs import Clock
+
+    from star_upstream.training import loop
+
+    monkeypatch.setattr(loop, "clock", Clock(0.2))
+    asked = load(
+        world, tmp_path / "r.yaml", rounds=[{**ONE[0], "share": 0.5}], training={"updates": None, "minutes": 0.1}
     )
-    state = torch.load(tmp_path / "run" / "round1" / "state.pt", weights_only=True)
-    assert state["precision"] in (["32", "bf16-mixed"] if precision == "auto" else [precision])
-    head, *lines = rows(tmp_path)
-    assert all(np.isfinite(float(line[head.index("loss")])) for line in lines)
+    made = pretrain.run(asked, tmp_path / "run")
+    assert "updates in 0.05 minutes, and a run needs 50 at least" in capsys.readouterr().err
+    assert "needs 50" in checkpoint.describe(made)["provenance"]["too_few_updates"]
 
 
-def test_another_recipe_does_not_go_on_with_a_run(clips, tmp_path):
-    first = arguments(clips, tmp_path, rounds=[{"features": "mfcc", "units": 6, "updates": 4}])
-    pretrain.main(first)
-    encoder = tmp_path / "run" / "round1" / "encoder"
-    for file in encoder.iterdir():
-        file.unlink()
-    encoder.rmdir()
-    with pytest.raises(
-        StarError, match="began with another recipe: learning_rate is 0.001 there and 0.002 here; restore it"
-    ):
-        pretrain.main([*first, "learning_rate=2.0e-3"])
+def test_the_command_prints_its_result_and_the_recipe(world, tmp_path, capsys):
+    file = str(write_recipe(tmp_path / "r.yaml", rounds=ONE, training={"updates": 2}))
+    cli.main(["pretrain", file, f"data.train={world / 'clips'}", "--out", str(tmp_path / "run")])
+    result = json.loads(capsys.readouterr().out)
+    assert result["checkpoint"] == str(tmp_path / "run" / "round1" / "encoder") and result["updates"] == 2
+    cli.main(["pretrain", "dicehubert", "rounds=[{features: layer6, units: 1000, fresh: true}]", "--dry-run"])
+    (tmp_path / "dice.yaml").write_text(capsys.readouterr().out)
+    assert recipe.load(tmp_path / "dice.yaml", (), PretrainRecipe).rounds == (Round("layer6", 1000, fresh=True),)
 
 
-def test_a_study_trains_each_variant_and_keeps_what_it_measured(clips, tmp_path, capsys):
-    arguments(clips, tmp_path, valid_clips=3)
-    lines = "".join(
-        f"{file}\t{soundfile.info(file).frames}\t{split}\tAA B\n"
-        for split in ("train", "dev")
-        for file in sorted(clips.iterdir())
-    )
-    (tmp_path / "pr.tsv").write_text("path\tsamples\tsplit\tphones\n" + lines)
-    values = {
-        "cpu_seconds": 0.01,
-        "base": {"warmup": 1, "save_every": 100},
-        "variants": {"plain": {}, "wider": {"encoder.ffn": 48}},
-    }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
-    recipe, plan = str(tmp_path / "r.yaml"), str(tmp_path / "study.yaml")
-    call = [
-        str(clips),
-        "--phones",
-        str(tmp_path / "pr.tsv"),
-        "--out",
-        str(tmp_path / "s"),
-        "--recipe",
-        recipe,
-        "--study",
-        plan,
+@pytest.mark.parametrize("name", recipe.names(PretrainRecipe))
+def test_every_shipped_recipe_is_whole(name, tmp_path):
+    loaded = recipe.load(name, (), PretrainRecipe)
+    assert loaded.about and not loaded.data.train and loaded.encoder.stride == 320
+    (tmp_path / "copy.yaml").write_text(recipe.dump(loaded), encoding="utf-8")
+    assert recipe.load(tmp_path / "copy.yaml", (), PretrainRecipe) == loaded
+
+
+def test_the_shipped_students_are_those_of_star():
+    shapes = {name: recipe.load(name, (), PretrainRecipe).encoder for name in ("dicehubert", "dicehubert_mini")}
+    assert shapes["dicehubert"] == recipe.load("star_hubert").student
+    assert size.parameters(shapes["dicehubert_mini"]) == size.parameters(recipe.load("star_mini").student)
+    assert [recipe.load("hubert_mini", (), PretrainRecipe).round_training(n).updates for n in (1, 2, 3)] == [
+        2500,
+        6000,
+        20000,
     ]
-    study.main(call)
-    first = capsys.readouterr().out
-    assert first.count("\n") == 4 and "| plain | 0.0 | 12 |" in first and "| wider |" in first
-    assert not list((tmp_path / "s").rglob("state.pt"))
-    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "s").rglob("*.json")}
-    study.main(call)
-    assert capsys.readouterr().out == first and {f: f.stat().st_mtime_ns for f in before} == before
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**values, "cpu_seconds": 0.02}))
-    with pytest.raises(StarError, match="was measured otherwise: cpu_seconds is 0.01 there and 0.02 here"):
-        study.main(call)
-
-
-def test_the_shipped_recipe_and_study_can_be_read():
-    folder = Path(pretrain.__file__).parent
-    recipe = pretrain.read_recipe(folder / "pretrain.yaml")
-    assert 8e6 < size.parameters(recipe.encoder) < 16e6 and recipe.encoder.stride == 320
-    plan = strict.build(study.Study, yaml.safe_load((folder / "study.yaml").read_text()), "study.yaml")
-    plain = yaml.safe_load((folder / "pretrain.yaml").read_text())
-    for title, changes in plan.variants.items():
-        assert (
-            strict.build(pretrain.Pretraining, pretrain.merge(plain, {**plan.base, **changes}), title).encoder.stride
-            == 320
-        )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask": {"spam": 3}}, "r.yaml.mask.spam: unknown key; did you mean 'span'"),
-        (
-            {"rounds": [{"features": "layers", "units": 6, "updates": 4}]},
-            "features: expected mfcc or layerN, got 'layers'",
-        ),
-        ({"rounds": [{"features": "layer1", "units": 6, "updates": 4}]}, "round 1: layer1 of which model"),
-        ({"save_every": 3, "log_every": 2}, "save_every must be a multiple of log_every"),
+        ({"mask": {"spam": 3}}, "mask.spam: unknown key; did you mean 'span'"),
+        ({"rounds": [{"features": "layers", "units": 6}]}, "features: expected mfcc or layerN, got 'layers'"),
+        ({"rounds": [{"features": "layer1", "units": 6}]}, "teacher: name a model, .* round 1 takes units of layer1"),
+        ({"encoder": "teacher"}, "teacher: name a model"),
+        ({"rounds": [{"features": "mfcc", "units": 1}]}, "units: expected 2 to 32767, got 1"),
+        ({"rounds": [{"features": "mfcc", "units": 6, "share": 0.0}]}, "share: must be above 0"),
         ({"rounds": []}, "rounds: name at least one"),
-        ({"valid_clips": 12}, "valid_clips: 12 of 12 clips leave none"),
+        ({"data": {"crop": "none"}}, "data.crop: expected 'shortest-random', got 'none'"),
+        ({"data": {"min_seconds": 0.01}}, "data.min_seconds: 0.01 is too short for one frame"),
+        ({"training": {"initialise_from_teacher": {"frontend": True}}}, "only for a fresh first round with a teacher"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused_before_any_work(clips, tmp_path, changes, message):
+def test_a_recipe_that_cannot_be_is_refused_before_any_work(world, tmp_path, changes, message):
     with pytest.raises(StarError, match=message):
-        pretrain.main(arguments(clips, tmp_path, **changes))
-    assert not list(tmp_path.rglob("units.npz"))
+        pretrain.run(load(world, tmp_path / "r.yaml", **changes), tmp_path / "run")
+    assert not list(tmp_path.rglob("units.npz")) and not list(tmp_path.rglob("recipe.yaml"))
 
 
-def test_leaks_are_found_by_path_by_bytes_and_by_what_is_heard(clips, tmp_path, capsys):
-    audio = tmp_path / "audio"
-    audio.mkdir()
-    random = np.random.default_rng(1)
-    wave = random.standard_normal(16000) * np.repeat(random.uniform(0.01, 0.2, 50), 320)
-    other = random.standard_normal(16000) * np.repeat(random.uniform(0.01, 0.2, 50), 320)
-    soundfile.write(audio / "a.wav", wave, 16000)
-    soundfile.write(audio / "copy.wav", wave, 16000)
-    soundfile.write(audio / "coded.ogg", np.roll(wave, 7), 16000, subtype="VORBIS")
-    soundfile.write(audio / "other.wav", other, 16000)
-    with pytest.raises(StarError, match="none.tsv: cannot be read as a manifest"):
-        leaks.compare(tmp_path / "none.tsv", tmp_path)
-    manifests = tmp_path / "manifests"
-    manifests.mkdir()
-    head = "path\tsamples\tsplit\n"
-    (manifests / "unlabelled.tsv").write_text("path\tsamples\naudio/a.wav\t16000\naudio/other.wav\t16000\n")
-    (manifests / "ks.tsv").write_text(
-        head + "audio/other.wav\t16000\ttrain\naudio/copy.wav\t16000\ttest\naudio/coded.ogg\t16000\ttest\n"
+def test_a_classifier_learns_units_that_can_be_heard(world, tmp_path):
+    """Pitch steps are easy: the held-out frames' accuracy rises far above that of guessing."""
+    training = {"updates": 60, "learning_rate": 5e-3, "validate_every": 60}
+    asked = load(
+        world,
+        tmp_path / "r.yaml",
+        rounds=ONE,
+        training=training,
+        augment={"speeds": [1.0], "overlap": 0.0, "noise": 0.0},
     )
-    result = leaks.compare(manifests / "unlabelled.tsv", manifests)
-    assert (result["pretraining"], result["tested"]) == (2, 2)
-    assert result["in both"]["by bytes"] == [("audio/a.wav", "audio/copy.wav")] and not result["in both"]["by path"]
-    assert result["in both"]["by what is heard"] == [
-        ("audio/a.wav", "audio/coded.ogg"),
-        ("audio/a.wav", "audio/copy.wav"),
-    ]
-    (manifests / "ks.tsv").write_text(head + "audio/other.wav\t16000\ttest\n")
-    assert leaks.main([str(manifests / "unlabelled.tsv"), str(manifests)]) == 1
-    assert json.loads(capsys.readouterr().out)["in both"]["by path"] == [["audio/other.wav", "audio/other.wav"]]
-    (manifests / "unlabelled.tsv").write_text("path\tsamples\naudio/a.wav\t16000\n")
-    assert leaks.main([str(manifests / "unlabelled.tsv"), str(manifests)]) == 0
+    written = checkpoint.describe(pretrain.run(asked, tmp_path / "run"))["provenance"]
+    table = np.load(tmp_path / "run" / "round1" / "units.npz")["units"]
+    assert written["validation_accuracy"] > np.bincount(table).max() / len(table)
+    assert isinstance(checkpoint.load(tmp_path / "run" / "round1" / "encoder"), Encoder)

@@ -20,6 +20,7 @@ from star_upstream.formats import checkpoint
 from star_upstream.pruning.config import PruningConfig
 from star_upstream.pruning.gates import GatedEncoder
 from star_upstream.training import config, distill, loop, optimizer, prune, recipe, run_folder, student
+from star_upstream.training.start import find_clips
 
 TEACHER = {
     "conv_layers": [[12, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]],
@@ -236,7 +237,9 @@ def test_killed_in_either_stage_and_resumed_equals_unbroken(world, unbroken):
     prune.run(recipe.load(file), broken)
     assert_equal(broken, run)
     starts = json.loads((broken / "environment.json").read_text())["starts"]
-    assert [(s["stage"], s["resumed_at"] > 0) for s in starts] == [(1, False), (1, True), (2, False), (2, True)]
+    assert [(s["part"], s["resumed_at"] > 0) for s in starts] == [
+        ("stage 1", False), ("stage 1", True), ("stage 2", False), ("stage 2", True),
+    ]  # fmt: skip
 
 
 def test_killed_between_the_stages_equals_unbroken(world, unbroken):
@@ -280,7 +283,7 @@ def test_two_processes_go_through_both_stages(world):
 def test_multiplier_groups_ascend_and_rates_follow_the_schedule(world, tmp_path):
     loaded = recipe.load(make(world, updates=3))
     teacher = checkpoint.load(world / "teacher")
-    clips, *_ = distill.find_clips(loaded.data)
+    clips, *_ = find_clips(loaded.data)
     sections = {"skill": {"groups": [[0, 1], [2, 3]]}}
     provenance = {"teacher": {"sha256": ""}}
     loaded = recipe.load(make(world, updates=3, loss=sections))

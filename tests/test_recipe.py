@@ -299,7 +299,7 @@ def test_base_states_only_differences(tmp_path):
         (["training.epochs=0"], "training.epochs: must be above 0"),
         (["training.warmup=1"], "training.warmup: must be at least 0 and below 1"),
         (["training.schedule=step"], "training.schedule: expected 'cosine' or 'linear' or 'constant', got 'step'"),
-        (["training.precision=64"], "training.precision: expected 32 or 'bf16-mixed' or '16-mixed', got 64"),
+        (["training.precision=64"], "training.precision: expected 32 or 'bf16-mixed' or '16-mixed' or 'auto', got 64"),
         (["student.width=433"], "width 433"),
         (["student=techer"], "student: expected EncoderConfig or 'teacher', got 'techer'"),
         (["student_changes.dropout=0.0"], "student_changes: only for student: teacher"),

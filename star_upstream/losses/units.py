@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..encoder import Encoder
+from ..encoder import Encoder, Masked
 from ..errors import StarError
 
 
@@ -58,9 +58,9 @@ class MaskedUnits(nn.Module):
         units_BT: the unit of each frame. mask_BT: True where the encoder is given the mask's vector instead of the frame.
         """
         features_BTD, frames_B = self.encoder.features(waveforms_BN)
-        features_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(features_BTD.dtype), features_BTD)
-        state_BTD = self.encoder.contextualize(features_BTD, frames_B, padded=False).states[-1]
-        logits_BTK = self.classifier(state_BTD).float()
+        hidden = Masked(mask_BT, self.mask_embedding)
+        output = self.encoder.contextualize(features_BTD, frames_B, padded=False, masked=hidden)
+        logits_BTK = self.classifier(output.states[-1]).float()
         losses_BT = F.cross_entropy(logits_BTK.transpose(1, 2), units_BT, reduction="none")
         masked = losses_BT[mask_BT].mean()
         # a short utterance may be masked whole

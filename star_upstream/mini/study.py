@@ -3,8 +3,8 @@ tells phones.
 
     python -m star_upstream.mini.study FOLDER_OR_MANIFEST... --phones pr.tsv --out RUN [--study study.yaml]
 
-Every variant's first round is trained for ``cpu_seconds``, its learning rate falling to 0 over as many updates as fit;
-finished ones are kept, so that a rerun goes on. Prints a table in markdown.
+Every variant's first round is trained for ``cpu_seconds`` of this process, its learning rate falling to 0 by then; a
+rerun goes on. Prints a table in markdown.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +20,14 @@ from typing import Any
 
 import yaml
 
-from .. import augment, outputs, strict, units
-from ..analysis import phone_probe
-from ..crops import Crops
-from ..data.clips import Clip, scan
+from .. import extras, outputs, strict
 from ..encoder import size
 from ..errors import StarError
 from ..files import write_json
-from ..formats import sources
+from ..formats import checkpoint
 from ..say import command, say
-from .pretrain import Pretraining, Training, find_units, merge, split, train
-
-TIMED = 12
-"""Updates that are timed to know how many fit; the first quarter of them is not counted."""
+from ..training import recipe as recipes
+from ..training.pretrain_recipe import PretrainRecipe
 
 
 @dataclass(frozen=True)
@@ -39,44 +35,52 @@ class Study:
     """``study.yaml`` beside this file."""
 
     cpu_seconds: float
-    base: dict[str, Any]
-    """Changes to ``pretrain.yaml`` that all variants have, dotted keys and values."""
-    variants: dict[str, dict[str, Any]]
+    base: tuple[str, ...]
+    """Changes to the recipe that all variants have, as ``key=value``."""
+    variants: dict[str, tuple[str, ...]]
     """A title and the changes that make the variant."""
 
 
-def run(
-    title: str, recipe: Pretraining, budget: float, clips: Sequence[Clip], phones: Path, out: Path
-) -> dict[str, Any]:
-    """Train one variant for ``budget`` seconds of CPU time, and measure it."""
-    round_ = recipe.rounds[0]
-    file = out.parent / f"{round_.features}-{round_.units}-{recipe.encoder.receptive_field}-{recipe.encoder.stride}.npz"
-    if not file.is_file():
-        before = sources.load(recipe.begin) if recipe.begin else None
-        units.write(file, find_units(clips, round_, before, recipe))
-    found = dict(zip(clips, units.read(file, [recipe.encoder.frames(clip.samples) for clip in clips])))
-    learned, held = (
-        Crops(part, [found[clip] for clip in part], recipe.encoder, config, recipe.seed)
-        for part, config in zip(split(clips, recipe.valid_clips, recipe.seed), (recipe.augment, augment.NONE))
+def variant(recipe: str, changes: Sequence[str], data: Sequence[str], cpu_seconds: float) -> PretrainRecipe:
+    """The recipe's first round with ``changes``, for so long."""
+    made = recipes.load(recipe, changes, PretrainRecipe)
+    never = 10**9
+    training = dataclasses.replace(
+        made.training, updates=None, epochs=None, minutes=cpu_seconds / 60, validate_every=never, save_every=never
     )
-    (out / "log.csv").unlink(missing_ok=True)  # of a run that was cut short
-    timed = Training(recipe, round_, 1, None, out)
-    train(timed, learned, held, TIMED // 4)
-    warm = timed.cpu
-    train(timed, learned, held, TIMED)
-    (out / "log.csv").unlink()
-    updates = max(TIMED, round(budget * (TIMED - TIMED // 4) / (timed.cpu - warm)))
-    training = Training(recipe, dataclasses.replace(round_, updates=updates), 1, None, out)
-    values = train(training, learned, held)
-    (out / "state.pt").unlink()
-    rates = phone_probe.by_layer(training.model.encoder.eval(), phones)
+    rounds = (dataclasses.replace(made.rounds[0], share=1.0),)
+    heard = dataclasses.replace(made.data, train=tuple(data), workers=0)
+    return dataclasses.replace(made, rounds=rounds, training=training, data=heard)
+
+
+def run(title: str, recipe: PretrainRecipe, phones: Path, out: Path) -> dict[str, Any]:
+    """Train one variant, and measure it."""
+    from ..analysis import phone_probe
+    from ..training import loop, pretrain
+
+    round_ = recipe.rounds[0]
+    before = loop.clock
+    loop.clock = time.process_time  # other processes do not count
+    try:
+        shape = recipe.encoder_config()
+        units = out.parent / f"{round_.features}-{round_.units}-{shape.receptive_field}-{shape.stride}.npz"
+        made = pretrain.run(recipe, out, units)
+    finally:
+        loop.clock = before
+    (out / "round1" / "state.pt").unlink()
+    written = checkpoint.describe(made)["provenance"]
+    rates = phone_probe.by_layer(checkpoint.load(made), phones)
     best = min(rates, key=rates.__getitem__)
     return {
-        "variant": title, "parameters": size.parameters(recipe.encoder), "updates": updates,
-        "cpu_seconds": round(training.cpu), "audio_hours": round(training.seconds / 3600, 2),
-        "valid_masked": round(values["valid_masked"], 3), "valid_accuracy": round(100 * values["valid_accuracy"], 1),
-        "best_layer": best, "phone_error_rate": rates[best],
-    }  # fmt: skip
+        "variant": title,
+        "parameters": size.parameters(shape),
+        "updates": written["updates"],
+        "audio_hours": round(written["audio_hours"], 2),
+        "valid_masked": round(written["validation_masked"], 3),
+        "valid_accuracy": round(100 * written["validation_accuracy"], 1),
+        "best_layer": best,
+        "phone_error_rate": rates[best],
+    }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -85,7 +89,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "variant",
         "M parameters",
         "updates",
-        "CPU s",
         "hours heard",
         "loss, masked",
         "accuracy %",
@@ -106,28 +109,24 @@ def main(argv: list[str] | None = None) -> None:
         "--phones", type=Path, required=True, help="tsv with path, samples, split (train, dev) and phones"
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("pretrain.yaml"))
+    parser.add_argument("--recipe", default="hubert_mini", help="of star pretrain (hubert_mini)")
     parser.add_argument("--study", type=Path, default=Path(__file__).with_name("study.yaml"))
     args = parser.parse_args(argv)
+    extras.need("train")
     study = strict.build(Study, yaml.safe_load(args.study.read_text(encoding="utf-8")), args.study.name)
-    plain = yaml.safe_load(args.recipe.read_text(encoding="utf-8"))
-    recipes = {
-        title: strict.build(Pretraining, merge(plain, {**study.base, **changes}), f"{args.study.name}: {title}")
+    made = {
+        title: variant(args.recipe, [*study.base, *changes], args.data, study.cpu_seconds)
         for title, changes in study.variants.items()
     }
     outputs.claim_folder(args.out, "star_upstream.mini.study")
-    clips, rows = scan(args.data, min_seconds=next(iter(recipes.values())).min_seconds).clips, []
-    for number, (title, recipe) in enumerate(recipes.items(), 1):
-        file = args.out / f"{number}.json"
-        wanted = {"cpu_seconds": study.cpu_seconds, "recipe": strict.plain(recipe)}
+    rows = []
+    for number, (title, recipe) in enumerate(made.items(), 1):
+        file, wanted = args.out / f"{number}.json", strict.plain(recipe)
         if not file.is_file():
             say(f"{title}:")
-            folder = args.out / f"{number}"
-            folder.mkdir(exist_ok=True)
-            write_json(file, {**wanted, "row": run(title, recipe, study.cpu_seconds, clips, args.phones, folder)})
+            write_json(file, {"recipe": wanted, "row": run(title, recipe, args.phones, args.out / f"{number}")})
         kept = json.loads(file.read_text(encoding="utf-8"))
-        changed = strict.difference({k: kept[k] for k in wanted}, wanted)
-        if changed:
+        if changed := strict.difference(kept["recipe"], wanted):
             raise StarError(f"{file}: was measured otherwise: {changed}; remove it, or choose another --out")
         rows.append(kept["row"])
     print(table(rows))

@@ -6,32 +6,27 @@ Shapes: B utterances, N samples.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .. import audio, losses, strict
+from .. import audio, losses
 from ..data.batches import AudioDataset, Batch, BucketSampler, collate
-from ..data.clips import Clip, Corpus, absolute, scan
+from ..data.clips import Clip
 from ..encoder import Encoder, EncoderOutput, Masked
-from ..environment import versions
 from ..errors import StarError
 from ..files import write_json
-from ..formats import checkpoint, sources
+from ..formats import checkpoint
 from ..say import say
-from . import recipe as recipes
-from .config import DataConfig, Recipe
-from .loop import fit
+from .config import Recipe
 from .run_folder import RunFolder
+from .start import Start, shareable
 from .student import behind_frontend, make_student
 from .training import Training
 
@@ -39,86 +34,33 @@ from .training import Training
 def run(recipe: Recipe, out: str | Path) -> Path:
     """Distil, or go on with the unfinished run in ``out``; the folder of the checkpoint that is the run's model.
 
-    A finished run is left as it is. Raises :class:`StarError` when ``out`` holds a run of another recipe, for bad data, and when
-    the loss is not finite.
+    A finished run is left as it is. Raises :class:`StarError` when ``out`` holds a run of another recipe, for bad data,
+    and when the loss is not finite.
     """
     begun = Run(recipe, out)
     if not begun.finished:
-        student = make_student(begun.recipe, begun.teacher.encoder)
-        training = Distillation(begun.recipe, student, begun.teacher, begun.folder, begun.clips, begun.provenance)
-        begun.write_start()
+        student = make_student(begun.complete, begun.teacher.encoder)
+        training = Distillation(begun.complete, student, begun.teacher, begun.folder, begun.clips, begun.provenance)
+        begun.write()
         begun.train(training, begun.folder, student)
         begun.finish()
     return begun.model
 
 
-class Run:
-    """What is settled before a distillation's first update: its folder, its clips, its teacher, and where its models come from.
+class Run(Start):
+    """The start of a distillation.
 
-    ``recipe``: the one that is trained by, with everything in its loss that had to be measured on audio first.
+    ``complete``: the recipe with everything in its loss that had to be measured on audio first.
     """
 
     def __init__(self, recipe: Recipe, out: str | Path):
-        self.asked = _absolute(recipe)
-        self.folder = RunFolder(out)
-        self.model = self.folder.path / self.asked.result
-        if not self.asked.data.train:
-            raise StarError("data.train: name a folder or manifest, e.g. data.train=/data/LibriSpeech")
-        self.found = self.folder.claim(lambda text: _difference(text, self.asked))
-        if self.finished:
-            say(f"{self.folder.path}: finished before; remove it to run it again")
-            return
-        encoder = sources.load(self.asked.teacher)
-        self.digest = checkpoint.digest(encoder)
-        new = self.found == "new"
-        self.clips, self.skipped, self.passed = (
-            find_clips(self.asked.data) if new else (self.folder.read_clips(), [], [])
-        )
-        hours = {part: round(Corpus(clips).seconds / 3600, 3) for part, clips in self.clips.items()}
-        loss = _calibrated(self.asked, encoder, self.clips["train"], self.folder, new)
-        self.recipe = dataclasses.replace(self.asked, loss=loss)
-        self.teacher = Teacher(encoder)
-        self.counts = ", ".join(f"{len(self.clips[part])} {part} clips ({hours[part]:.2f} h)" for part in self.clips)
-        self.provenance = {
-            "made_by": "star distill",
-            "recipe": _shareable(self.recipe),
-            "teacher": {"source": _shareable(self.asked)["teacher"], "sha256": self.digest},
-            "clips": {part: len(clips) for part, clips in self.clips.items()},
-            "hours": hours,
-            "versions": versions(),
-        }
-
-    @property
-    def finished(self) -> bool:
-        return self.found == "finished"
-
-    def write_start(self) -> None:
-        """Occupy the folder: from here on a start that fails leaves a run behind."""
-        if self.found == "new" and self.folder.lead:
-            self.folder.begin(recipes.dump(self.asked), self.clips, self.skipped + self.passed)
-        if self.skipped:
-            where = self.folder.path / "skipped.tsv"
-            say(f"{len(self.skipped)} files left out, see {where}; the first: {': '.join(self.skipped[0])}")
-
-    def train(self, training: Training, folder: RunFolder, student: Encoder, stage: int | None = None) -> int:
-        """Begin or go on with a training whose state is in ``folder``; its updates."""
-        state = folder.load_state()
-        if state is not None and state["identity"] != training.identity():
-            raise self.other_teacher()
-        if self.folder.lead:
-            update = state["update"] if state else 0
-            self.folder.record_environment({"resumed_at": update, **({"stage": stage} if stage else {})})
-            size = sum(p.numel() for p in student.parameters()) / 1e6
-            counts = f"stage {stage}, {self.counts}" if stage else self.counts
-            at = f"resumed at update {update}" if state else "started"
-            say(f"{self.folder.path}: {at}; student of {size:.2f} M parameters; {counts}")
-        return fit(training, folder, state)
-
-    def other_teacher(self) -> StarError:
-        return StarError(
-            f"{self.folder.path}: was started with another teacher than {self.asked.teacher} is now; "
-            "choose another folder"
-        )
+        super().__init__(recipe, out, "star distill")
+        self.model = self.folder.path / recipe.result
+        if not self.finished:
+            loss = _calibrated(self.recipe, self.encoder, self.clips["train"], self.folder, self.new)
+            self.complete = dataclasses.replace(self.recipe, loss=loss)
+            self.provenance["recipe"] = shareable(self.complete)
+            self.teacher = Teacher(self.encoder)
 
     def finish(self) -> None:
         """Write down that the run is whole."""
@@ -268,35 +210,14 @@ class Distillation(Training):
         return {"teacher": self.provenance["teacher"]["sha256"]}
 
     def save(self, update: int, row: dict[str, Any], best: bool) -> None:
-        provenance = {**self.provenance, "updates": update, "validation_loss": row["valid/loss"]}
+        written = {"updates": update, "validation_loss": row["valid/loss"], "precision": self.precision}
+        provenance = {**self.provenance, **written}
         if self.too_few_updates:
             provenance["too_few_updates"] = self.too_few_updates
             if not best:
                 checkpoint.amend(self.folder.path / "best", {"too_few_updates": self.too_few_updates})
         for name in ("last", "best") if best else ("last",):
             checkpoint.save(self.folder.path / name, self.student, provenance)
-
-
-def find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str, str]], list[tuple[str, str]]]:
-    """Scan the data, and hold clips out where there is no validation data; the files left out, and those passed over, too."""
-    limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds, "max_bad_share": data.max_bad_share}
-    train = scan(data.train, **limits)
-    skipped, passed, clips = train.skipped, train.passed, train.clips
-    if data.valid:
-        valid = scan(data.valid, **limits)
-        skipped, passed, held_out = skipped + valid.skipped, passed + valid.passed, valid.clips
-    else:
-        count = min(data.valid_limit, max(1, round(data.valid_share * len(clips))))
-        if len(clips) <= count:
-            fix = "add audio, or give data.valid"
-            raise StarError(f"data.train: {len(clips)} usable clips, too few to hold {count} out; {fix}")
-        # by a digest of the name: the same clips wherever the folder lies, whatever else is in it
-        ranked = sorted(
-            clips, key=lambda c: hashlib.sha256(os.fsencode(f"{Path(c.path).name} {c.samples}")).hexdigest()
-        )
-        chosen = set(ranked[:count])
-        held_out, clips = [c for c in clips if c in chosen], [c for c in clips if c not in chosen]
-    return {"train": clips, "valid": held_out}, skipped, passed
 
 
 def _calibrated(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: RunFolder, new: bool) -> dict[str, Any]:
@@ -312,34 +233,3 @@ def _calibrated(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: Run
             text = "; ".join(f"{key}: {json.dumps(value)}" for key, value in options.items())
             say(f"{folder.path}: measured for the loss {name}: {text}")
     return losses.complete(recipe.loss, measured)
-
-
-def _absolute(recipe: Recipe) -> Recipe:
-    """With absolute paths, so that a run can be resumed from another folder."""
-    data = recipe.data
-    paths = {part: tuple(map(absolute, getattr(data, part))) for part in ("train", "valid")}
-    start = recipe.training.initialise_from_student
-    teacher, student = (
-        str(Path(source).expanduser().resolve()) if source and Path(source).expanduser().exists() else source
-        for source in (recipe.teacher, start.source)
-    )
-    training = dataclasses.replace(recipe.training, initialise_from_student=dataclasses.replace(start, source=student))
-    return dataclasses.replace(recipe, data=dataclasses.replace(data, **paths), teacher=teacher, training=training)
-
-
-def _shareable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without this machine's folders: what is published with the weights."""
-    values = strict.plain(recipe)
-    for part in ("train", "valid"):
-        values["data"][part] = [Path(p).name for p in values["data"][part]]
-    for place, key in ((values, "teacher"), (values["training"]["initialise_from_student"], "source")):
-        if Path(place[key]).is_absolute():
-            place[key] = "/".join(Path(place[key]).parts[-2:])
-    return values
-
-
-def _difference(text: str, recipe: Recipe) -> str:
-    """The first value in which a run's recipe differs; the number of data workers and what is only told may change."""
-    there = strict.build(Recipe, yaml.safe_load(text))
-    there, recipe = (dataclasses.replace(one, about="", method="", choices={}) for one in (there, recipe))
-    return strict.difference(there, recipe, ("data.workers",))

@@ -23,7 +23,7 @@ def launched(config: TrainingConfig, folder: Path) -> Fabric:
 
     strategy: Any = "auto"
     if config.devices > 1:
-        # a loss may leave parts of the student out: the layers above its highest one, or all but the attention of the last
+        # a loss may leave parts of the student out: layers above its highest one, all but the attention of the last
         strategy = DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -31,7 +31,7 @@ def launched(config: TrainingConfig, folder: Path) -> Fabric:
         accelerator=config.accelerator,
         devices=config.devices,
         strategy=strategy,
-        precision="32-true" if config.precision == 32 else config.precision,
+        precision="32-true" if config.precision in (32, "auto") else config.precision,
         loggers=TensorBoardLogger(str(folder), name="", version="tensorboard"),
     )
     fabric.launch()

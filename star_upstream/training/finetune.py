@@ -119,7 +119,7 @@ class Finetuning(Training):
     def save(self, update: int, row: dict[str, Any], best: bool) -> None:
         scores = {k.removeprefix("valid/"): round(v, 4) for k, v in row.items() if k.startswith("valid/")}
         per = 1 if self.recipe.alternate == "sum" else len(self.recipe.tasks)
-        provenance = {**self.provenance, "iterations": update // per, "validation": scores}
+        provenance = {**self.provenance, "iterations": update // per, "validation": scores, "precision": self.precision}
         if self.too_few_updates:
             provenance["too_few_updates"] = self.too_few_updates
             if not best:
@@ -166,20 +166,25 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
     fit(training, folder, state)
     if not folder.lead:
         return {}
-    result = _evaluate(recipe, encoder, utterances, folder, provenance)
+    result = _evaluate(recipe, encoder, utterances, folder, provenance, training.precision)
     folder.finish(result)
     features.clear(folder.path / ".cache")
     return result
 
 
 def _evaluate(
-    recipe: FinetuneRecipe, encoder, utterances: Utterances, folder: RunFolder, provenance: Mapping[str, Any]
+    recipe: FinetuneRecipe,
+    encoder,
+    utterances: Utterances,
+    folder: RunFolder,
+    provenance: Mapping[str, Any],
+    precision: Any,
 ) -> dict[str, Any]:
     name = BEST if recipe.select == "valid" else LAST
     model, written = load_model(folder.path / name), checkpoint.describe(folder.path / name)["provenance"]
     model.to("cuda" if torch.cuda.is_available() and recipe.training.accelerator != "cpu" else "cpu")
     begun = time.monotonic()
-    scores, outcomes = evaluate(model, utterances, recipe.training.precision, recipe.data.test_limit)
+    scores, outcomes = evaluate(model, utterances, precision, recipe.data.test_limit)
     write_outcomes(folder.path / "outcomes.npz", outcomes)
     result = {
         "model": recipe.name or provenance["recipe"]["encoder"],
@@ -242,6 +247,7 @@ def _states(
         with torch.no_grad(), autocast(precision, device):
             return model.states(task.name, batch.waveforms_BN.to(device), padding(batch, device))
 
+    # where the choice is the machine's (auto) states are fp32: they are made once
     read, key = task.config.input, (digest, task.config.input, str(precision), *moved)
     return features.states(task, encoder.config, shape(encoder.config, read), encode, key, folder, waves)
 

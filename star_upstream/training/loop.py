@@ -36,6 +36,7 @@ def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = No
     if state is not None and state["finished"]:
         training.model.load_state_dict(state["model"])
         training.too_few_updates = too_few(training.config, state["update"])
+        training.precision = state.get("chosen_precision") or training.config.precision
         return state["update"]
     loop, config = _Loop(training, folder), training.config
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
@@ -57,11 +58,13 @@ class _Loop:
     def __init__(self, training: Training, folder: RunFolder):
         self.training, self.config, self.folder = training, training.config, folder
         self.update, self.elapsed, self.best = 0, 0.0, None
+        self.heard = self.heard_before = 0.0
+        """Seconds of audio that all processes learned from, now and at the last line of the log."""
         self.row: dict[str, Any] = {}
         """The latest value of every column of the log."""
         self.sums: dict[str, torch.Tensor] = {}
         """Sum and count of each term since the last line of the log."""
-        self.audio_seconds, self.audio_crc = 0.0, 0
+        self.audio_crc = 0
         """Of all training batches so far, each with the one before it: equal where all audio was, and its order."""
 
     def run(self, state: dict[str, Any] | None) -> None:
@@ -91,7 +94,7 @@ class _Loop:
         self.model, self.optimizer = self.fabric.setup(training.model, adamw(training.groups(), config))
         self.model.train()
         parts = {**dict(training.model.named_children()), **training.others()}
-        self.precision = RunPrecision(self.fabric, parts, self.folder)
+        self.precision = RunPrecision(self.fabric, config.precision, parts, self.folder)
         self.sampler = training.sampler(self.fabric.global_rank, self.fabric.world_size)
         self.stream = BatchStream(self.sampler)
         if state is not None:
@@ -100,20 +103,18 @@ class _Loop:
             self.sampler.epoch, self.sampler.start, self.audio_crc = training.begins_at
         self.folder.open_log(self.update)
         self.clock = self.since = clock()
-        self.heard = 0.0
         self.progress = Progress(self, shown=self.fabric.is_global_zero)
 
     def resume(self, state: dict[str, Any]) -> None:
         training = self.training
         training.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["precision"]:
-            self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.precision.load(state)
         self.sampler.epoch, self.sampler.start = state["position"]
         self.update, self.elapsed, self.best = state["update"], state["elapsed"], state["best"]
+        self.heard, self.audio_crc = state.get("audio", (0.0, 0))
+        self.heard_before = self.heard
         self.sums = {name: value.to(self.fabric.device) for name, value in state["sums"].items()}
-        self.audio_seconds, self.audio_crc = state.get("audio", (0.0, 0))
-        self.precision.load(state.get("comparison"))
 
     @property
     def share(self) -> float:
@@ -137,7 +138,7 @@ class _Loop:
         if (audio := training.audio(batch)) is not None:
             self.audio_crc = zlib.crc32(audio.contiguous().numpy().data, self.audio_crc)
         batch = self.fabric.to_device(batch)
-        if self.precision.settle(lambda: training.model(batch)):
+        if self.precision.settle(training.model, batch):
             self.clock = self.since = clock()  # it took some updates' time, and is none
         # dropout depends on the place in the run alone, so a resumed run draws what an unbroken one draws
         seed = np.random.SeedSequence((self.config.seed, sampler.epoch, sampler.start, self.fabric.global_rank))
@@ -156,8 +157,7 @@ class _Loop:
         for name, value in {"loss": loss.detach(), **terms}.items():
             pair = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float32)])
             self.sums[name] = self.sums.get(name, 0.0) + pair
-        seconds = training.seconds(batch) * self.fabric.world_size
-        self.heard, self.audio_seconds = self.heard + seconds, self.audio_seconds + seconds
+        self.heard += training.seconds(batch) * self.fabric.world_size
         self.stream.advance()
 
     def step(self) -> None:
@@ -182,7 +182,7 @@ class _Loop:
     @property
     def speed(self) -> float:
         """Seconds of audio a second since the last line of the log."""
-        return self.heard / max(clock() - self.since, 1e-9)
+        return (self.heard - self.heard_before) / max(clock() - self.since, 1e-9)
 
     # the log
 
@@ -193,9 +193,9 @@ class _Loop:
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         now = clock()
         row["audio_seconds_per_second"] = round(self.speed, 2)
-        row["audio_hours"] = round(self.audio_seconds / 3600, 4)
+        row["audio_hours"] = round(self.heard / 3600, 4)
         row.update(self.training.extras())
-        self.sums, self.heard, self.since = {}, 0.0, now
+        self.sums, self.heard_before, self.since = {}, self.heard, now
         self.write(row, {"audio_crc32": self.audio_crc} if self.audio_crc else {})
 
     def share_sums(self) -> None:
@@ -240,6 +240,7 @@ class _Loop:
         self.tick()
         self.write(row)
         training.too_few_updates = too_few(self.config, self.update) if self.finished else ""
+        training.precision = self.precision.chosen
         if self.fabric.is_global_zero:
             training.save(self.update, self.row, better)
         self.progress.validated()
@@ -261,11 +262,10 @@ class _Loop:
                 "identity": self.training.identity(),
                 "model": self.training.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "precision": self.fabric.strategy.precision.state_dict(),
-                "comparison": self.precision.comparison,
+                **self.precision.state(),
                 "sums": {name: value.cpu() for name, value in self.sums.items()},
                 "position": [self.sampler.epoch, self.sampler.start],
-                "audio": [self.audio_seconds, self.audio_crc],
+                "audio": [self.heard, self.audio_crc],
                 "update": self.update,
                 "elapsed": self.elapsed,
                 "best": self.best,

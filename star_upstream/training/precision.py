@@ -10,10 +10,11 @@ It takes one batch: a forward pass in fp32 and, as modules lie within modules, u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ContextManager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ SLICE = 4.0
 """How many times the tolerance one slice of an output (an utterance, a frame, a channel, a head) may deviate: an error in one of many
 would be lost in the whole."""
 ROUNDS = 10
+WORTH = 0.87
+"""How much of fp32's time bf16 may take to be chosen where ``auto`` is asked for."""
 
 
 def reduced_type(precision: Any, device: torch.device | str) -> torch.dtype | None:
@@ -45,7 +48,7 @@ def reduced_type(precision: Any, device: torch.device | str) -> torch.dtype | No
     return kinds.get(precision)
 
 
-def autocast(precision: Any, device: torch.device) -> ContextManager:
+def autocast(precision: Any, device: torch.device) -> AbstractContextManager:
     """The arithmetic of ``training.precision`` outside of the loop."""
     kind = reduced_type(precision, device)
     return nullcontext() if kind is None else torch.autocast(device.type, kind)
@@ -132,55 +135,120 @@ def agree(
 
 
 class RunPrecision:
-    """The precision that a run is in: compared with fp32 on its first batch, the same in every process, kept in its state.
+    """The precision of a run: settled on its first batch, the same in every process, kept in its state.
 
     ``parts``: all models that take part, by name; ``folder`` is told what was found.
     """
 
-    def __init__(self, fabric: Fabric, parts: Mapping[str, nn.Module], folder: Any):
+    def __init__(self, fabric: Fabric, asked: Any, parts: Mapping[str, nn.Module], folder: Any):
         self.fabric, self.parts, self.folder = fabric, parts, folder
+        self.chosen: Any = None if asked == "auto" else asked
+        """``32``, ``bf16-mixed`` or ``16-mixed``; None until the first batch where the configuration says ``auto``."""
         self.comparison: dict[str, Any] | None = None
-        """Of a run in reduced precision: on what it was compared with fp32, and which modules are in fp32 since."""
+        """In reduced precision: on what it was compared with fp32, and which modules are in fp32 since."""
         self.settled = False
 
-    def load(self, comparison: dict[str, Any] | None) -> None:
-        """Go on with the modules in fp32 that a state names."""
-        self.comparison = comparison
-        if comparison is not None:
-            move(self.parts, comparison["in_fp32"])
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on with what a run's state has: the precision that was chosen, and the modules in fp32."""
+        if state.get("chosen_precision") is not None:
+            self._take(state["chosen_precision"])
+        if state["precision"]:
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.comparison = state.get("comparison")
+        if self.comparison is not None:
+            move(self.parts, self.comparison["in_fp32"])
 
-    def settle(self, call: Callable[[], Any]) -> bool:
-        """Compare on the first batch (``call`` runs it) and move what deviates to fp32; whether that was done now.
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load` takes."""
+        return {
+            "chosen_precision": self.chosen,
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "comparison": self.comparison,
+        }
 
-        A resumed run has its modules from its state; it is compared again where it goes on in another place than it was compared in.
+    def settle(self, model: nn.Module, batch: Any) -> bool:
+        """On the first batch: choose where ``auto`` is asked for, compare with fp32, and move to fp32 what deviates;
+        whether any of that was done now.
+
+        ``model(batch)`` gives the loss first. A resumed run has its choice and its modules from its state; it is
+        compared again where it goes on in another place than it was compared in.
         """
         if self.settled:
             return False
-        self.settled = True
-        fabric = self.fabric
-        kind = reduced_type(fabric.strategy.precision.precision, fabric.device)
-        if kind is None:
-            return False
-        here = place(fabric.device)
-        if all(everyones(fabric, self.comparison is not None and self.comparison["place"] == here)):
-            return False
+        self.settled, free = True, self.chosen is None
+        if free:
+            self._choose(model, batch)
+        kind, here = reduced_type(self.chosen, self.fabric.device), place(self.fabric.device)
+        if kind is None or all(everyones(self.fabric, (self.comparison or {}).get("place") == here)):
+            return free
         found, fault = None, ""
         try:
-            found = settle(self.parts, call, kind, fabric.device)
+            found = settle(self.parts, lambda: model(batch), kind, self.fabric.device)
         except StarError as error:
             fault = str(error)
-        if faults := list(filter(None, everyones(fabric, fault))):
-            raise StarError(faults[0])
+        if faults := list(filter(None, everyones(self.fabric, fault))):
+            if not free:
+                raise StarError(faults[0])
+            self._take(32)
+            self._tell({"precision": 32}, [f"precision 32, since {faults[0]}"])
+            return True
         moved = {**(self.comparison or {}).get("in_fp32", {})}
-        for record in everyones(fabric, found.record()):
+        for record in everyones(self.fabric, found.record()):
             moved.update(record["in_fp32"])
         move(self.parts, moved)
         self.comparison = {**found.record(), "place": here, "in_fp32": moved}
-        if fabric.is_global_zero:
-            self.folder.amend_environment({"compared_with_fp32": self.comparison})
-            for line in found.told(moved):
-                say(f"{self.folder.path}: {line}")
+        self._tell({"compared_with_fp32": self.comparison}, found.told(moved))
         return True
+
+    def _choose(self, model: nn.Module, batch: Any) -> None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        kept = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running statistics
+        seconds = self.fabric.broadcast(times(lambda: model(batch)[0], trained, self.fabric.device))
+        for buffer, before in kept:
+            buffer.copy_(before)
+        self._take("bf16-mixed" if seconds["bf16-mixed"] <= WORTH * seconds["32"] else 32)
+        said = ", ".join(f"{name} {value:.2g} s" for name, value in seconds.items())
+        found = {"precision": self.chosen, "forward_and_backward_seconds": seconds}
+        self._tell(found, [f"precision {self.chosen} (forward and backward: {said})"])
+
+    def _take(self, chosen: Any) -> None:
+        self.chosen = chosen
+        if chosen == "bf16-mixed":
+            from lightning.fabric.plugins.precision import MixedPrecision
+
+            self.fabric.strategy.precision = MixedPrecision(chosen, self.fabric.device.type)
+        elif chosen == 32:
+            from lightning.fabric.plugins.precision import Precision
+
+            self.fabric.strategy.precision = Precision()
+
+    def _tell(self, found: dict[str, Any], lines: Iterable[str]) -> None:
+        if self.fabric.is_global_zero:
+            self.folder.amend_environment(found)
+            for line in lines:
+                say(f"{self.folder.path}: {line}")
+
+
+def times(call: Callable[[], Tensor], trained: Sequence[Tensor], device: torch.device) -> dict[str, float]:
+    """Seconds that forward and backward of ``call`` (a loss) take in fp32 and in bf16: of the processor, or of a GPU.
+
+    Each is run twice, since the first time makes what the kernels need; bf16 that is beyond hope is run once. No
+    gradient is kept and nothing is drawn.
+    """
+    gpu, seconds = device.type == "cuda", {}
+    clock = time.perf_counter if gpu else time.process_time  # other processes do not count
+    with torch.random.fork_rng([device] if gpu else []):
+        for name in ("32", "bf16-mixed", "32", "bf16-mixed"):
+            if name in seconds and seconds["bf16-mixed"] > 2 * seconds["32"]:
+                break
+            begun = clock()
+            with autocast(name, device):
+                loss = call()
+            torch.autograd.grad(loss, trained, allow_unused=True)
+            if gpu:
+                torch.cuda.synchronize()
+            seconds[name] = round(clock() - begun, 6)
+    return seconds
 
 
 def move(parts: Mapping[str, nn.Module], names: Iterable[str]) -> None:

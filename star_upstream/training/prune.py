@@ -44,10 +44,12 @@ def run(recipe: Recipe, out: str | Path) -> Path:
         return begun.model
     first = begun.folder.path / FOLDER
     if not checkpoint.is_checkpoint(first / "cut"):
-        student = GatedEncoder(make_student(begun.recipe, begun.teacher.encoder), begun.recipe.pruning.gates)
-        training = GatedDistillation(begun.recipe, student, begun.teacher, begun.folder, begun.clips, begun.provenance)
-        begun.write_start()
-        updates = begun.train(training, begun.folder.inner(FOLDER), student.encoder, stage=1)
+        student = GatedEncoder(make_student(begun.complete, begun.teacher.encoder), begun.complete.pruning.gates)
+        training = GatedDistillation(
+            begun.complete, student, begun.teacher, begun.folder, begun.clips, begun.provenance
+        )
+        begun.write()
+        updates = begun.train(training, begun.folder.inner(FOLDER), student.encoder, "stage 1")
         write_cut(training, RunFolder(first, begun.folder.lead), updates)
 
     pruned = checkpoint.describe(first / "cut")["provenance"]
@@ -55,7 +57,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
         raise begun.other_teacher()
     student = checkpoint.load(first / "cut").train()
     provenance = {**begun.provenance, "pruning": pruned["pruning"]}
-    training = Distillation(second(begun.recipe), student, begun.teacher, begun.folder, begun.clips, provenance)
+    training = Distillation(second(begun.complete), student, begun.teacher, begun.folder, begun.clips, provenance)
     training.label = "stage 2  "
     if begun.recipe.pruning.second_data == "onward":
         ended = RunFolder(first, begun.folder.lead).load_state()
@@ -64,7 +66,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
         training.begins_at = (*ended["position"], ended["audio"][1])
     # the loss's own parameters go on as they are, as in DPHuBERT's code (commit c18093f, final_distill.py)
     training.model.loss.load_state_dict(torch.load(first / "loss.pt", map_location="cpu", weights_only=True))
-    begun.train(training, begun.folder, student, stage=2)
+    begun.train(training, begun.folder, student, "stage 2")
     begun.finish()
     return begun.model
 

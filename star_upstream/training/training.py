@@ -25,6 +25,8 @@ class Training:
     """Data workers of ``loader``: as many as are asked for; :func:`.loop.fit` makes it as many as there are cores for."""
     begins_at: tuple[int, int, int] = (0, 0, 0)
     """Where a run without a state begins: epoch, batches of it that are done, and their ``audio_crc32``."""
+    precision: Any = None
+    """What the run computes in, from its first validation on; the configuration may leave the choice to the machine."""
     too_few_updates = ""
     """At the end of a run whose budget of time bought too few updates to learn: that it did."""
 
