@@ -8,12 +8,9 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from star_upstream import outputs
+from star_upstream import extras, outputs
 from star_upstream.formats import checkpoint
 from star_upstream.say import command, say
-
-from . import report, run, tasks
-from .data import mini
 
 RUN = (
     outputs.MARK,
@@ -38,6 +35,9 @@ RUN = (
 def made(folder: Path) -> set[Path]:
     """The files in ``folder`` and below that corpora by synthesis, distillations, evaluations and reports are known
     by."""
+    from . import report, run, tasks
+    from .data import mini
+
     found: set[Path] = set()
     mark = outputs.read_mark(folder)
     names = [
@@ -77,6 +77,7 @@ def remove(folder: Path) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    extras.need("eval")
     for folder in map(Path, sys.argv[1:] if argv is None else argv):
         if left := remove(folder):
             say(f"{folder}: kept {len(left)} files that make did not make, such as {left[0].relative_to(folder)}")

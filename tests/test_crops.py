@@ -1,5 +1,4 @@
-"""Crops: a batch is a function of its place in the run, as long as its shortest piece, with the units of what is
-heard."""
+"""Crops: a batch is a function of its place in the run, as long as its shortest piece, with its own units."""
 
 import numpy as np
 import pytest

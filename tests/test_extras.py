@@ -3,6 +3,7 @@
 import ast
 import configparser
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def test_need_names_what_is_missing_and_the_extra(monkeypatch):
 COMMANDS = {
     "train": [
         ["distill", "star_mini", "data.train=.", "--out", "x"],
+        ["pretrain", "hubert_mini", "data.train=.", "--out", "x"],
         ["finetune", "multitask_mini", "data=.", "--out", "x"],
         ["finetune", "--table", "x"],
         ["cut", "x", "y"],
@@ -143,6 +145,46 @@ for call in (star_upstream.register, lambda: audio.resample(numpy.zeros(800, "fl
     wanted = [extra for extra, commands in COMMANDS.items() for _ in commands] + ["eval", "train"]
     assert len(lines) == len(wanted), done.stderr
     assert all(f"pip install 'star-upstream[{extra}]'" in line for extra, line in zip(wanted, lines)), done.stderr
+
+
+MODULES = {
+    "star_upstream.analysis.phone_probe": ("train", ["star_mini", "--manifest", "x"]),
+    "star_upstream.mini.leaks": ("train", ["x", "y"]),
+    "star_upstream.mini.study": ("train", ["x", "--phones", "y", "--out", "z"]),
+    "eval.clean": ("eval", ["x"]),
+    "eval.data.mini": ("mini", ["x"]),
+}
+"""What else is run as ``python -m``."""
+OTHERS = {"star_upstream.__main__", "eval.__main__", "eval.data.espeak"}
+"""The commands, tested above, and what only another process of ours runs."""
+
+
+def test_modules_that_are_run_name_their_extra(tmp_path):
+    found = {
+        ".".join(file.relative_to(REPO).with_suffix("").parts)
+        for folder in ("star_upstream", "eval")
+        for file in (REPO / folder).rglob("*.py")
+        if "__name__ ==" in file.read_text(encoding="utf-8")
+    }
+    assert found == MODULES.keys() | OTHERS
+    code = f"""
+import os, runpy
+os.chdir({str(tmp_path)!r})
+for name, (extra, words) in {MODULES!r}.items():
+    sys.argv[:] = [name, *words]
+    try:
+        runpy.run_module(name, run_name="__main__")
+    except SystemExit as end:
+        assert end.code == 2, name
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-c", BARE + code], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    lines = [line for line in done.stderr.splitlines() if "RuntimeWarning" not in line and "warn" not in line]
+    assert done.returncode == 0 and len(lines) == len(MODULES), done.stderr
+    for line, (extra, _) in zip(lines, MODULES.values()):
+        assert "not installed: " in line and f"pip install 'star-upstream[{extra}]'" in line
 
 
 def test_the_commit_hook_formats_as_make_lint_does():

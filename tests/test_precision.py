@@ -233,3 +233,64 @@ def test_eval_encodes_in_fp32_what_deviates(monkeypatch, capsys):
     theirs.autocast = torch.bfloat16
     theirs.settle(waves[:1])
     assert theirs.precision == "fp32" and "theirs: its states are off by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("slower", "chosen"), [(3.0, 32), (1.0, 32), (0.5, "bf16-mixed")])
+def test_auto_takes_bf16_where_it_is_right_and_faster_and_keeps_to_it(world, monkeypatch, capsys, slower, chosen):
+    asked = recipe.load(world / "recipe.yaml", ["training.precision=auto", "training.updates=6"])
+    calls = []
+
+    def times(call, trained, device):
+        calls.append(call())
+        return {"32": 1.0, "bf16-mixed": slower}
+
+    monkeypatch.setattr(precision, "times", times)
+    step = loop._Loop.step
+
+    def interrupted(self):
+        step(self)
+        if self.update == 3 and not (world / "stopped").exists():
+            (world / "stopped").touch()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(asked, world / "run")
+    state = torch.load(world / "run" / "state.pt", weights_only=True)
+    assert state["chosen_precision"] == chosen and (state["comparison"] is None) == (chosen == 32)
+    distill.run(asked, world / "run")
+    assert (
+        len(calls) == 1 and f"precision {chosen} (forward and backward: 32 1 s, bf16-mixed" in capsys.readouterr().err
+    )
+    assert checkpoint.describe(world / "run" / "best")["provenance"]["precision"] == chosen
+    first, *_ = json.loads((world / "run" / "environment.json").read_text())["starts"]
+    assert first["precision"] == chosen and first["forward_and_backward_seconds"] == {"32": 1.0, "bf16-mixed": slower}
+
+    # the run is the one that asks for what was chosen: choosing draws nothing and leaves nothing
+    distill.run(
+        recipe.load(world / "recipe.yaml", [f"training.precision={chosen}", "training.updates=6"]), world / "told"
+    )
+    assert log(world / "run") == log(world / "told")
+
+
+def test_auto_takes_fp32_where_fp32_does_not_mend_a_module(world, monkeypatch, capsys):
+    monkeypatch.setattr(precision, "times", lambda *_: {"32": 1.0, "bf16-mixed": 0.1})
+
+    def hopeless(*_):
+        raise StarError("student.position: moving it to fp32 does not help")
+
+    monkeypatch.setattr(precision, "settle", hopeless)
+    asked = recipe.load(world / "recipe.yaml", ["training.precision=auto", "training.updates=2"])
+    distill.run(asked, world / "run")
+    assert "precision 32, since student.position" in capsys.readouterr().err
+    assert checkpoint.describe(world / "run" / "best")["provenance"]["precision"] == 32
+
+
+def test_times_are_measured_and_leave_no_gradient():
+    model = encoder().train()
+    waves, random = 0.1 * torch.randn(2, 8000), torch.get_rng_state()
+    trained = list(model.parameters())
+    found = precision.times(lambda: model(waves).states[-1].square().mean(), trained, torch.device("cpu"))
+    assert found.keys() == {"32", "bf16-mixed"} and min(found.values()) > 0
+    assert all(parameter.grad is None for parameter in trained) and torch.equal(torch.get_rng_state(), random)

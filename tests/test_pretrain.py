@@ -10,7 +10,7 @@ from tiny_pretrain import ENCODER, write_recipe, write_steps
 from tiny_runs import PATIENCE, killed, log, start
 
 from star_upstream import cli
-from star_upstream.encoder import Encoder, EncoderConfig, size
+from star_upstream.encoder import EncoderConfig, size
 from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
 from star_upstream.training import pretrain, recipe
@@ -254,17 +254,17 @@ def test_a_recipe_that_cannot_be_is_refused_before_any_work(world, tmp_path, cha
     assert not list(tmp_path.rglob("units.npz")) and not list(tmp_path.rglob("recipe.yaml"))
 
 
-def test_a_classifier_learns_units_that_can_be_heard(world, tmp_path):
-    """Pitch steps are easy: the held-out frames' accuracy rises far above that of guessing."""
-    training = {"updates": 60, "learning_rate": 5e-3, "validate_every": 60}
+def test_units_that_can_be_heard_are_learnt(world, tmp_path):
+    """Pitch steps are easy: masked frames of held-out clips are told far better than by the most frequent unit."""
     asked = load(
         world,
         tmp_path / "r.yaml",
-        rounds=ONE,
-        training=training,
+        encoder={**ENCODER, "width": 32, "head_width": 16, "ffn": 64, "dropout": 0.0},
+        rounds=[{"features": "mfcc", "units": 4}],
+        training={"updates": 100, "learning_rate": 1e-2, "validate_every": 100},
         augment={"speeds": [1.0], "overlap": 0.0, "noise": 0.0},
+        mask={"start": 0.02, "span": 4},
     )
     written = checkpoint.describe(pretrain.run(asked, tmp_path / "run"))["provenance"]
-    table = np.load(tmp_path / "run" / "round1" / "units.npz")["units"]
-    assert written["validation_accuracy"] > np.bincount(table).max() / len(table)
-    assert isinstance(checkpoint.load(tmp_path / "run" / "round1" / "encoder"), Encoder)
+    found = np.load(tmp_path / "run" / "round1" / "units.npz")["units"]
+    assert written["validation_accuracy"] > 0.1 + np.bincount(found).max() / len(found)

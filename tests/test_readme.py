@@ -69,7 +69,7 @@ def test_commands_are_taken(page, words, capsys):
     elif program == "star":
         parsed, more = cli.parser().parse_known_args(rest)
         assert all("=" in word and not word.startswith("-") for word in more), more
-        if rest[0] in ("distill", "finetune") and parsed.recipe:  # its values are of fields that there are
+        if rest[0] in ("distill", "pretrain", "finetune") and parsed.recipe:  # its values are of fields that there are
             cli.main([rest[0], parsed.recipe, *parsed.values, *more, "--dry-run"])
     elif program == "star-eval":
         eval.__main__._parser().parse_args(rest)

@@ -13,14 +13,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import editdistance
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import audio, units
+from .. import audio, extras, units
 from ..data.clips import Clip
 from ..errors import StarError
 from ..formats import sources
@@ -29,6 +27,8 @@ from ..say import command
 
 def read(manifest: str | Path, split: str, seconds: float, seed: int = 0) -> tuple[list[Clip], list[list[str]]]:
     """Utterances of a split, drawn until there are ``seconds`` of audio, and their phones; shortest first."""
+    import pandas as pd
+
     try:
         table = pd.read_csv(manifest, sep="\t", quoting=3, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
@@ -56,6 +56,8 @@ def probe(
 ) -> float:  # fmt: skip
     """The phone error rate in per cent of a linear head on T x F features, each standardised over the frames learned
     from."""
+    import editdistance
+
     names = {phone: i + 1 for i, phone in enumerate(sorted({p for line in phones for p in line}))}
     frames = np.concatenate(learned).astype(np.float32)
     mean_F, scale_F = torch.from_numpy(frames.mean(0)), torch.from_numpy(frames.std(0) + 1e-3)
@@ -116,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         "--seconds", type=float, default=2000.0, help="audio to learn from, and at most so much to test on (2000)"
     )
     args = parser.parse_args(argv)
+    extras.need("train")
     print(
         json.dumps(
             {name: by_layer(sources.load(name), args.manifest, args.layers, args.seconds) for name in args.encoders},

@@ -14,13 +14,16 @@ import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from .. import audio
+from .. import audio, extras
 from ..errors import StarError
 from ..say import command
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ENVELOPE, ALIKE = 0.9, 0.5
 """Two files of nearly the same length count as one recording, whatever codec was between, when the correlation of their
@@ -67,6 +70,8 @@ def compare(pretraining: Path, folder: Path) -> dict:
 
 
 def _read(file: Path) -> pd.DataFrame:
+    import pandas as pd
+
     try:
         return pd.read_csv(file, sep="\t", quoting=3, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
@@ -117,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("pretraining", type=Path, help="manifest of the pretraining data")
     parser.add_argument("folder", type=Path, help="folder with the tasks' manifests")
     args = parser.parse_args(argv)
+    extras.need("train")
     result = compare(args.pretraining, args.folder)
     print(json.dumps(result, indent=2))
     return int(any(result["in both"].values()))

@@ -1,4 +1,5 @@
-"""Trainings: each gives the loop (:mod:`.loop`) a module whose forward is a batch's loss, its batches, and what to save.
+"""Trainings: each gives the loop (:mod:`.loop`) a module whose forward is a batch's loss, its batches, and what to
+save.
 
 loop.py        begin or resume, batch, update, validate, save, end: the same for all
 training.py    what a kind of training gives it

@@ -2,17 +2,17 @@
 
 ``matrices``: kernels and matrices; biases, norms and other vectors have none.
 
-``s3prl``: all but those whose name in the authors' modules holds ``bias`` or ``LayerNorm.weight`` (s3prl v0.4.18, optimizers.py,
-``get_grouped_parameters``, whatever the configuration file says about weight decay). fairseq's names are ``layer_norm.weight``,
-``self_attn_layer_norm.weight`` and so on, which do not hold the latter: the weights of all norms are decayed, and so is the magnitude of
-the positional convolution (``weight_g``); the embedding of relative positions (``relative_attention_bias.weight``) is not. So trained
-were DistilHuBERT, FitHuBERT, ARMHuBERT, MaskHuBERT and, as far as is known, STaRHuBERT.
-"""
+``s3prl``: all but those whose name in the authors' modules holds ``bias`` or ``LayerNorm.weight`` (s3prl v0.4.18,
+optimizers.py, ``get_grouped_parameters``, whatever the configuration file says about weight decay). fairseq's names are
+``layer_norm.weight``, ``self_attn_layer_norm.weight`` and so on, which do not hold the latter: the weights of all norms
+are decayed, and so is the magnitude of the positional convolution (``weight_g``); the embedding of relative positions
+(``relative_attention_bias.weight``) is not. So trained were DistilHuBERT, FitHuBERT, ARMHuBERT, MaskHuBERT and, as far
+as is known, STaRHuBERT."""
 
 from __future__ import annotations
 
 import re
-from typing import Iterable
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -51,8 +51,8 @@ _AUTHORS = tuple(
 
 
 def authors_name(name: str) -> str:
-    """What fairseq and the students built on it call the encoder's parameter ``name`` (any prefix may stand before it); a name that
-    is not the encoder's, of a loss or a head, as it is."""
+    """What fairseq and the students built on it call the encoder's parameter ``name`` (any prefix may stand before it);
+    a name that is not the encoder's, of a loss or a head, as it is."""
     for ours, theirs in _AUTHORS:
         match = ours.match(name)
         if match:

@@ -1,9 +1,9 @@
 """The loop of every training: begin or resume, batch, update, validate, save, end.
 
-A kind of training is a :class:`.training.Training`: a module whose forward gives the loss of a batch, its batches, and what to save. :func:`fit`
-is the rest, and the same for all of them. Whatever a batch draws (dropout, gates) is a function of its place in the run, and the
-state says where the run is, so a run that was killed goes on with the batches and losses of an unbroken one.
-"""
+A kind of training is a :class:`.training.Training`: a module whose forward gives the loss of a batch, its batches, and
+what to save. :func:`fit` is the rest, and the same for all of them. Whatever a batch draws (dropout, gates) is a
+function of its place in the run, and the state says where the run is, so a run that was killed goes on with the batches
+and losses of an unbroken one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ clock = time.monotonic
 
 
 def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = None) -> int:
-    """Run ``training`` to its end, from the start or from ``state``, on the devices that its configuration asks for; its updates."""
+    """Run ``training`` to its end, from the start or from ``state``, on the devices that its configuration asks for;
+    its updates."""
     if state is not None and state["finished"]:
         training.model.load_state_dict(state["model"])
         training.too_few_updates = too_few(training.config, state["update"])
@@ -57,9 +58,11 @@ def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = No
 class _Loop:
     def __init__(self, training: Training, folder: RunFolder):
         self.training, self.config, self.folder = training, training.config, folder
-        self.update, self.elapsed, self.best = 0, 0.0, None
+        self.update, self.elapsed = 0, 0.0
+        self.best: float | None = None
         self.heard = self.heard_before = 0.0
         """Seconds of audio that all processes learned from, now and at the last line of the log."""
+        self.budget = 60 * (self.config.minutes or 0.0)
         self.row: dict[str, Any] = {}
         """The latest value of every column of the log."""
         self.sums: dict[str, torch.Tensor] = {}
@@ -120,13 +123,13 @@ class _Loop:
     def share(self) -> float:
         """How much of the run has passed, in the middle of the coming update."""
         if self.training.total is None:
-            return self.elapsed / (self.config.minutes * 60)
+            return self.elapsed / self.budget
         return (self.update + 0.5) / self.training.total
 
     @property
     def finished(self) -> bool:
         if self.training.total is None:
-            return self.elapsed >= self.config.minutes * 60
+            return self.elapsed >= self.budget
         return self.update >= self.training.total
 
     # a batch and an update

@@ -33,7 +33,8 @@ def too_few(config: TrainingConfig, updates: int) -> str:
 
 
 def rate(share: float, config: TrainingConfig) -> float:
-    """Learning rate when ``share`` of the run (0 to 1) has passed: a linear rise, then cosine or linear decay to 0, or none."""
+    """Learning rate when ``share`` of the run (0 to 1) has passed: a linear rise, then cosine or linear decay to 0, or
+    none."""
     share = min(max(share, 0.0), 1.0)
     if share < config.warmup:
         return config.learning_rate * share / config.warmup

@@ -1,12 +1,13 @@
 """Before a run in reduced precision: does it compute the function that fp32 computes?
 
-Kernels and modules can be wrong below fp32 and say nothing. So the first batch is run in fp32, and every module that takes part is run
-once more in the reduced type on the very inputs that it had in fp32. (Whole models are not enough: in a new student a layer adds so
-little to its input that what it adds may be all wrong.) What deviates by more than :data:`TOLERANCE` is computed in fp32 from then on,
-innermost modules first, and is named. Dropout is off, nothing is drawn, and no gradient is made: the run goes on as if nothing had been.
+Kernels and modules can be wrong below fp32 and say nothing. So the first batch is run in fp32, and every module that
+takes part is run once more in the reduced type on the very inputs that it had in fp32. (Whole models are not enough: in
+a new student a layer adds so little to its input that what it adds may be all wrong.) What deviates by more than
+:data:`TOLERANCE` is computed in fp32 from then on, innermost modules first, and is named. Dropout is off, nothing is
+drawn, and no gradient is made: the run goes on as if nothing had been.
 
-It takes one batch: a forward pass in fp32 and, as modules lie within modules, up to four in the reduced type, about an update or two.
-"""
+It takes one batch: a forward pass in fp32 and, as modules lie within modules, up to four in the reduced type, about an
+update or two."""
 
 from __future__ import annotations
 
@@ -29,18 +30,19 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
-"""How much of a module's output may be error: the norm of the difference over the norm of fp32's. Rounding makes 0.002 to 0.02 of it in
-bf16, and 0.0005 to 0.003 in fp16."""
+"""How much of a module's output may be error: the norm of the difference over the norm of fp32's. Rounding makes 0.002
+to 0.02 of it in bf16, and 0.0005 to 0.003 in fp16."""
 SLICE = 4.0
-"""How many times the tolerance one slice of an output (an utterance, a frame, a channel, a head) may deviate: an error in one of many
-would be lost in the whole."""
+"""How many times the tolerance one slice of an output (an utterance, a frame, a channel, a head) may deviate: an error
+in one of many would be lost in the whole."""
 ROUNDS = 10
 WORTH = 0.87
 """How much of fp32's time bf16 may take to be chosen where ``auto`` is asked for."""
 
 
 def reduced_type(precision: Any, device: torch.device | str) -> torch.dtype | None:
-    """What ``training.precision`` computes in on that device; None is fp32. Lightning takes bf16 where fp16 is asked of a CPU."""
+    """What ``training.precision`` computes in on that device; None is fp32. Lightning takes bf16 where fp16 is asked of
+    a CPU."""
     kinds = {
         "bf16-mixed": torch.bfloat16,
         "16-mixed": torch.bfloat16 if torch.device(device).type == "cpu" else torch.float16,
@@ -69,8 +71,8 @@ class Comparison:
         """A line for each module that was moved, here or (``moved``) by any process."""
         kind = str(self.kind).removeprefix("torch.")
         return [
-            f"{name}: in {kind} on {self.device} its output is off by {error:.2g} of its size (limit {TOLERANCE[self.kind]:g}); "
-            "computed in fp32 from here on"
+            f"{name}: in {kind} on {self.device} its output is off by {error:.2g} of its size "
+            f"(limit {TOLERANCE[self.kind]:g}); computed in fp32 from here on"
             for name, error in (self.moved if moved is None else moved).items()
         ]
 
@@ -89,7 +91,8 @@ class Comparison:
 def settle(
     parts: Mapping[str, nn.Module], call: Callable[[], Any], kind: torch.dtype, device: torch.device | str
 ) -> Comparison:
-    """Compare ``kind`` with fp32 for every module within ``parts`` (models by name) that ``call`` runs, and move to fp32 what deviates.
+    """Compare ``kind`` with fp32 for every module within ``parts`` (models by name) that ``call`` runs, and move to
+    fp32 what deviates.
 
     Raises :class:`StarError`, with the module's name, where fp32 does not help.
     """
@@ -109,8 +112,8 @@ def settle(
             found.moved.update(new)
     name, error = next(iter(wrong.items()))
     raise StarError(
-        f"{name}: in {str(kind).removeprefix('torch.')} on {found.device} its output is off by {error:.2g} of its size (limit "
-        f"{TOLERANCE[kind]:g}), and moving it to fp32 does not help; set training.precision=32"
+        f"{name}: in {str(kind).removeprefix('torch.')} on {found.device} its output is off by {error:.2g} of its size "
+        f"(limit {TOLERANCE[kind]:g}), and moving it to fp32 does not help; set training.precision=32"
     )
 
 
@@ -124,7 +127,8 @@ def place(device: torch.device) -> str:
 def agree(
     parts: Mapping[str, nn.Module], call: Callable[[], Any], precision: Any, device: torch.device, where: str
 ) -> list[str]:
-    """:func:`settle` outside of the loop, for ``training.precision``: the modules that were moved, which are named on stderr."""
+    """:func:`settle` outside of the loop, for ``training.precision``: the modules that were moved, which are named on
+    stderr."""
     kind = reduced_type(precision, device)
     if kind is None:
         return []
@@ -181,7 +185,7 @@ class RunPrecision:
         kind, here = reduced_type(self.chosen, self.fabric.device), place(self.fabric.device)
         if kind is None or all(everyones(self.fabric, (self.comparison or {}).get("place") == here)):
             return free
-        found, fault = None, ""
+        fault, found = "", Comparison(kind, self.fabric.device)
         try:
             found = settle(self.parts, lambda: model(batch), kind, self.fabric.device)
         except StarError as error:
@@ -235,7 +239,8 @@ def times(call: Callable[[], Tensor], trained: Sequence[Tensor], device: torch.d
     Each is run twice, since the first time makes what the kernels need; bf16 that is beyond hope is run once. No
     gradient is kept and nothing is drawn.
     """
-    gpu, seconds = device.type == "cuda", {}
+    gpu = device.type == "cuda"
+    seconds: dict[str, float] = {}
     clock = time.perf_counter if gpu else time.process_time  # other processes do not count
     with torch.random.fork_rng([device] if gpu else []):
         for name in ("32", "bf16-mixed", "32", "bf16-mixed"):
@@ -257,7 +262,8 @@ def move(parts: Mapping[str, nn.Module], names: Iterable[str]) -> None:
     for name in names:
         if name not in modules:
             raise StarError(
-                f"{name}: was computed in fp32 before, and there is no such module now; start the run again in another folder"
+                f"{name}: was computed in fp32 before, and there is no such module now; start the run again in another "
+                "folder"
             )
         module = modules[name]
         if not isinstance(module, InFp32):
@@ -265,7 +271,8 @@ def move(parts: Mapping[str, nn.Module], names: Iterable[str]) -> None:
 
 
 class InFp32:
-    """Mixed into a module's class by :func:`move`: its inputs are widened, and autocast is off inside, hooks included."""
+    """Mixed into a module's class by :func:`move`: its inputs are widened, and autocast is off inside, hooks
+    included."""
 
     def __call__(self, *args, **kwargs):
         device = next((x.device for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), None)
@@ -275,8 +282,8 @@ class InFp32:
 
 
 def deviation(found: Any, right: Any) -> float:
-    """The largest relative error of the floating-point tensors of two outputs of one structure; infinite where one is not finite and
-    fp32's is. Tensors of one number are taken together."""
+    """The largest relative error of the floating-point tensors of two outputs of one structure; infinite where one is
+    not finite and fp32's is. Tensors of one number are taken together."""
     pairs = [
         (wide(ours.detach()), wide(theirs.detach()))
         for ours, theirs in zip(tree_leaves(found), tree_leaves(right), strict=True)
@@ -308,7 +315,8 @@ def _error(found: Tensor, right: Tensor) -> float:
 def _deviations(
     parts: Mapping[str, nn.Module], call: Callable[[], Any], kind: torch.dtype, device: torch.device
 ) -> dict[str, float]:
-    """Each module's largest deviation, in the order in which the modules come to their ends: inner ones before those around them."""
+    """Each module's largest deviation, in the order in which the modules come to their ends: inner ones before those
+    around them."""
     errors: dict[str, float] = {}
     inside = False
 

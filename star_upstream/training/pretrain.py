@@ -59,7 +59,8 @@ def collate(crops: Sequence[Crop], mask: MaskConfig, seed: int) -> UnitBatch:
     """A batch with its mask, a function of ``seed`` and the batch's place in the run."""
     units_BT = torch.stack([crop.units_T for crop in crops])
     place = crops[0].place
-    mask_BT = draw_mask(*units_BT.shape, mask, np.random.default_rng((seed, place.epoch, place.batch)))
+    utterances, frames = units_BT.shape
+    mask_BT = draw_mask(utterances, frames, mask, np.random.default_rng((seed, place.epoch, place.batch)))
     return UnitBatch(torch.stack([crop.wave_N for crop in crops]), units_BT, mask_BT, [crop.path for crop in crops])
 
 
@@ -217,7 +218,7 @@ def make_units(
     clips: Sequence[Clip], round_: Round, before: Encoder | None, own: EncoderConfig, config: Any
 ) -> list[np.ndarray]:
     """One array of unit numbers a clip, one for each of the frames that the encoder ``own`` has of it."""
-    if round_.layer is None:
+    if round_.layer is None or before is None:
         features: units.Features = partial(units.all_mfcc, config=own, jobs=torch.get_num_threads())
     else:
         gpu = torch.cuda.is_available() and config.accelerator != "cpu"

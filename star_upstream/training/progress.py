@@ -12,14 +12,15 @@ COLUMNS = {"train/loss": "loss {:.4g}", "valid/loss": "valid {:.4g}", "learning_
 
 
 class Progress:
-    """``loop`` is asked for ``share``, ``update``, ``row``, ``speed`` and ``training``; nothing is shown unless ``shown``."""
+    """``loop`` is asked for ``share``, ``update``, ``row``, ``speed`` and ``training``; nothing is shown unless
+    ``shown``."""
 
     def __init__(self, loop: Any, shown: bool, every_seconds: float = 15.0):
         self.loop, self.shown, self.every = loop, shown, every_seconds
         self.bar = None
         self.printed: float | None = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Progress:
         if self.shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -1,8 +1,10 @@
-"""A run that prunes is two trainings and a cut (DPHuBERT: Peng et al., Interspeech 2023, arXiv 2305.17651, section 2.3).
+"""A run that prunes is two trainings and a cut (DPHuBERT: Peng et al., Interspeech 2023, arXiv 2305.17651, section
+2.3).
 
 1. The student with gates is distilled while its expected size falls to the target.
-2. The gates of the last update are settled at the target and cut, whatever the validation loss was on the way: earlier models were
-   larger. :meth:`GatedEncoder.settle` makes the cut model meet the target even where the expected size had not quite reached it.
+2. The gates of the last update are settled at the target and cut, whatever the validation loss was on the way: earlier
+   models were larger. :meth:`GatedEncoder.settle` makes the cut model meet the target even where the expected size had
+   not quite reached it.
 3. What is left is distilled on.
 """
 
@@ -38,7 +40,8 @@ FOLDER = "stage1"
 
 
 def run(recipe: Recipe, out: str | Path) -> Path:
-    """Distil and prune, cut, distil; or go on with the unfinished run in ``out``. As :func:`star_upstream.training.distill.run`."""
+    """Distil and prune, cut, distil; or go on with the unfinished run in ``out``. As
+    :func:`star_upstream.training.distill.run`."""
     begun = Run(recipe, out)
     if begun.finished:
         return begun.model
@@ -165,9 +168,9 @@ def write_cut(training: GatedDistillation, folder: RunFolder, updates: int) -> N
     provenance = {**training.provenance, "updates": updates, "pruning": outcome}
     if abs(expected - pruning.target) > 0.05:
         say(
-            f"{folder.path}: the gates ended at an expected sparsity of {expected:.3f}, far from {pruning.target}; the model is cut "
-            "to the target all the same, but gates that had come there would be better: train longer, raise "
-            "pruning.gate_learning_rate, or where the target was overshot pruning.quadratic_start"
+            f"{folder.path}: the gates ended at an expected sparsity of {expected:.3f}, far from {pruning.target}; the "
+            "model is cut to the target all the same, but gates that had come there would be better: train longer, "
+            "raise pruning.gate_learning_rate, or where the target was overshot pruning.quadratic_start"
         )
     save_gated(folder.path / "gated", model, provenance)
     with replacing(folder.path / "loss.pt") as part:
@@ -175,9 +178,9 @@ def write_cut(training: GatedDistillation, folder: RunFolder, updates: int) -> N
     checkpoint.save(folder.path / "cut", smaller, provenance)
     before, after = outcome["parameters"]
     say(
-        f"{folder.path}: {pruning.measure} cut by {outcome['sparsity']:.2%} (expected {expected:.2%}, target {pruning.target:.2%}): "
-        f"{before:,} -> {after:,} parameters, {' -> '.join(map(str, outcome['macs_g']))} G MACs\n"
-        f"  channels {[n for n, _, _ in smaller.config.conv_layers]}, heads {list(smaller.config.heads)}, "
+        f"{folder.path}: {pruning.measure} cut by {outcome['sparsity']:.2%} (expected {expected:.2%}, target "
+        f"{pruning.target:.2%}): {before:,} -> {after:,} parameters, {' -> '.join(map(str, outcome['macs_g']))} G "
+        f"MACs\n  channels {[n for n, _, _ in smaller.config.conv_layers]}, heads {list(smaller.config.heads)}, "
         f"FFN units {list(smaller.config.ffn)}"
     )
 
@@ -205,8 +208,8 @@ def save_gated(folder: Path, model: GatedEncoder, provenance: dict[str, Any]) ->
 
 
 def load_gated(folder: str | Path, **changes: Any) -> GatedEncoder:
-    """What :func:`save_gated` wrote, in eval mode: as slow as the whole encoder, with the states of the cut one. ``changes``: options of
-    the gates that shall differ, such as ``round_channels``."""
+    """What :func:`save_gated` wrote, in eval mode: as slow as the whole encoder, with the states of the cut one.
+    ``changes``: options of the gates that shall differ, such as ``round_channels``."""
     file = Path(folder) / "gates.json"
     if not file.is_file():
         raise StarError(f"{folder}: no gates.json; the gated student of a pruned run is in RUN/{FOLDER}/gated")
@@ -219,8 +222,8 @@ def load_gated(folder: str | Path, **changes: Any) -> GatedEncoder:
 
 
 def cut_again(gated: Path, folder: Path, sparsity: float | None = None, multiple: int | None = None) -> dict[str, Any]:
-    """Cut a gated student to ``sparsity`` (None: the run's target) with channels and units in multiples of ``multiple`` (None: as the
-    run has it), and write it to ``folder``, a new or empty one; what was reached."""
+    """Cut a gated student to ``sparsity`` (None: the run's target) with channels and units in multiples of ``multiple``
+    (None: as the run has it), and write it to ``folder``, a new or empty one; what was reached."""
     folder = outputs.check_folder(folder, "star cut")
     rounding = {} if multiple is None else {"round_channels": multiple, "round_units": multiple}
     model, provenance = load_gated(gated, **rounding), checkpoint.describe(gated)["provenance"]

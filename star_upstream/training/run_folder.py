@@ -1,4 +1,5 @@
-"""A run's folder: what was asked, on what, with which software; logs; and the state from which it goes on after an interruption.
+"""A run's folder: what was asked, on what, with which software; logs; and the state from which it goes on after an
+interruption.
 
 recipe.yaml        what was asked for, whole
 environment.json   versions, commit, host and command of every start
@@ -9,8 +10,10 @@ state.pt           everything that a resumed run needs, written whole or not at 
 last/ best/        the student, as checkpoints
 loss.png done.json at the end
 measured.json      options of a loss that were measured on audio (skill's groups of layers)
-stage1/            of a run that prunes: log and state of stage 1, and at its end the student with its gates (gated/), the loss's
-                   own parameters (loss.pt) and, written last, the smaller student (cut/) with which stage 2 starts
+stage1/            of a run that prunes: log and state of stage 1, and at its end the student with its gates (gated/),
+                   the loss's own parameters (loss.pt) and, written last, the smaller student (cut/) with which stage 2
+                   starts
+round1/ ...        of a pretraining: log, state and units (units.npz) of each round, and its encoder (encoder/)
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 import torch
@@ -38,8 +42,9 @@ from ..formats import checkpoint
 
 PARTS = ("train", "valid")
 STATE_VERSION = 2
-"""Of ``state.pt``; rises when a state of before cannot be gone on with, or would be gone on with otherwise. 2: one training loop; random
-crops that differ by epoch too; a pruned student's channel factors (``frontend.scale``) are no longer trained."""
+"""Of ``state.pt``; rises when a state of before cannot be gone on with, or would be gone on with otherwise. 2: one
+training loop; random crops that differ by epoch too; a pruned student's channel factors (``frontend.scale``) are no
+longer trained."""
 
 
 class RunFolder:
@@ -98,7 +103,7 @@ class RunFolder:
     def _lock(self) -> None:
         outputs.claim_folder(self.path, self.maker, _is_run)
         try:
-            self._lock_file = open(self.path / ".lock", "w")
+            self._lock_file = open(self.path / ".lock", "w")  # noqa: SIM115 held as long as the run
             # a record lock goes with its process, however that ends, and is not inherited by its workers
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -152,7 +157,8 @@ class RunFolder:
         return parts
 
     def add_skipped(self, files: Iterable[tuple[str, str]]) -> int:
-        """List files that could not be used, each once; the number of files listed by this process and before its start."""
+        """List files that could not be used, each once; the number of files listed by this process and before its
+        start."""
         file = self.path / "skipped.tsv"
         if not self._skipped and file.is_file():
             lines = file.read_text(encoding="utf-8").split("\n")[1:-1]
@@ -215,7 +221,8 @@ class RunFolder:
             torch.save({"version": STATE_VERSION, **state}, part)
 
     def load_state(self) -> dict[str, Any] | None:
-        """What :meth:`save_state` wrote last; None where nothing was. Raises :class:`StarError` for a state of another version."""
+        """What :meth:`save_state` wrote last; None where nothing was. Raises :class:`StarError` for a state of another
+        version."""
         file = self.path / "state.pt"
         if not file.is_file():
             return None

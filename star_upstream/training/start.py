@@ -108,8 +108,13 @@ class Start:
 
 
 def find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str, str]], list[tuple[str, str]]]:
-    """Scan the data, and hold clips out where there is no validation data; the files left out, and those passed over, too."""
-    limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds, "max_bad_share": data.max_bad_share}
+    """Scan the data, and hold clips out where there is no validation data; the files left out, and those passed over,
+    too."""
+    limits: dict[str, Any] = {
+        "min_seconds": data.min_seconds,
+        "max_seconds": data.max_seconds,
+        "max_bad_share": data.max_bad_share,
+    }
     train = scan(data.train, **limits)
     skipped, passed, clips = train.skipped, train.passed, train.clips
     if data.valid:

@@ -18,11 +18,13 @@ class Training:
     total: int | None
     """Updates of the whole run; None where the clock decides."""
     model: nn.Module
-    """All that is trained. ``model(batch)``: the loss (a scalar) and its terms by name; a term ``loss`` is logged in the loss's place."""
+    """All that is trained. ``model(batch)``: the loss (a scalar) and its terms by name; a term ``loss`` is logged in
+    the loss's place."""
     label = ""
     """In front of every line of progress."""
     workers = 0
-    """Data workers of ``loader``: as many as are asked for; :func:`.loop.fit` makes it as many as there are cores for."""
+    """Data workers of ``loader``: as many as are asked for; :func:`.loop.fit` makes it as many as there are cores
+    for."""
     begins_at: tuple[int, int, int] = (0, 0, 0)
     """Where a run without a state begins: epoch, batches of it that are done, and their ``audio_crc32``."""
     precision: Any = None
@@ -35,7 +37,8 @@ class Training:
         return {}
 
     def groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups; the first one's learning rate is the run's, ``scale`` makes another's a multiple of it."""
+        """The optimizer's parameter groups; the first one's learning rate is the run's, ``scale`` makes another's a
+        multiple of it."""
         return parameter_groups([self.model], self.config.weight_decay, self.config.decay)
 
     def sampler(self, rank: int, world: int) -> Any:

@@ -1,0 +1,55 @@
+"""SIGTERM and Slurm's warning before it takes a machine back (SIGUSR1) end a run in order: its state is written
+first."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(Exception):
+    """A signal ended the run after its state was written; the text says where it is and how it goes on."""
+
+
+class Request:
+    """The signal that came, if one did."""
+
+    name = ""
+
+
+@contextmanager
+def listening() -> Iterator[Request]:
+    """Inside, the signals only make a note; afterwards they do what they did before."""
+    request = Request()
+
+    def note(number: int, _) -> None:
+        request.name = signal.Signals(number).name
+
+    try:
+        before = {number: signal.signal(number, note) for number in SIGNALS}
+    except ValueError:  # not in the main thread
+        before = {}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore(worker: int) -> None:
+    """A data worker's start: what is sent to all processes is for the training alone, which ends its workers itself."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def command() -> str:
+    """The command that this process was started with, as one types it."""
+    program = Path(sys.argv[0])
+    words = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*words, *sys.argv[1:]])
