@@ -1,4 +1,5 @@
-"""Masked prediction of units (HuBERT, Hsu et al. 2021, section II-B): cross entropy over k-means units, masked frames first.
+"""Masked prediction of units (HuBERT, Hsu et al. 2021, section II-B): cross entropy over k-means units, masked frames
+first.
 
 Shapes: B utterances, T frames, D width, K units.
 """
@@ -24,7 +25,8 @@ class MaskConfig:
     """Probability that a masked span starts at a frame. HuBERT has 0.08."""
     span: int = 10
     unmasked_weight: float = 0.5
-    """Weight of the mean over frames that are not masked. HuBERT sets 0; on a small budget the easy frames show what units are."""
+    """Weight of the mean over frames that are not masked. HuBERT sets 0; on a small budget the easy frames show what
+    units are."""
 
     def __post_init__(self):
         if not 0.0 <= self.start <= 1.0 or self.span < 1 or self.unmasked_weight < 0.0:
@@ -42,7 +44,8 @@ def draw_mask(utterances: int, frames: int, config: MaskConfig, random: np.rando
 
 
 class MaskedUnits(nn.Module):
-    """An encoder with what it needs to learn units: a vector in place of masked frames, and a classifier on the last state."""
+    """An encoder with what it needs to learn units: a vector in place of masked frames, and a classifier on the last
+    state."""
 
     def __init__(self, encoder: Encoder, units: int, config: MaskConfig):
         super().__init__()
@@ -55,8 +58,8 @@ class MaskedUnits(nn.Module):
     def forward(self, waveforms_BN: Tensor, units_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, for waveforms of one length whose every sample is valid.
 
-        units_BT: the unit of each frame. mask_BT: True where the encoder is given the mask's vector instead of the frame.
-        """
+        units_BT: the unit of each frame. mask_BT: True where the encoder is given the mask's vector instead of the
+        frame. """
         features_BTD, frames_B = self.encoder.features(waveforms_BN)
         hidden = Masked(mask_BT, self.mask_embedding)
         output = self.encoder.contextualize(features_BTD, frames_B, padded=False, masked=hidden)
