@@ -45,7 +45,7 @@ def made(folder: Path) -> set[Path]:
     ]
     if mini.is_made(folder):
         names += [mini.MARKER, *(["README.md"] if mini.is_card(folder / "README.md") else [])]
-        for corpus in mini.FOLDERS:
+        for corpus in mini.folders():
             foreign = set(outputs.strangers(folder / corpus))
             names += [f"{corpus}/{name}" for name in outputs.walk(folder / corpus) if name not in foreign]
     if mark == run.MAKER:

@@ -40,7 +40,7 @@ def test_half_made_folder_is_remade_to_the_same_bytes(made, tmp_path, monkeypatc
 
 def test_other_seed_other_bytes(made, tmp_path):
     queries.make(
-        tmp_path, np.random.default_rng([1, mini.PARTS.index(queries)]), lambda items: max(1, round(items * SCALE))
+        tmp_path, np.random.default_rng([1, mini.parts().index(queries)]), lambda items: max(1, round(items * SCALE))
     )
     other, ours = files(tmp_path / "quesst14Database"), files(made / "quesst14Database")
     assert other.keys() == ours.keys()
@@ -131,8 +131,8 @@ def test_emotions_differ_in_level(made):
 
 def test_card_names_every_folder(made):
     card = (made / "README.md").read_text()
-    assert all(name in card for name in mini.FOLDERS)
-    assert {p.name for p in made.iterdir()} == {*mini.FOLDERS, "README.md", mini.MARKER}
+    assert all(name in card for name in mini.folders())
+    assert {p.name for p in made.iterdir()} == {*mini.folders(), "README.md", mini.MARKER}
 
 
 def test_damaged_marker_means_nothing_is_touched(made, tmp_path):

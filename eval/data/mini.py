@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +23,24 @@ from star_upstream.errors import StarError
 from star_upstream.files import leftovers, replacing, write_json
 from star_upstream.say import command, say
 
-from .mini_parts import commands, emotions, keywords, mixtures, queries, sentences, slots, speakers
-
 VERSION = 3
 """Of the recipe below; another one makes the folder anew."""
 MARKER = "mini.json"
 MAKER, FORMER_MAKER = "eval.data.mini", "eval.corpora.mini"
 """What the marker calls this module, today and in folders that an earlier version made: they are the same corpora."""
-PARTS = (keywords, speakers, sentences, mixtures, commands, slots, emotions, queries)
-FOLDERS = tuple(folder for part in PARTS for folder in part.FOLDERS)
+
+
+def parts() -> tuple[Any, ...]:
+    """The modules of the single corpora."""
+    extras.need("eval", "pandas")
+    from .mini_parts import commands, emotions, keywords, mixtures, queries, sentences, slots, speakers
+
+    return keywords, speakers, sentences, mixtures, commands, slots, emotions, queries
+
+
+def folders() -> tuple[str, ...]:
+    """What :func:`make` makes in its folder."""
+    return tuple(folder for part in parts() for folder in part.FOLDERS)
 
 
 def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
@@ -50,11 +60,11 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
     if root.exists():
         found = _marker(marker)
         same = found is not None and found.get("complete") and recipe.items() <= found.items()
-        if same and all((root / name).is_dir() for name in FOLDERS):
+        if same and all((root / name).is_dir() for name in folders()):
             return root
     outputs.check_folder(root, MAKER, is_made)
     if root.exists():
-        for name in FOLDERS:
+        for name in folders():
             if others := outputs.strangers(root / name):
                 fix = "move it away, or name another folder"
                 raise StarError(f"{root / name}: is to be made anew, but {MAKER} did not make {others[0]} in it; {fix}")
@@ -62,10 +72,10 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
     extras.need("mini")
     root.mkdir(parents=True, exist_ok=True)
     write_json(marker, {**recipe, "complete": False})
-    for name in (*FOLDERS, "README.md"):
+    for name in (*folders(), "README.md"):
         for left in (*leftovers(root / name, "part"), *leftovers(root / name, "old")):  # by a killed run
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-    for number, corpus in enumerate(PARTS):
+    for number, corpus in enumerate(parts()):
         corpus.make(root, np.random.default_rng([seed, number]), lambda items: max(1, round(items * scale)))
     with replacing(root / "README.md") as part:
         part.write_text(CARD.format(version=VERSION, seed=seed, scale=scale), encoding="utf-8")
