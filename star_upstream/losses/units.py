@@ -59,7 +59,7 @@ class MaskedUnits(nn.Module):
         """The loss and its terms, for waveforms of one length whose every sample is valid.
 
         units_BT: the unit of each frame. mask_BT: True where the encoder is given the mask's vector instead of the
-        frame. """
+        frame."""
         features_BTD, frames_B = self.encoder.features(waveforms_BN)
         hidden = Masked(mask_BT, self.mask_embedding)
         output = self.encoder.contextualize(features_BTD, frames_B, padded=False, masked=hidden)
