@@ -14,7 +14,9 @@ from star_upstream import cli, say
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.formats import checkpoint
 from star_upstream.training import recipe
+from star_upstream.training.config import Recipe
 from star_upstream.training.finetune_recipe import FinetuneRecipe
+from star_upstream.training.pretrain_recipe import PretrainRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"width": 8, "layers": 1, "heads": 1, "head_width": 8, "ffn": 8, "position_kernel": 4, "position_groups": 2}
@@ -62,9 +64,9 @@ def test_recipes_are_listed_with_what_they_are(capsys):
     cli.main(["recipes"])
     lines = capsys.readouterr().out.splitlines()
     shown = [line.split() for line in lines if line.startswith("  ")]
-    assert [words[0] for words in shown] == [*recipe.names(), *recipe.names(FinetuneRecipe)] and all(
-        len(words) > 3 for words in shown
-    )
+    kinds = (Recipe, PretrainRecipe, FinetuneRecipe)
+    assert [words[0] for words in shown] == [name for kind in kinds for name in recipe.names(kind)]
+    assert all(len(words) > 3 for words in shown)
     assert [line for line in lines if not line.startswith("  ")] == ["star distill:", "star finetune:"]
 
 
