@@ -67,7 +67,11 @@ def test_recipes_are_listed_with_what_they_are(capsys):
     kinds = (Recipe, PretrainRecipe, FinetuneRecipe)
     assert [words[0] for words in shown] == [name for kind in kinds for name in recipe.names(kind)]
     assert all(len(words) > 3 for words in shown)
-    assert [line for line in lines if not line.startswith("  ")] == ["star distill:", "star finetune:"]
+    assert [line for line in lines if not line.startswith("  ")] == [
+        "star distill:",
+        "star pretrain:",
+        "star finetune:",
+    ]
 
 
 def test_dry_run_prints_the_resolved_recipe(capsys):
