@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -504,3 +505,11 @@ def test_macs_are_those_of_our_encoders(tiny):
     ours = upstreams.Upstream("ours", expert, expert.digest, padded=True)
     assert ours.macs_g == profile(expert.encoder.config)["macs_g"] > 0
     assert tiny.macs_g is None
+
+
+def test_heads_that_only_a_distillation_needs_are_no_parameters_of_an_upstream():
+    config = replace(small_encoder().config, prediction_layers=(1, 2))
+    expert = UpstreamExpert(Encoder(config).eval())
+    ours = upstreams.Upstream("ours", expert, expert.digest, padded=True)
+    plain = sum(p.numel() for p in small_encoder().parameters())
+    assert ours.parameters == plain < sum(p.numel() for p in expert.parameters())

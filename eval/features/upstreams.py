@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from star_upstream import compat
 from star_upstream.audio import RATE
 from star_upstream.encoder import Encoder
-from star_upstream.encoder.size import profile
+from star_upstream.encoder.size import profile, without_training
 from star_upstream.errors import StarError, nearest
 from star_upstream.formats import sources
 from star_upstream.say import say
@@ -56,7 +56,10 @@ class Upstream:
         """What a report finds the published rows of the same method by."""
         self._given: dict[int, int] = {}
         self.expert = expert.to(self.device).eval().requires_grad_(False)
-        self.parameters = sum(p.numel() for p in expert.parameters())
+        encoder = getattr(expert, "encoder", None)
+        own = encoder.config if isinstance(encoder, Encoder) else None
+        self.parameters = sum(p.numel() for p in expert.parameters()) if own is None else without_training(own)
+        """As the papers count: without heads that only a distillation needs."""
         self.batch_seconds = 40.0
         """Most padded audio of a batch; halved where the device's memory is too small for it."""
         half = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
