@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import __version__, extras
 from .errors import StarError
@@ -77,6 +78,50 @@ def _convert(args: argparse.Namespace) -> None:
 
     provenance = sources.convert(args.source, args.target, args.config)
     print(json.dumps({"checkpoint": str(args.target), "provenance": provenance}))
+
+
+def _export(args: argparse.Namespace) -> None:
+    extras.need("export")
+    from .export import onnx
+
+    if args.target is None:
+        raise StarError("name the file to write, e.g. model.onnx")
+    found = onnx.export(args.source, args.target, args.layers, args.heads, args.predictions, args.licence, args.config)
+    said = ("outputs", "precision", "opset", "differs", "licence")
+    size = args.target.stat().st_size
+    print(json.dumps({"file": str(args.target), "bytes": size, **{key: found[key] for key in said}}))
+
+
+def _listen(args: argparse.Namespace) -> None:
+    extras.need("export", "onnxruntime")
+    from . import runtime
+
+    try:
+        model = runtime.Model(args.model, args.threads)
+        heads = {name: about["kind"] for name, about in model.outputs.items() if about["kind"] in ("shares", "vector")}
+        if not heads:
+            raise StarError(f"{args.model}: gives no answers; export the file of a fine-tuned model (star finetune)")
+        answers = [(file, model([runtime.read(file)], list(heads))) for file in args.audio]
+    except ValueError as error:
+        raise StarError(str(error)) from None
+    heard = []
+    for file, given in answers:
+        row: dict[str, Any] = {"audio": file, "labels": {}, "similarity": {}}
+        for head, kind in heads.items():
+            answer = given[head][0]
+            if kind == "shares":
+                best = int(answer.argmax())
+                row["labels"][head] = [model.outputs[head]["labels"][best], round(float(answer[best]), 4)]
+            else:
+                row["similarity"][head] = round(float(answer @ answers[0][1][head][0]), 4)
+        heard.append(row)
+    if args.json:
+        print(json.dumps(heard))
+        return
+    for row in heard:
+        said = [f"{head} {label} ({share:.0%})" for head, (label, share) in row["labels"].items()]
+        alike = [f"{head} similarity to the first {value:.3f}" for head, value in row["similarity"].items()]
+        print(f"{row['audio']}: {', '.join(said + alike)}")
 
 
 def _recipes(args: argparse.Namespace) -> None:
@@ -170,6 +215,10 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"expected layers such as 4,8,12, got {text!r}") from None
 
 
+def _layers(text: str) -> list[int] | str:
+    return text if text == "all" else _numbers(text)
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="star", description="Small speech encoders by distillation.")
     top.add_argument("--version", action="version", version=__version__)
@@ -230,6 +279,33 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("source")
     command.add_argument("target", type=_path, help="the folder to write")
     command.add_argument("--config", metavar="FILE", help="the configuration file that some published checkpoints need")
+
+    command = add(
+        "export",
+        _export,
+        "Write a model as one ONNX file, which runs without torch (star listen, star_upstream.runtime).",
+    )
+    command.add_argument(
+        "source", help="anything that can be a teacher, or the file of a fine-tuned model with its heads"
+    )
+    command.add_argument("target", type=_path, nargs="?", metavar="OUT.onnx", help="the file to write")
+    about = "states to give, e.g. 0,4,-1 (write --layers=-1,...), or all; without it all, or none where there are heads"
+    command.add_argument("--layers", type=_layers, metavar="0,4,-1", help=about)
+    about = "files of star finetune (the answers of their heads), records of star-eval (the weighted sum of the head)"
+    command.add_argument("--heads", nargs="+", type=_path, default=[], metavar="FILE", help=about)
+    command.add_argument("--predictions", action="store_true", help="also what the model's prediction heads give")
+    command.add_argument("--licence", metavar="TEXT", help="the weights' licence, to be stated in the file")
+    command.add_argument("--config", metavar="FILE", help="the configuration file that some published checkpoints need")
+
+    command = add(
+        "listen", _listen, "What an exported model hears in recordings: keywords, and speakers beside the first's."
+    )
+    command.add_argument("model", type=_path, help="a file that star export wrote of a fine-tuned model")
+    command.add_argument(
+        "audio", nargs="+", help="recordings at 16 kHz: wav, and what soundfile reads where it is installed"
+    )
+    command.add_argument("--threads", type=int, help="CPU threads (onnxruntime's own number)")
+    command.add_argument("--json", action="store_true")
 
     command = add(
         "similarity", _similarity, "Which layers of a teacher are alike, and how far a student's are from them."

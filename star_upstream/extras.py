@@ -25,6 +25,7 @@ BRINGS = {
     "teachers": ("torchaudio", "huggingface_hub"),
     "shards": ("fsspec", "pyarrow"),
     "mini": ("espeakng_loader",),
+    "export": ("onnx", "onnxruntime"),
 }
 """Of each extra of setup.cfg the modules that are imported here or, undeclared, by s3prl."""
 

@@ -13,7 +13,7 @@ PACKAGE = "star_upstream"
 
 ORDER = (
     # what knows nothing of speech; `star_upstream` is its __init__, where environment finds the version
-    ("errors", "say", "extras", "files", "strict", "outputs", "environment", "cores", "jobs", "metrics", ""),
+    ("errors", "say", "extras", "files", "strict", "outputs", "environment", "cores", "jobs", "metrics", "runtime", ""),
     ("audio", "effects", "members"),
     ("compat",),
     # from waveforms to hidden states

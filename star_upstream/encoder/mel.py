@@ -74,9 +74,7 @@ class LogMel(nn.Module):
     def energies(self, waveforms_BN: Tensor) -> Tensor:
         """B x C x M logarithms of the energies, not normalised, in fp32 or wider."""
         with full_precision(waveforms_BN.device):
-            windows_BMW = wide(waveforms_BN).unfold(1, WINDOW, HOP) * self.window
-            spectrum_BMF = torch.fft.rfft(windows_BMW, POINTS)
-            energies_BMF = spectrum_BMF.real.square() + spectrum_BMF.imag.square()
+            energies_BMF = _energies(wide(waveforms_BN), self.window)
             log_BMC: Tensor = (energies_BMF @ self.filters.to(energies_BMF.dtype) + FLOOR).log()
             return log_BMC.transpose(1, 2)
 
@@ -105,6 +103,19 @@ class LogMel(nn.Module):
         if mask_BM is not None:
             x_BCM = x_BCM.masked_fill(~mask_BM[:, None], 0.0)
         return x_BCM.to(self.weight.dtype)
+
+
+def _energies(waveforms_BN: Tensor, window_W: Tensor) -> Tensor:
+    """B x M x F: the squared spectrum of every window."""
+    if not torch.onnx.is_in_onnx_export():
+        spectrum_BMF = torch.fft.rfft(waveforms_BN.unfold(1, WINDOW, HOP) * window_W, POINTS)
+        return spectrum_BMF.real.square() + spectrum_BMF.imag.square()
+    # ONNX can cut no windows that overlap: the transform's sines and cosines as the kernels of a convolution
+    turns_FW = (torch.arange(POINTS // 2 + 1)[:, None] * torch.arange(WINDOW) % POINTS).double() / POINTS
+    angle_FW = 2 * torch.pi * turns_FW
+    kernels = torch.cat([angle_FW.cos(), angle_FW.sin()]).to(window_W) * window_W
+    real_BFM, imaginary_BFM = F.conv1d(waveforms_BN[:, None], kernels[:, None], stride=HOP).chunk(2, 1)
+    return (real_BFM.square() + imaginary_BFM.square()).transpose(1, 2)
 
 
 def _standardise(x_BCM: Tensor, frames_B: Tensor | None, epsilon: float = 1e-5) -> Tensor:

@@ -80,7 +80,7 @@ class StackedPositionalConvolution(nn.Module):
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         for weight, bias in zip(self.weights, self.biases):
             x_BTD = convolve(_masked(x_BTD, mask_BT), weight, bias, self.groups)
-            x_BTD = F.gelu(F.layer_norm(x_BTD, x_BTD.shape[-1:]))
+            x_BTD = F.gelu(F.layer_norm(x_BTD, (len(weight),)))
         return x_BTD
 
 

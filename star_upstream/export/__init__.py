@@ -1,0 +1,7 @@
+"""A model as files that run without this package.
+
+onnx.py          waveforms in, states or answers out, for onnxruntime
+int8.py          the same with 8-bit weights and activations
+transformers.py  a folder that AutoModel of the transformers library loads
+upstream.py      an exported file as an upstream, so that it can be scored
+"""
