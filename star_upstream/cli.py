@@ -81,11 +81,20 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    if args.transformers:
+        for name in ("target", "layers", "heads", "predictions"):
+            if getattr(args, name):
+                raise StarError(f"--transformers: leave out {'OUT.onnx' if name == 'target' else f'--{name}'}")
+        from .export import transformers
+
+        values = transformers.export(args.source, args.transformers, args.licence, args.config)
+        print(json.dumps({"folder": str(args.transformers), "model": values["architectures"][0]}))
+        return
+    if args.target is None:
+        raise StarError("name the file to write, e.g. model.onnx, or give --transformers FOLDER")
     extras.need("export")
     from .export import onnx
 
-    if args.target is None:
-        raise StarError("name the file to write, e.g. model.onnx")
     found = onnx.export(args.source, args.target, args.layers, args.heads, args.predictions, args.licence, args.config)
     said = ("outputs", "precision", "opset", "differs", "licence")
     size = args.target.stat().st_size
@@ -294,6 +303,8 @@ def parser() -> argparse.ArgumentParser:
     about = "files of star finetune (the answers of their heads), records of star-eval (the weighted sum of the head)"
     command.add_argument("--heads", nargs="+", type=_path, default=[], metavar="FILE", help=about)
     command.add_argument("--predictions", action="store_true", help="also what the model's prediction heads give")
+    about = "write a folder instead, which AutoModel.from_pretrained of the transformers library loads"
+    command.add_argument("--transformers", type=_path, metavar="DIR", help=about)
     command.add_argument("--licence", metavar="TEXT", help="the weights' licence, to be stated in the file")
     command.add_argument("--config", metavar="FILE", help="the configuration file that some published checkpoints need")
 
@@ -367,6 +378,8 @@ def main(argv: list[str] | None = None) -> None:
 def _main(argv: list[str] | None) -> None:
     commands = parser()
     args, rest = commands.parse_known_args(argv)
+    if rest and getattr(args, "target", "") is None and not rest[0].startswith("-"):
+        args.target = _path(rest.pop(0))  # argparse looks for what may be left out before the first option alone
     if rest:
         # argparse takes key=value words in one place only; those after an option are found here
         if not hasattr(args, "values") or any(word.startswith("-") for word in rest):

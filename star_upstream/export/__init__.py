@@ -1,5 +1,6 @@
 """A model as files that run without this package.
 
+origin.py        what every one says of where it comes from
 onnx.py          waveforms in, states or answers out, for onnxruntime
 int8.py          the same with 8-bit weights and activations
 transformers.py  a folder that AutoModel of the transformers library loads

@@ -42,12 +42,12 @@ from ..encoder.frontend import valid_mask
 from ..environment import versions
 from ..errors import StarError
 from ..files import replacing
-from ..formats import checkpoint, sources
+from ..formats import checkpoint
 from ..heads import export as heads_file
 from ..heads.head import select
 from ..heads.model import MultitaskModel
-from ..mini import SHIPPED
 from ..runtime import FORMAT, KEY
+from . import origin
 
 VERSION, MAKER = 1, "star export"
 OPSET = 17
@@ -158,11 +158,11 @@ def export(
     """
     extras.need("export")
     path = check_path(path)
-    encoder, of = load(source, config)
+    encoder, of = origin.load(source, config)
     model = heads_file.load(source) if checkpoint.is_single(source) else None
     found = _heads(encoder, [*([source] if model else []), *heads])
     graph = Graph(encoder, layers, predictions, found)
-    return write(graph, path, {"of": of, "licence": licence or _licence(source)})
+    return write(graph, path, {"of": of, "licence": licence or origin.licence(source)})
 
 
 def check_path(path: str | Path) -> Path:
@@ -177,16 +177,6 @@ def check_path(path: str | Path) -> Path:
             return False
 
     return outputs.check_file(path, MAKER, made)
-
-
-def load(source: str | Path, config: str | Path | None = None) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder, and where it comes from."""
-    encoder, name = sources.load(source, config=config), str(source)
-    where = SHIPPED.get(name, Path(source))
-    of: dict[str, Any] = {"source": Path(source).resolve().name if Path(source).exists() else name}
-    if checkpoint.is_checkpoint(where):
-        of["provenance"] = checkpoint.describe(where).get("provenance", {})
-    return encoder, of
 
 
 def write(graph: Graph, path: Path, extra: dict[str, Any], seconds: Sequence[float] = SECONDS) -> dict[str, Any]:
@@ -322,12 +312,6 @@ def _heads(encoder: Encoder, files: Sequence[str | Path]) -> Heads:
         if own != checkpoint.digest(encoder):
             raise StarError(f"{file}: its heads were trained on another model than this one (their digests differ)")
     return Heads(model, sums or None)
-
-
-def _licence(source: str | Path) -> str:
-    if str(source) in SHIPPED:
-        return "Apache-2.0, with the attributions of star_upstream/mini/CARD.md"
-    return "not stated: that of the model it was exported from"
 
 
 def _record(file: str | Path) -> dict[str, Any]:
