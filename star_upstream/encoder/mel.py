@@ -5,6 +5,7 @@ Shapes: B utterances, N samples, W samples of a window, M mel frames (10 ms), F 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,7 +32,7 @@ def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
 def mel_filters(bins: int) -> Tensor:
     """F x C triangular filters from 0 to 8 kHz, equally spaced on the mel scale (O'Shaughnessy's: 2595 log10(1 + f /
     700))."""
-    top = 2595.0 * torch.log10(torch.tensor(1.0 + RATE / 2 / 700.0, dtype=torch.float64))
+    top = 2595.0 * math.log10(1.0 + RATE / 2 / 700.0)
     edges = 700.0 * (10.0 ** (torch.linspace(0.0, 1.0, bins + 2, dtype=torch.float64) * top / 2595.0) - 1.0)
     frequencies_F1 = torch.linspace(0.0, RATE / 2, POINTS // 2 + 1, dtype=torch.float64)[:, None]
     rising_FC = (frequencies_F1 - edges[:-2]) / (edges[1:-1] - edges[:-2])
