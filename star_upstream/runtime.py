@@ -29,7 +29,7 @@ class Model:
 
     def __init__(self, path: str | Path, threads: int | None = None):
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class for every reason

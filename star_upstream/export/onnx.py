@@ -52,6 +52,7 @@ from . import origin
 VERSION, MAKER = 1, "star export"
 OPSET = 17
 """The first with LayerNormalization: onnxruntime 1.14 and newer."""
+ATTENTION = "aten::scaled_dot_product_attention"
 TOLERANCE = 1e-4
 """Largest difference between onnxruntime and torch; a share of an output's root mean square where that is above 1."""
 SECONDS = (0.025, 0.031, 0.3, 1.0, 3.7, 30.0)
@@ -221,19 +222,40 @@ def trace(module: nn.Module, inputs: Sequence[str], example: tuple[Tensor, ...],
         raise StarError(f"{size / 2**30:.1f} GiB of weights: an ONNX file holds less than 2 GiB")
     axes = {name: dict(enumerate(("B", "N")[: tensor.dim()])) for name, tensor in zip(inputs, example)}
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer, on shapes that are constants here, and on the newer exporter
-        torch.onnx.export(
-            module,
-            example,
-            buffer,  # type: ignore[arg-type]
-            dynamo=False,
-            input_names=list(inputs),
-            output_names=list(names),
-            dynamic_axes=axes | {name: {0: "B"} for name in names},
-            opset_version=OPSET,
-        )
+    torch.onnx.register_custom_op_symbolic(ATTENTION, _attention, OPSET)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, on shapes that are constants here, and on a newer exporter
+            torch.onnx.export(
+                module,
+                example,
+                buffer,  # type: ignore[arg-type]
+                dynamo=False,
+                input_names=list(inputs),
+                output_names=list(names),
+                dynamic_axes=axes | {name: {0: "B"} for name in names},
+                opset_version=OPSET,
+            )
+    finally:
+        torch.onnx.unregister_custom_op_symbolic(ATTENTION, OPSET)
     return onnx.load_from_string(buffer.getvalue())
+
+
+def _attention(g: Any, query: Any, key: Any, value: Any, mask: Any, *_: Any) -> Any:
+    """Attention without the exporter's guard against rows that attend to nothing, of which there are none (every
+    utterance has a frame): a fifth of star_mini's time at 10 s."""
+    width = query.type().sizes()[-1]
+
+    def number(x: float) -> Any:
+        return g.op("Constant", value_t=torch.tensor(x))
+
+    key = g.op("Transpose", key, perm_i=[0, 1, 3, 2])
+    scores = g.op("MatMul", g.op("Mul", query, number(width**-0.5)), key)
+    if mask is not None and not mask.node().mustBeNone():
+        if mask.type().scalarType() == "Bool":
+            mask = g.op("Where", mask, number(0.0), number(float("-inf")))
+        scores = g.op("Add", scores, mask)
+    return g.op("MatMul", g.op("Softmax", scores, axis_i=-1), value)
 
 
 def save(proto: Any, content: dict[str, Any], path: Path) -> None:
