@@ -27,7 +27,7 @@ SCORES := $(or $(OUT),results/$(if $(CORPUS),mini,$(notdir $(DATA:%/=%))))
 # runs/mini/best is named for its folder, or several students would share one place
 RESULTS := $(or $(OUT),results/$(subst /,-,$(patsubst /%,%,$(patsubst runs/%,%,$(UPSTREAM:%/=%)))))
 
-.PHONY: help setup test lint wheel superb-all superb-shipped superb-one distill clean
+.PHONY: help setup test gpu-check lint wheel superb-all superb-shipped superb-one distill clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -45,6 +45,11 @@ $(STAMP): setup.cfg pyproject.toml
 
 test: $(STAMP) ## run the test suite (under 6 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n $(WORKERS) --dist loadfile
+
+gpu-check: $(STAMP) ## what to run first on a machine with a GPU: recipes and encoding against the CPU, ten minutes
+	@$(PY) -c 'import sys, torch; n = torch.cuda.device_count(); sys.exit(not n)' || \
+	{ echo "gpu-check: torch sees no GPU here, so nothing was checked on one; make test runs the same code on the CPU"; exit 0; } && \
+	$(PY) -m pytest tests/test_gpu.py -m gpu -rs --durations=5
 
 lint: $(STAMP) ## ruff (check, format) and mypy
 	@$(PY) -c 'import ruff, mypy' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
