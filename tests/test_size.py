@@ -69,6 +69,7 @@ RELATIVE = RelativePosition(buckets=8, max_distance=16, total_heads=3)
             "prediction_width": 11,
         },
         {"time_reduction": 2, "output_projection": 5},
+        {"attention": "chunked", "conv_norm": "layer", "chunk": 4, "left_context": 5, "look_ahead": 3},
     ],
 )
 def test_against_torchs_flop_counter(options):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .chunked import Chunks
 from .config import EncoderConfig, RelativePosition
 from .numerics import wide
 
@@ -23,12 +24,12 @@ class RelativePositionTable(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.buckets, config.total_heads)
 
-    def forward(self, frames: int) -> Tensor:
-        """H x T x T, ``[h, query, key]``."""
+    def forward(self, queries: int, before: int = 0) -> Tensor:
+        """H x queries x keys, ``[h, query, key]``; ``before`` keys come before the one at the first query's place."""
         half = self.config.buckets // 2
         exact = half // 2
-        position_T = torch.arange(frames, device=self.embedding.weight.device)
-        offset_TT = position_T[None, :] - position_T[:, None]
+        position_T = torch.arange(-before, queries, device=self.embedding.weight.device)
+        offset_TT = position_T[None, :] - position_T[before:, None]
         distance_TT = offset_TT.abs()
         ratio_TT = torch.log(distance_TT.clamp(min=1).float() / exact) / math.log(self.config.max_distance / exact)
         far_TT = (exact + (ratio_TT * (half - exact)).long()).clamp(max=half - 1)
@@ -89,13 +90,16 @@ class Attention(nn.Module):
         position_HTT: Tensor | None = None,
         reused_BHTT: Tensor | None = None,
         need_map: bool = False,
+        chunks: Chunks | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """B x T x D, and the attention map (B x H x T x T, before dropout) if ``need_map`` or if it was reused.
 
         ``mask_BT`` is True on valid frames; only these are attended to. Scores are scaled by the head width's square
-        root.
+        root. With ``chunks``, x holds chunks (N x G x D), and keys and values reach into the left context, so that maps
+        are N x H x G x K.
         """
-        value_BHTK = self._split(self.value(x_BTD))
+        value_BTE = self.value(x_BTD)
+        value_BHTK = self._split(value_BTE if chunks is None else chunks.with_left(value_BTE))
         dropout = self.dropout if self.training and not self.reuse else 0.0
         if self.reuse:
             assert reused_BHTT is not None
@@ -106,7 +110,9 @@ class Attention(nn.Module):
                 )
                 map_BHTT = masked_BHTT.softmax(-1)
         else:
-            query_BHTK, key_BHTK = self._split(self.query(x_BTD)), self._split(self.key(x_BTD))
+            key_BTE = self.key(x_BTD)
+            key_BHTK = self._split(key_BTE if chunks is None else chunks.with_left(key_BTE))
+            query_BHTK = self._split(self.query(x_BTD))
             bias = None if mask_BT is None else mask_BT[:, None, None]
             if self.gate is not None:
                 bias_BHTT = self.gate(x_BTD, position_HTT).to(query_BHTK.dtype)

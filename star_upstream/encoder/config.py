@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 
 from ..errors import StarError
-from .mel import HOP, WINDOW
+from .mel import HOP, RATE, WINDOW
 
 if TYPE_CHECKING:
     PerLayer = tuple[int, ...]
@@ -79,6 +79,13 @@ class EncoderConfig:
     """A linear map from the last convolution's channels to ``width``; without it the two must be equal."""
     projection_norm: bool = True
     width: int = 768
+    attention: Literal["full", "chunked"] = "full"
+    """Which frames a frame attends to: all; or those of its chunk, ``left_context`` before the chunk and ``look_ahead``
+    after it (:mod:`.chunked`). A chunked model streams: its positional convolution sees no frame to come."""
+    chunk: int = 16
+    """Frames; so are the next two, all three of effect with ``attention: chunked`` alone."""
+    left_context: int = 64
+    look_ahead: int = 4
     position_kernel: int = 128
     position_groups: int = 16
     position_norm: Literal["weight", "batch", "layer"] = "weight"
@@ -146,10 +153,26 @@ class EncoderConfig:
                 raise StarError(
                     f"conv_layers[{i}]: kernels over log-mel frames must be odd (frontend: mel), got {list(layer)}"
                 )
-        for name in ("mel_bins", "width", "position_kernel", "position_groups", "position_layers", "head_width"):
+        for name in (
+            "mel_bins",
+            "width",
+            "position_kernel",
+            "position_groups",
+            "position_layers",
+            "head_width",
+            "chunk",
+        ):
             if getattr(self, name) < 1:
                 raise StarError(f"{name}: must be 1 or more, got {getattr(self, name)}")
-        for name in ("layers", "adapter", "output_projection", "prediction_inner", "prediction_width"):
+        for name in (
+            "left_context",
+            "look_ahead",
+            "layers",
+            "adapter",
+            "output_projection",
+            "prediction_inner",
+            "prediction_width",
+        ):
             if getattr(self, name) < 0:
                 raise StarError(f"{name}: must be 0 or more, got {getattr(self, name)}")
         if self.adapter and self.norm == "post":
@@ -189,6 +212,7 @@ class EncoderConfig:
         self._check_reuse()
         self._check_relative_position()
         self._check_time_reduction()
+        self._check_streaming()
         if self.hidden_states == "projections" and not self.has_heads:
             raise StarError("hidden_states: 'projections' needs output_projection")
         if self.hidden_states in ("layers", "projections", "last") and not self.layers:
@@ -206,6 +230,24 @@ class EncoderConfig:
                 f"hidden_states: {self.hidden_states!r} would mix frame rates under time_reduction "
                 f"{self.time_reduction} and upsampling {self.upsampling!r}; "
                 f"take {' or '.join(map(repr, self.reduced_states))}"
+            )
+
+    def _check_streaming(self) -> None:
+        if self.attention != "chunked":
+            return
+        if self.time_reduction > 1:
+            raise StarError("time_reduction: attention 'chunked' goes with 1 alone")
+        if self.statistics == "running":
+            return
+        over = {
+            "log-mel frames are": self.frontend == "mel",
+            "the waveform is (normalize_waveform)": self.normalize_waveform,
+            "the first convolution's channels are (conv_norm)": self.conv_norm == "group",
+        }
+        if whole := [part for part, normalised in over.items() if normalised]:
+            raise StarError(
+                f"statistics: attention 'chunked' does not know the whole utterance, over which {' and '.join(whole)} "
+                "normalised; take statistics 'running'" + (", or conv_norm 'layer'" if whole == list(over)[2:] else "")
             )
 
     def _check_reuse(self) -> None:
@@ -280,6 +322,23 @@ class EncoderConfig:
         """Samples from one frame that the model gives to the next; its layers have ``time_reduction`` times that where
         it upsamples."""
         return self._front_end[1] * (self.time_reduction if self.upsampling == "none" else 1)
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Of a chunked model: how much later than a sample the frame that it lies in is known at most, chunk and
+        look-ahead; ``window_ms`` comes on top. None where the whole utterance is needed."""
+        return (self.chunk + self.look_ahead) * self.stride * 1e3 / RATE if self.attention == "chunked" else None
+
+    @property
+    def window_ms(self) -> float:
+        """How far the front end's windows reach beyond the samples of their own frame."""
+        return (self.samples_for(1) - self._front_end[1]) * 1e3 / RATE
+
+    def samples_for(self, frames: int) -> int:
+        """Samples of an unfinished waveform from which its first ``frames`` frames of the front end are known."""
+        for _, kernel, stride in reversed(self.conv_layers):
+            frames = (frames - 1) * stride + kernel - (kernel // 2 if self.frontend == "mel" else 0)
+        return (frames - 1) * HOP + WINDOW if self.frontend == "mel" else frames
 
     @property
     def receptive_field(self) -> int:

@@ -6,49 +6,19 @@ Shapes: B utterances, N samples, T frames, D width, H heads.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention, RelativePositionTable
+from .chunked import Chunks, whole_chunks
 from .config import EncoderConfig
 from .frontend import FrontEnd, before_waveform, normalize, normalize_running, scale_gradient, valid_mask
-from .position import positional
-
-
-class EncoderOutput(NamedTuple):
-    """What :class:`Encoder` returns. Frames at and past ``lengths_B`` hold no meaning: mask them."""
-
-    states: list[Tensor]
-    """The first layer's input, then every layer's output (B x T x D each); pre-norm models: the last one after the
-    final norm. Under ``time_reduction`` these have fewer frames than the front end."""
-    lengths_B: Tensor
-    """Valid frames of each utterance in what the model gives: predictions, projections and :meth:`Encoder.exposed`
-    states."""
-    features_BTD: Tensor
-    """The projected output of the front end, before the positional convolution and any ``time_reduction``."""
-    attentions: list[Tensor | None] | None
-    """Where asked for: each layer's map (B x H x T x T, ``[query, key]``), None where attention is left out."""
-    projections: list[Tensor] | None
-    """Where the configuration has output heads: one B x T x ``output_projection`` a layer."""
-    predictions: list[Tensor] | None = None
-    """Where the configuration has ``prediction_layers``: what the heads make of each of them, B x T x D."""
-    dropped_BTD: Tensor | None = None
-    """``features_BTD`` after its dropout, padding set to 0: what the positional convolution takes."""
-    last_BTD: Tensor | None = None
-    """The last state, upsampled where the configuration says so."""
-
-
-class Masked(NamedTuple):
-    """Which frames of the front end are replaced before the positional convolution, and by what (wav2vec 2.0, section
-    3.1)."""
-
-    mask_BT: Tensor
-    """True where a frame is replaced."""
-    vector_D: Tensor
-    """In its place; or one for each utterance, B x 1 x D."""
+from .output import EncoderOutput, Masked
+from .position import positional, reach
+from .stream import Stream
 
 
 class Adapter(nn.Module):
@@ -114,13 +84,14 @@ class Layer(nn.Module):
         position_HTT: Tensor | None,
         reused_BHTT: Tensor | None,
         need_map: bool,
+        chunks: Chunks | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         # absent where a pre-norm model lacks the part itself
         attention_norm, ffn_norm = cast(nn.LayerNorm, self.attention_norm), cast(nn.LayerNorm, self.ffn_norm)
         map_BHTT = None
         if self.attention is not None:
             inner_BTD = attention_norm(x_BTD) if self.pre_norm else x_BTD
-            inner_BTD, map_BHTT = self.attention(inner_BTD, mask_BT, position_HTT, reused_BHTT, need_map)
+            inner_BTD, map_BHTT = self.attention(inner_BTD, mask_BT, position_HTT, reused_BHTT, need_map, chunks)
             x_BTD = x_BTD + self.dropout(inner_BTD)
         if self.pre_norm:
             x_BTD = x_BTD if self.ffn_in is None else x_BTD + self._ffn(ffn_norm(x_BTD))
@@ -244,33 +215,70 @@ class Encoder(nn.Module):
         if padded:
             mask_BT = valid_mask(frames_B, x_BTD.shape[1])
             x_BTD = x_BTD * mask_BT[..., None]
-        dropped_BTD = x_BTD
+        dropped_BTD, chunks = x_BTD, None
         # the references leave padding to what comes before the convolutions: zero at first, not after a norm
-        x_BTD = x_BTD + self.position(x_BTD, None if self.reference_padding else mask_BT)
-        if self.config.norm == "post":
-            x_BTD = self.norm(x_BTD)
+        x_BTD = self.positioned(x_BTD, None if self.reference_padding else mask_BT)
         if self.time_reduction is not None:
             x_BTD = self.time_reduction(self.dropout(x_BTD))
             mask_BT = valid_mask(frames_B // self.config.time_reduction, x_BTD.shape[1]) if padded else None
-        states, reusable_BHTT = [x_BTD], None
-        maps: list[Tensor | None] = []
-        position_HTT = None if self.relative_position is None else self.relative_position(x_BTD.shape[1])
+        states = [x_BTD]
         if self.time_reduction is None:
             x_BTD = self.dropout(x_BTD)
+        if self.config.attention == "chunked":
+            valid_BT = x_BTD.new_ones(x_BTD.shape[:2], dtype=torch.bool) if mask_BT is None else mask_BT
+            x_BTD, chunks = whole_chunks(self.config, x_BTD, valid_BT)
+        outputs, maps = self.transformed(x_BTD, mask_BT, chunks, attention_maps)
+        if chunks is not None:
+            frames = states[0].shape[1]
+            outputs = [x_BTD[:, :frames] for x_BTD in outputs]
+            maps = [None if map_NHGK is None else chunks.map(map_NHGK, frames) for map_NHGK in maps]
+        return self.answer(states + outputs, features_BTD, frames_B, maps if attention_maps else None, dropped_BTD)
+
+    def positioned(self, x_BTD: Tensor, mask_BT: Tensor | None, history: bool = False) -> Tensor:
+        """The first layer's input, of features that are 0 where they are not valid. ``history``: the first frames are
+        there for those after them alone (:mod:`.position`), and have no output."""
+        position_BTD: Tensor = self.position(x_BTD, mask_BT, history)
+        x_BTD = (x_BTD[:, reach(self.config) :] if history else x_BTD) + position_BTD
+        return self.norm(x_BTD) if self.config.norm == "post" else x_BTD
+
+    def transformed(
+        self, x_BTD: Tensor, mask_BT: Tensor | None, chunks: Chunks | None = None, attention_maps: bool = False
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Every layer's output, and the maps that were made: all of them with ``attention_maps``. With ``chunks``, x
+        and maps are chunks, the outputs their frames (:class:`.chunked.Chunks`)."""
+        reusable_BHTT: Tensor | None = None
+        states: list[Tensor] = []
+        maps: list[Tensor | None] = []
+        position_HTT = None
+        if self.relative_position is not None:
+            position_HTT = self.relative_position(x_BTD.shape[1], chunks.left if chunks else 0)
+        mask_BT = mask_BT if chunks is None else chunks.mask_NK
         scaled = self.training and self.config.scale_layer_gradients and torch.is_grad_enabled()
         for i, (layer, needed) in enumerate(zip(cast(Iterable[Layer], self.layers), self._map_needed)):
-            x_BTD, map_BHTT = layer(x_BTD, mask_BT, position_HTT, reusable_BHTT, attention_maps or needed)
+            need = attention_maps or needed
+            x_BTD, map_BHTT = layer(x_BTD, mask_BT, position_HTT, reusable_BHTT, need, chunks)
             if needed and not cast(Attention, layer.attention).reuse:
                 reusable_BHTT = self._as_reused(cast(Tensor, map_BHTT))
+            state_BTD = x_BTD
             if scaled and x_BTD.requires_grad:
                 left = self.config.layers - i
                 x_BTD = scale_gradient(x_BTD, left / (left + 1))
-                states.append(scale_gradient(x_BTD, 1 / (left + 1)))
-            else:
-                states.append(x_BTD)
+                state_BTD = scale_gradient(x_BTD, 1 / (left + 1))
+            states.append(state_BTD if chunks is None else chunks.join(state_BTD))
             maps.append(map_BHTT)
+        return states, maps
+
+    def answer(
+        self,
+        states: list[Tensor],
+        features_BTD: Tensor,
+        frames_B: Tensor,
+        maps: list[Tensor | None] | None = None,
+        dropped_BTD: Tensor | None = None,
+    ) -> EncoderOutput:
+        """What is made of the first layer's input and every layer's output."""
         if self.config.norm == "pre":
-            states[-1] = self.norm(states[-1])
+            states = [*states[:-1], self.norm(states[-1])]
         projections = self._heads(states[1:]) if self.config.has_heads else None
         last_BTD = states[-1]
         if self.config.upsampling == "last":
@@ -280,12 +288,17 @@ class Encoder(nn.Module):
             states=states,
             lengths_B=self.config.output_frames(frames_B),
             features_BTD=features_BTD,
-            attentions=maps if attention_maps else None,
+            attentions=maps,
             projections=projections,
             predictions=predictions,
             dropped_BTD=dropped_BTD,
             last_BTD=last_BTD,
         )
+
+    def stream(self, batch: int = 1) -> Stream:
+        """A waveform, or ``batch`` of one length, piece by piece. Raises :class:`StarError` for a model that attends to
+        whole utterances, and in training mode."""
+        return Stream(self, batch)
 
     def _heads(self, states: list[Tensor]) -> list[Tensor]:
         """Every layer's output at the front end's frame rate, projected."""

@@ -32,6 +32,8 @@ def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) ->
 PRIOR = (8000.0, 0.0, 0.06)
 """Running statistics of a waveform begin as if so many samples had come before, with this mean and standard deviation
 (of 300 utterances of ten corpora)."""
+CHANNEL_PRIOR = (8.0, 0.0, 0.1)
+"""The same for a channel of the first convolution: without it, one frame alone would have no variance."""
 
 
 def before_waveform(waveforms_BN: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class ChannelNorm(nn.GroupNorm):
 
     def before(self, x_BCT: Tensor) -> Tensor:
         """The moments before the first frame, 3 x B x C."""
-        return prior_moments(x_BCT, (x_BCT.shape[0], x_BCT.shape[1]), 0.0, 0.0, 0.0)
+        return prior_moments(x_BCT, (x_BCT.shape[0], x_BCT.shape[1]), *CHANNEL_PRIOR)
 
     def normalise_running(self, x_BCT: Tensor, mask_BT: Tensor | None, before_3BC: Tensor) -> tuple[Tensor, Tensor]:
         """Frames by the statistics of the valid ones so far, and the moments after the last."""
@@ -145,6 +147,11 @@ class FrontEnd(nn.Module):
             if i < len(self.norms):
                 x_BCT = self.norms[i](x_BCT, lengths_B)
             x_BCT = F.gelu(x_BCT)
+        return self.project(x_BCT)
+
+    def project(self, x_BCT: Tensor) -> Tensor:
+        """What follows the last convolution: B x T x D."""
+        config = self.config
         if self.training and config.feature_gradient != 1.0 and x_BCT.requires_grad:
             x_BCT = x_BCT.detach() if config.feature_gradient == 0.0 else scale_gradient(x_BCT, config.feature_gradient)
         x_BTC = x_BCT.transpose(1, 2)

@@ -1,7 +1,9 @@
 """Convolutions over time as relative position embeddings, in the three forms of published encoders (``position_norm``).
 
 Every form takes B x T x D and a mask of valid frames (B x T, None where all are), and gives what is added to its input.
-The mask keeps padding as it is beyond the end of a single utterance: zero before every convolution.
+The mask keeps padding as it is beyond the end of a single utterance: zero before every convolution. With ``attention:
+chunked`` a frame sees none that comes after it; ``history`` says that the frames on which the first one to be given
+depends (:func:`reach` of them) come before it in the input, whose places are not given then.
 
 Shapes: B utterances, T frames, D width.
 """
@@ -28,10 +30,23 @@ def positional(config: EncoderConfig) -> nn.Module:
     return forms[config.position_norm](config)
 
 
-def convolve(x_BTD: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-    """Grouped convolution that keeps the number of frames: an even kernel's one frame too many is cut at the end."""
-    x_BDT = grouped_conv1d(x_BTD.transpose(1, 2), weight, bias, weight.shape[-1] // 2, groups)
-    return x_BDT[..., : x_BTD.shape[1]].transpose(1, 2)
+def reach(config: EncoderConfig) -> int:
+    """Frames before its own that a frame depends on, in a causal model."""
+    return (config.position_kernel - 1) * config.position_layers
+
+
+def convolve(
+    x_BTD: Tensor, weight: Tensor, bias: Tensor, groups: int, causal: bool = False, history: bool = False
+) -> Tensor:
+    """Grouped convolution that keeps the number of frames: an even kernel's one frame too many is cut at the end.
+
+    causal: zeros stand before the first frame alone, or (``history``) nothing, and there are fewer frames.
+    """
+    x_BDT, kernel = x_BTD.transpose(1, 2), weight.shape[-1]
+    if causal:
+        x_BDT = x_BDT if history else F.pad(x_BDT, (kernel - 1, 0))
+        return grouped_conv1d(x_BDT, weight, bias, 0, groups).transpose(1, 2)
+    return grouped_conv1d(x_BDT, weight, bias, kernel // 2, groups)[..., : x_BTD.shape[1]].transpose(1, 2)
 
 
 class PositionalConvolution(nn.Module):
@@ -39,15 +54,15 @@ class PositionalConvolution(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.groups = config.position_groups
+        self.groups, self.causal = config.position_groups, config.attention == "chunked"
         self.direction = nn.Parameter(_initial(config))
         self.magnitude = nn.Parameter(self.direction.detach().norm(dim=(0, 1), keepdim=True))
         self.bias = nn.Parameter(torch.zeros(config.width))
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None, history: bool = False) -> Tensor:
         with full_precision(x_BTD.device):
             weight = torch._weight_norm(wide(self.direction), wide(self.magnitude), 2).to(self.direction.dtype)
-        return F.gelu(convolve(x_BTD, weight, self.bias, self.groups))
+        return F.gelu(convolve(x_BTD, weight, self.bias, self.groups, self.causal, history))
 
 
 class NormedPositionalConvolution(nn.Module):
@@ -59,12 +74,13 @@ class NormedPositionalConvolution(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.groups = config.position_groups
+        self.groups, self.causal = config.position_groups, config.attention == "chunked"
         self.scale, self.shift = nn.Parameter(torch.ones(config.width)), nn.Parameter(torch.zeros(config.width))
         self.weight, self.bias = nn.Parameter(_initial(config)), nn.Parameter(torch.zeros(config.width))
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        return F.gelu(convolve(_masked(x_BTD * self.scale + self.shift, mask_BT), self.weight, self.bias, self.groups))
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None, history: bool = False) -> Tensor:
+        x_BTD = _masked(x_BTD * self.scale + self.shift, mask_BT)
+        return F.gelu(convolve(x_BTD, self.weight, self.bias, self.groups, self.causal, history))
 
 
 class StackedPositionalConvolution(nn.Module):
@@ -73,13 +89,15 @@ class StackedPositionalConvolution(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.groups = config.position_groups
+        self.groups, self.causal = config.position_groups, config.attention == "chunked"
         self.weights = nn.ParameterList(_initial(config) for _ in range(config.position_layers))
         self.biases = nn.ParameterList(torch.zeros(config.width) for _ in range(config.position_layers))
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None, history: bool = False) -> Tensor:
         for weight, bias in zip(self.weights, self.biases):
-            x_BTD = convolve(_masked(x_BTD, mask_BT), weight, bias, self.groups)
+            if history and mask_BT is not None:
+                mask_BT = mask_BT[:, mask_BT.shape[1] - x_BTD.shape[1] :]
+            x_BTD = convolve(_masked(x_BTD, mask_BT), weight, bias, self.groups, self.causal, history)
             x_BTD = F.gelu(F.layer_norm(x_BTD, (len(weight),)))
         return x_BTD
 

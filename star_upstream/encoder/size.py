@@ -42,20 +42,25 @@ def count_macs(
     if config.projection:
         total = total + frames * config.width * previous
     # an even kernel padded by half of itself computes one frame more than is kept
-    position_frames = frames + 1 - config.position_kernel % 2
+    chunked = config.attention == "chunked"
+    position_frames = frames if chunked else frames + 1 - config.position_kernel % 2
     kernels = config.position_layers * config.position_kernel
     total = total + position_frames * config.width * (config.width // config.position_groups) * kernels
     features, width = frames, config.width
     if config.time_reduction > 1:
         frames = frames // config.time_reduction
         total = total + frames * config.time_reduction * width * width
+    queries, keys = frames, frames
+    if chunked:
+        each_chunk = config.chunk + config.look_ahead
+        queries, keys = -(-frames // config.chunk) * each_chunk, config.left_context + each_chunk
     for layer in range(config.layers):
         inner = heads[layer] * config.head_width
         reuse = bool(config.reuse_attention and config.reuse_attention[layer])
-        each = config.width * (2 if reuse else 4) + frames * (1 if reuse else 2)
+        each = config.width * (2 if reuse else 4) + keys * (1 if reuse else 2)
         if config.relative_position and not reuse:
             each += 8  # the gate on the position bias
-        total = total + frames * (inner * each + (units[layer] + config.adapter) * width * 2)
+        total = total + queries * (inner * each + (units[layer] + config.adapter) * width * 2)
     # of heads on every layer those alone whose output the model gives
     heads = 1 if config.hidden_states == "last" else config.layers
     upsamplings = {"none": 0, "heads": heads, "last": 1}[config.upsampling]

@@ -46,6 +46,10 @@ LATER = {
     "mel_bins": 80,
     "scale_layer_gradients": False,
     "statistics": "utterance",
+    "attention": "full",
+    "chunk": 16,
+    "left_context": 64,
+    "look_ahead": 4,
 }
 """Options that :class:`EncoderConfig` did not have from the start, with the value that changes nothing."""
 

@@ -9,14 +9,35 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..encoder import Encoder
+from ..encoder import Encoder, EncoderOutput
 from ..errors import StarError
 from ..heads import export
 from ..heads.model import MultitaskModel
 from . import checkpoint, sources
+
+
+class UpstreamStream:
+    """A stream (:class:`star_upstream.encoder.stream.Stream`) whose frames come as :class:`UpstreamExpert` gives them:
+    ``hidden_states``, ``last_hidden_state``, and ``lengths``, how many are new."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder, self.inner = encoder, encoder.stream()
+
+    def push(self, samples: Tensor | np.ndarray) -> dict[str, Any]:
+        """The frames that can be known since these samples (1-D floats at 16 kHz, any number) came, none or more."""
+        return self._states(self.inner.push(samples))
+
+    def flush(self) -> dict[str, Any]:
+        """The rest: the waveform has ended."""
+        return self._states(self.inner.flush())
+
+    def _states(self, output: EncoderOutput) -> dict[str, Any]:
+        states = self.encoder.exposed(output)
+        return {"hidden_states": states, "last_hidden_state": states[-1], "lengths": output.lengths_B}
 
 
 class UpstreamExpert(nn.Module):
@@ -67,6 +88,11 @@ class UpstreamExpert(nn.Module):
             frame_BT1 = torch.minimum(torch.arange(states[0].shape[1], device=last_B1.device)[None], last_B1)[..., None]
             states = [x_BTD.gather(1, frame_BT1.expand(-1, -1, x_BTD.shape[2])) for x_BTD in states]
         return {"hidden_states": states, "last_hidden_state": states[-1], "lengths": output.lengths_B}
+
+    def stream(self) -> UpstreamStream:
+        """A waveform that comes in pieces, of a model that was distilled to stream. Raises :class:`StarError` for any
+        other."""
+        return UpstreamStream(self.encoder)
 
     def classify(self, task: str, wav: Tensor) -> dict[str, float]:
         """Every label of a fine-tuned model's head ``task`` with its share of one, the most likely first.
