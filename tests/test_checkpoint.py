@@ -163,7 +163,7 @@ def test_the_shipped_models_and_files_of_one_piece_keep_a_digest(encoder, tmp_pa
                 load(tmp_path / name)
 
 
-def test_digest_of_quantised_and_of_half_models(encoder):
+def test_digest_of_quantised_and_of_half_models(encoder, tmp_path):
     digests = [
         checkpoint.digest(encoder),
         checkpoint.digest(copy.deepcopy(encoder).bfloat16()),
@@ -179,6 +179,8 @@ def test_digest_of_quantised_and_of_half_models(encoder):
             ]
         assert checkpoint.digest(quantised[0]) == checkpoint.digest(quantised[1])
         digests.append(checkpoint.digest(quantised[0]))
+        with pytest.raises(StarError, match="a quantised model is not kept in this format"):
+            checkpoint.save(tmp_path / "quantised", quantised[0], {})
     assert len(set(digests)) == len(digests)
     with pytest.raises(StarError, match="has no values to take a digest of"):
         checkpoint.digest(copy.deepcopy(encoder).to("meta"))

@@ -307,6 +307,19 @@ def test_a_folder_in_use_is_refused(world, tmp_path):
 # the parts
 
 
+def test_too_few_clips_to_hold_one_out_says_what_else_was_there(tmp_path):
+    for name, seconds in (("a", 1.2), ("b", 0.3), ("c", 0.2)):
+        soundfile.write(
+            tmp_path / f"{name}.wav", np.random.default_rng(0).normal(0, 0.1, int(seconds * 16_000)), 16_000
+        )
+    (tmp_path / "d.flac").write_bytes(b"no audio")
+    data = DataConfig(train=(str(tmp_path),), min_seconds=1.0, max_bad_share=0.5)
+    with pytest.raises(
+        StarError, match=r"1 usable clips \(3 left out, 2 of them shorter than data.min_seconds\), too few"
+    ):
+        find_clips(data)
+
+
 def test_teacher_is_neither_trained_nor_saved(world, tmp_path):
     teacher = checkpoint.load(world / "teacher")
     before = checkpoint.digest(teacher)

@@ -156,6 +156,26 @@ def test_names_of_the_field_say_where_the_model_is(name, message):
     assert message in str(error.value) and "dphubert" not in str(error.value)
 
 
+def test_a_downstream_model_of_s3prl(tmp_path):
+    torch.save(
+        {"Downstream": {"w": torch.zeros(1)}, "Featurizer": {"w": torch.zeros(3)}, "Step": 1}, tmp_path / "d.ckpt"
+    )
+    with pytest.raises(StarError, match="d.ckpt: a downstream model of s3prl .*give the checkpoint of the upstream"):
+        sources.load(tmp_path / "d.ckpt")
+
+
+@pytest.mark.parametrize(
+    "address, fix",
+    [
+        ("https://huggingface.co/facebook/hubert-base-ls960", "give its id: facebook/hubert-base-ls960"),
+        ("http://example.org/a.pt", "download the file, and give its path"),
+    ],
+)
+def test_addresses_are_not_fetched(address, fix):
+    with pytest.raises(StarError, match=f"addresses are not fetched; {fix}$"):
+        sources.load(address)
+
+
 def test_a_damaged_json_header(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "hubert"}))
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)

@@ -5,6 +5,7 @@ import collections
 import os
 import pickle
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -502,3 +503,18 @@ def test_odd_values_in_a_pruned_models_configuration(kind):
             rest = {name: value for name, value in content["config"].items() if name != key}
             with pytest.raises(StarError, match=f"config has no '{key}'|expected 4 numbers|head"):
                 torchaudio_style.load_pruned(content | {"config": rest}, "file", False)
+
+
+def test_lightnings_hparams_beside_a_student(tmp_path):
+    """Read where it holds the architecture; passed over where another yaml does; named where it is all there is."""
+    shutil.copy(file_of("starhubert"), tmp_path / "a.ckpt")
+    options = yaml.safe_load(file_of("starhubert").with_suffix(".yaml").read_text())
+    (tmp_path / "hparams.yaml").write_text("cfg:\n  train: {num_epochs: 1}\n")
+    with pytest.raises(StarError, match="hparams.yaml: Lightning's record of a training, without the architecture"):
+        published.load(tmp_path / "a.ckpt")
+    wanted = published.load(file_of("starhubert")).config
+    (tmp_path / "star.yaml").write_text(yaml.safe_dump(options))
+    assert published.load(tmp_path / "a.ckpt").config == wanted
+    (tmp_path / "star.yaml").unlink()
+    (tmp_path / "hparams.yaml").write_text(yaml.safe_dump({"cfg": options}))
+    assert published.load(tmp_path / "a.ckpt").config == wanted

@@ -62,6 +62,8 @@ def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype
     """
     outputs.check_folder(folder, "star_upstream", is_checkpoint)
     state = encoder.state_dict() | ({} if encoder.mask_vector is None else {MASK_VECTOR: encoder.mask_vector})
+    if not all(isinstance(value, torch.Tensor) and not value.is_quantized for value in state.values()):
+        raise StarError(f"{folder}: a quantised model is not kept in this format; save it as it was before")
     weights = {k: v.detach().cpu().to(dtype or v.dtype).contiguous() for k, v in state.items()}
     with replacing(folder, OWN) as part:
         part.mkdir()

@@ -113,6 +113,10 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
         folder = _from_hub(name)
         encoder, origin = _from_path(folder, reference_padding, None)
         return encoder, {**origin, "name": name}
+    if re.match(r"https?:/", name):
+        page = re.fullmatch(r"https?:/+huggingface\.co/([\w.-]+/[\w.-]+)/?", name)
+        fix = f"give its id: {page[1]}" if page else "download the file, and give its path"
+        raise StarError(f"{name}: addresses are not fetched; {fix}")
     if elsewhere := known.elsewhere(name):
         raise StarError(f"{name}: {elsewhere}")
     near = nearest(name.lower(), [*SHIPPED, *known.KNOWN, *(bundle.lower() for bundle in bundles())])

@@ -124,7 +124,9 @@ def find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str,
         count = min(data.valid_limit, max(1, round(data.valid_share * len(clips))))
         if len(clips) <= count:
             fix = "add audio, or give data.valid"
-            raise StarError(f"data.train: {len(clips)} usable clips, too few to hold {count} out; {fix}")
+            short = sum("shorter than" in reason for _, reason in skipped)
+            others = f" ({len(skipped)} left out, {short} of them shorter than data.min_seconds)" if skipped else ""
+            raise StarError(f"data.train: {len(clips)} usable clips{others}, too few to hold {count} out; {fix}")
         # by a digest of the name: the same clips wherever the folder lies, whatever else is in it
         ranked = sorted(
             clips, key=lambda c: hashlib.sha256(os.fsencode(f"{Path(c.path).name} {c.samples}")).hexdigest()

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -167,7 +168,8 @@ def check(table: pd.DataFrame, task: str, source: str, place: Callable[[int], st
             )
         table[name] = value.astype("int64")
     for name in (name for name in SPACED if name in table):
-        table[name] = [" ".join(str(text).split()) for text in table[name]]
+        # a word joiner or zero-width space within would make another word of one that looks the same
+        table[name] = [" ".join(re.sub("[\u200b\u2060\ufeff]", "", str(text)).split()) for text in table[name]]
     allowed = [*spec.groups, *([BOTH] if task == "qbe" else [])]
     if allowed and (row := _first(~table[group].isin(allowed))) is not None:
         fail(row, f"unknown {group} {table[group].iloc[row]!r}; it must be {', '.join(allowed[:-1])} or {allowed[-1]}")

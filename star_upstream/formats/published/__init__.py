@@ -32,6 +32,8 @@ from . import bare, bshall, distiller, fairseq, lighthubert, pickles, students, 
 STUDENTS = students.FORMATS
 FORMATS = (*STUDENTS, "dphubert", "dpwavlm", "distilhubert", "lighthubert", "fairseq", "s3prl", "bshall", "weights")
 
+_HPARAMS = "hparams.yaml"
+
 __all__ = ["FORMATS", "STUDENTS", "detect", "load"]
 
 
@@ -68,6 +70,11 @@ def load(path: str | Path, config: str | Path | None = None, reference_padding: 
         if isinstance(content, Mapping) and "frontend.convs.0.weight" in content:
             raise StarError(
                 f"{path}: the weights of a checkpoint of star_upstream without its config.json; give the whole folder"
+            )
+        if isinstance(content, Mapping) and {"Downstream", "Featurizer"} & content.keys():
+            raise StarError(
+                f"{path}: a downstream model of s3prl (a task's head and the weights of its layers), without the "
+                "encoder; give the checkpoint of the upstream that it was trained on"
             )
         raise StarError(f"{path}: in none of the formats {', '.join(FORMATS)} (it holds {_shown(content)})")
     where = str(path)
@@ -157,6 +164,7 @@ def _shown(content: Any) -> str:
 def _beside(path: Path) -> Path:
     """The yaml that belongs to a ``.ckpt``: the one of its stem, or the only one of its folder."""
     beside = sorted(other for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml"))
+    beside = [other for other in beside if other.name != _HPARAMS] or beside
     same = [other for other in beside if other.stem == path.stem]
     if not same and len(beside) != 1:
         found = f"the folder holds {', '.join(other.name for other in beside)}" if beside else "the folder holds none"
@@ -168,13 +176,19 @@ def _beside(path: Path) -> Path:
 
 
 def _section(config: str | Path, name: str) -> Mapping[str, Any]:
-    """A section of a yaml."""
+    """A section of a yaml; in Lightning's ``hparams.yaml`` it is one of ``cfg``."""
     try:
         content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except OSError as error:
         raise StarError(f"{config}: cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StarError(f"{config}: not yaml ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(content, Mapping) or not isinstance(content.get(name), Mapping):
-        raise StarError(f"{config}: no section {name!r}; it is not the configuration of such a checkpoint")
-    return content[name]
+    for found in (content, content.get("cfg") if isinstance(content, Mapping) else None):
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            return found[name]
+    if Path(config).name == _HPARAMS:
+        raise StarError(
+            f"{config}: Lightning's record of a training, without the architecture (no section {name!r}); give as config "
+            "the yaml that the training was started with"
+        )
+    raise StarError(f"{config}: no section {name!r}; it is not the configuration of such a checkpoint")
