@@ -351,7 +351,8 @@ def test_minutes_in_both_stages(world, tmp_path, monkeypatch, capsys):
 
 
 def test_stage_two_may_go_on_in_the_order_of_the_audio(world):
-    """A run of both stages and a plain one of as many updates hear the same waveforms in the same order, by their logs."""
+    """A run of both stages and a plain one of as many updates hear the same waveforms in the same order, by their
+    logs."""
     loss = {"hint": {"teacher_layers": [0, 3]}}
     second = {"updates": 9, "learning_rate": 1e-3, "warmup": 0.1}
     quick = {"loss": loss, "validate_every": 100, "accumulate": 2}

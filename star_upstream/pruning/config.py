@@ -114,8 +114,8 @@ class PruningConfig:
     scheduler moves all)."""
     multiplier_learning_rate: float = 0.02
     second_data: Literal["again", "onward"] = "again"
-    """Where stage 2 begins in the order of the batches: at its start again (DPHuBERT's code runs it by itself), or where
-    stage 1 ended."""
+    """Where stage 2 begins in the order of the batches: at its start again (DPHuBERT's code runs it by itself), or
+    where stage 1 ended."""
     quadratic_start: float = 0.0
     """Where the multiplier of the squared gap starts. In a short run the linear multiplier has no time to come back
     once the gates overshoot; a quadratic one of 10 to 100 pulls them back at once."""

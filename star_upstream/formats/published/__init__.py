@@ -188,7 +188,8 @@ def _section(config: str | Path, name: str) -> Mapping[str, Any]:
             return found[name]
     if Path(config).name == _HPARAMS:
         raise StarError(
-            f"{config}: Lightning's record of a training, without the architecture (no section {name!r}); give as config "
+            f"{config}: Lightning's record of a training, without the architecture (no section {name!r}); give as "
+            "config "
             "the yaml that the training was started with"
         )
     raise StarError(f"{config}: no section {name!r}; it is not the configuration of such a checkpoint")
