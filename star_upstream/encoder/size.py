@@ -62,12 +62,12 @@ def count_macs(
             each += 8  # the gate on the position bias
         total = total + queries * (inner * each + (units[layer] + config.adapter) * width * 2)
     # of heads on every layer those alone whose output the model gives
-    heads = 1 if config.hidden_states == "last" else config.layers
-    upsamplings = {"none": 0, "heads": heads, "last": 1}[config.upsampling]
+    shown = 1 if config.hidden_states == "last" else config.layers
+    upsamplings = {"none": 0, "heads": shown, "last": 1}[config.upsampling]
     total = total + upsamplings * frames * config.time_reduction * width * width
     inner = config.prediction_inner or width
     predicted = len(config.prediction_layers) * inner * (width + (config.prediction_width or width))
-    return total + config.output_frames(features) * (heads * config.output_projection * width + predicted)
+    return total + config.output_frames(features) * (shown * config.output_projection * width + predicted)
 
 
 def parameters(config: EncoderConfig) -> int:

@@ -99,7 +99,7 @@ def register(name: str, loss: type[nn.Module]) -> None:
     TABLE[name] = loss
 
 
-def find(name: str) -> type[nn.Module]:
+def find(name: str) -> Any:
     """The loss of that name, here or in an installed package. Raises :class:`StarError` for an unknown one."""
     if name not in TABLE:
         for entry in entry_points(group=GROUP, name=name):

@@ -55,7 +55,7 @@ class DistanceConfig:
     reduction: Literal["mean", "sum"] = "mean"
     """Over the pairs: their mean (DPHuBERT's code), or their sum (its equation)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.l1, self.cosine, self.mse) < 0:
             raise StarError("l1, cosine and mse: weights must be 0 or more")
         if not any((self.l1, self.cosine, self.mse)):
@@ -76,7 +76,7 @@ class HintConfig(DistanceConfig):
     """``zero_apart``: one for teacher layer 0 and one shared by the rest (DPHuBERT); one for all pairs; one a pair; the
     student's own heads, which stay in its checkpoint (FitHuBERT); or none, for models of equal width."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.teacher_layers:
             raise StarError("teacher_layers: name at least one layer")
@@ -125,10 +125,12 @@ class HintLoss(nn.Module):
             if outside:
                 key = "teacher_layers" if side == "teacher" or config.student_layers is None else "student_layers"
                 raise StarError(f"hint.{key}: the {side} has layers 0 to {model.layers}, got {outside[0]}")
+        numbers: list[int] | None
         if config.maps == "zero_apart":
             numbers = [0 if layer == 0 else 1 for layer, _ in self.pairs]
         else:
-            numbers = {"shared": [0] * len(self.pairs), "separate": list(range(len(self.pairs)))}.get(config.maps)
+            several = {"shared": [0] * len(self.pairs), "separate": list(range(len(self.pairs)))}
+            numbers = several.get(config.maps)
         if heads:
             check_heads("hint.maps", teacher, student)
         width = teacher.width if heads else student.width
@@ -144,7 +146,8 @@ class HintLoss(nn.Module):
             own = [layer_state(student, layer, zeroth) for _, layer in self.pairs]
         picked = valid_frames(teacher, student, own[0])
         targets = [picked(layer_state(teacher, layer, zeroth)) for layer, _ in self.pairs]
-        return self.distance(targets, [picked(x_BTD) for x_BTD in own])
+        found: tuple[Tensor, dict[str, Tensor]] = self.distance(targets, [picked(x_BTD) for x_BTD in own])
+        return found
 
     @staticmethod
     def trained_layers(config: HintConfig, student: EncoderConfig) -> TrainedLayers:
@@ -188,7 +191,8 @@ class FrameDistance(nn.Module):
     def forward(self, targets: Sequence[Tensor], estimates: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """P tensors V x D of the teacher and P of the student -> the loss and its terms: means over frames, then over
         pairs."""
-        terms: dict[str, Tensor | float] = {"l1": 0.0, "cosine": 0.0, **({"mse": 0.0} if self.config.mse else {})}
+        names = ["l1", "cosine", *(["mse"] if self.config.mse else [])]
+        terms = {name: wide(targets[0]).new_zeros(()) for name in names}
         for i, (target_VD, estimate_VD) in enumerate(zip(targets, estimates, strict=True)):
             if self.numbers is not None:
                 estimate_VD = self.maps[self.numbers[i]](estimate_VD)
@@ -199,7 +203,7 @@ class FrameDistance(nn.Module):
                     terms[name] = terms[name] + self.weights[i] * DISTANCES[name](estimate_VD, target_VD)
         count = len(targets) if self.config.reduction == "mean" else 1
         terms = {name: term / count for name, term in terms.items()}
-        return sum(getattr(self.config, name) * term for name, term in terms.items()), terms
+        return torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum(), terms
 
 
 def _identity(inputs: int, outputs: int) -> nn.Linear:

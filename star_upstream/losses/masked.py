@@ -52,7 +52,7 @@ class MaskedConfig:
     weights: Weights = (0.1, 1.0)
     """Of each layer."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0.0 < self.probability <= 1.0 or self.length < 1 or self.space < 0:
             raise StarError("probability: above 0 and at most 1, length 1 or more, space 0 or more")
 

@@ -38,7 +38,7 @@ class PredictionConfig:
     layers: Literal["sum", "mean"] = "sum"
     """Over the layers that are predicted: their sum (the equation), or their mean (DistilHuBERT's code)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.l1, self.cosine) < 0 or not max(self.l1, self.cosine) > 0:
             raise StarError(
                 f"l1, cosine: weights must be 0 or more, and one of them above 0, got {self.l1} and {self.cosine}"
@@ -73,13 +73,14 @@ class PredictionLoss(nn.Module):
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss (a scalar, fp32 or wider) and its unweighted terms, each over all layers."""
-        frames_B, mask_BT = valid_in_both(teacher, student, student.predictions[0])
+        guesses = student.predictions or []
+        frames_B, mask_BT = valid_in_both(teacher, student, guesses[0])
         size = mask_BT.shape[1]
         divisor = len(frames_B) if self.config.reduction == "sum" else mask_BT.sum()
         divisor = divisor * (len(self.layers) if self.config.layers == "mean" else 1)
-        l1 = cosine = 0.0
+        l1 = cosine = wide(guesses[0]).new_zeros(())
         with full_precision(mask_BT.device):
-            for layer, guess_BTD in zip(self.layers, student.predictions):
+            for layer, guess_BTD in zip(self.layers, guesses):
                 target_ND, guess_ND = (
                     wide(teacher.states[layer][:, :size])[mask_BT].detach(),
                     wide(guess_BTD[:, :size])[mask_BT],

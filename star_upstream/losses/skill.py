@@ -44,7 +44,7 @@ class SkillConfig(GroupingConfig, DistanceConfig):
     maps: Literal["separate", "shared", "none"] = "separate"
     """One a group; one for all; or none, for models of equal width."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         DistanceConfig.__post_init__(self)
         GroupingConfig.__post_init__(self)
 
@@ -82,7 +82,8 @@ class SkillLoss(nn.Module):
         targets = [picked(self._mean(teacher, group)) for group in self.groups]
         last = self.config.student_side == "last"
         estimates = [picked(self._mean(student, group[-1:] if last else group)) for group in map(sorted, self.groups)]
-        return self.distance(targets, estimates)
+        found: tuple[Tensor, dict[str, Tensor]] = self.distance(targets, estimates)
+        return found
 
     @staticmethod
     def calibrate(config: SkillConfig, teacher: Encoder, clips: Sequence[Clip], seed: int) -> dict[str, Groups]:
@@ -100,8 +101,9 @@ class SkillLoss(nn.Module):
     @staticmethod
     def trained_layers(config: SkillConfig, student: EncoderConfig) -> TrainedLayers:
         every = tuple(range(1 if config.zeroth == "none" else 0, student.layers + 1))
-        last = config.groups is not None and config.student_side == "last"
-        return TrainedLayers(every, tuple(sorted(map(max, config.groups))) if last else every)
+        if config.groups is None or config.student_side != "last":
+            return TrainedLayers(every, every)
+        return TrainedLayers(every, tuple(sorted(map(max, config.groups))))
 
     def _mean(self, output: EncoderOutput, group: Sequence[int]) -> Tensor:
         states = [wide(layer_state(output, layer, self.config.zeroth)) for layer in group]

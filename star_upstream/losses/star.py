@@ -12,8 +12,9 @@ Shapes: B utterances, T frames, D width, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class StarConfig:
     layer_map: tuple[tuple[int, int], ...] | None = None
     """(student layer, teacher layer) pairs, counted from 1. None: one to one, which needs equal depth."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.average_attention, self.layer_wise, self.intra_layer) < 0:
             raise StarError("average_attention, layer_wise and intra_layer: weights must be 0 or more")
         if not any((self.average_attention, self.layer_wise, self.intra_layer)):
@@ -95,11 +96,11 @@ class StarLoss(nn.Module):
             weight = self._pair_weight(frames_B)
             if config.layer_wise:
                 pairs = [(ours[s], ours[s], theirs[t], theirs[t]) for s, t in self.layer_map]
-                terms["layer_wise"] = sum(gram_distance(*pair) for pair in pairs) * weight
+                terms["layer_wise"] = _sum(gram_distance(*pair) for pair in pairs) * weight
             if config.intra_layer:
                 pairs = [(ours[s - 1], ours[s], theirs[t - 1], theirs[t]) for s, t in self.layer_map]
-                terms["intra_layer"] = sum(gram_distance(*pair) for pair in pairs) * weight
-        return sum(getattr(config, name) * term for name, term in terms.items()), terms
+                terms["intra_layer"] = _sum(gram_distance(*pair) for pair in pairs) * weight
+        return _sum(getattr(config, name) * term for name, term in terms.items()), terms
 
     @staticmethod
     def trained_layers(config: StarConfig, student: EncoderConfig) -> TrainedLayers:
@@ -119,17 +120,23 @@ class StarLoss(nn.Module):
         return 1.0 / (frames_B.double().square().sum() * len(self.layer_map)).float()
 
     def _attention(self, teacher: EncoderOutput, student: EncoderOutput, mask_BT: Tensor) -> Tensor:
-        size, total = mask_BT.shape[1], 0.0
+        assert teacher.attentions is not None and student.attentions is not None
+        size, each = mask_BT.shape[1], []
         pairs = self.layer_map[-1:] if self.config.attention_layers == "last" else self.layer_map
         for own, other in pairs:
-            p_BTT = wide(teacher.attentions[other - 1]).mean(1)[:, :size, :size]
-            q_BTT = wide(student.attentions[own - 1]).mean(1)[:, :size, :size]
+            maps = teacher.attentions[other - 1], student.attentions[own - 1]
+            p_BTT, q_BTT = (wide(cast(Tensor, map_BHTT)).mean(1)[:, :size, :size] for map_BHTT in maps)
             tiny = torch.finfo(p_BTT.dtype).tiny
             divergence_BT = (p_BTT * (p_BTT.clamp(min=tiny).log() - q_BTT.clamp(min=tiny).log())).sum(-1)
-            total = total + divergence_BT.masked_fill(~mask_BT, 0.0).sum()
+            each.append(divergence_BT.masked_fill(~mask_BT, 0.0).sum())
         if self.config.reduction == "sum":
-            return total / len(mask_BT)
-        return total / (mask_BT.sum() * len(pairs))
+            return _sum(each) / len(mask_BT)
+        return _sum(each) / (mask_BT.sum() * len(pairs))
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    first, *others = terms
+    return sum(others, start=first)
 
 
 def gram_distance(a_BTD: Tensor, b_BTD: Tensor, p_BTE: Tensor, q_BTE: Tensor) -> Tensor:
@@ -140,12 +147,13 @@ def gram_distance(a_BTD: Tensor, b_BTD: Tensor, p_BTE: Tensor, q_BTE: Tensor) ->
     backward: the gradients -2 D B and -2 D' A (D the difference) are as small as the states and are computed on the
     way.
     """
-    return _GramDistance.apply(a_BTD, b_BTD, p_BTE.detach(), q_BTE.detach())
+    distance: Tensor = _GramDistance.apply(a_BTD, b_BTD, p_BTE.detach(), q_BTE.detach())
+    return distance
 
 
 class _GramDistance(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a_BTD: Tensor, b_BTD: Tensor, p_BTE: Tensor, q_BTE: Tensor) -> Tensor:
+    def forward(ctx: Any, a_BTD: Tensor, b_BTD: Tensor, p_BTE: Tensor, q_BTE: Tensor) -> Tensor:
         total = a_BTD.new_zeros(())
         needed = ctx.needs_input_grad
         grad_a = torch.empty_like(a_BTD) if needed[0] else None
@@ -168,7 +176,7 @@ class _GramDistance(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_a, grad_b = ctx.saved_tensors
         return (
             (None if grad_a is None else -2 * grad * grad_a),
