@@ -82,7 +82,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     if args.transformers:
-        for name in ("target", "layers", "heads", "predictions"):
+        for name in ("target", "layers", "heads", "predictions", "stream"):
             if getattr(args, name):
                 raise StarError(f"--transformers: leave out {'OUT.onnx' if name == 'target' else f'--{name}'}")
         from .export import transformers
@@ -93,9 +93,16 @@ def _export(args: argparse.Namespace) -> None:
     if args.target is None:
         raise StarError("name the file to write, e.g. model.onnx, or give --transformers FOLDER")
     extras.need("export")
-    from .export import onnx
+    from .export import onnx, stream
 
-    found = onnx.export(args.source, args.target, args.layers, args.heads, args.predictions, args.licence, args.config)
+    if args.stream:
+        if args.heads or args.predictions:
+            raise StarError("--stream: gives states alone; leave out --heads and --predictions")
+        found = stream.export(args.source, args.target, args.layers, args.licence, args.config)
+    else:
+        found = onnx.export(
+            args.source, args.target, args.layers, args.heads, args.predictions, args.licence, args.config
+        )
     said = ("outputs", "precision", "opset", "differs", "licence")
     size = args.target.stat().st_size
     print(json.dumps({"file": str(args.target), "bytes": size, **{key: found[key] for key in said}}))
@@ -303,6 +310,10 @@ def parser() -> argparse.ArgumentParser:
     about = "files of star finetune (the answers of their heads), records of star-eval (the weighted sum of the head)"
     command.add_argument("--heads", nargs="+", type=_path, default=[], metavar="FILE", help=about)
     command.add_argument("--predictions", action="store_true", help="also what the model's prediction heads give")
+    about = (
+        "of a model that streams: a step's samples and state in, a chunk and state out (star_upstream.runtime_stream)"
+    )
+    command.add_argument("--stream", action="store_true", help=about)
     about = "write a folder instead, which AutoModel.from_pretrained of the transformers library loads"
     command.add_argument("--transformers", type=_path, metavar="DIR", help=about)
     command.add_argument("--licence", metavar="TEXT", help="the weights' licence, to be stated in the file")

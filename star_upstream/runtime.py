@@ -35,7 +35,7 @@ class Model:
         except Exception as error:  # onnxruntime has a class for every reason
             raise ValueError(f"{path}: cannot be run by onnxruntime ({str(error).strip().splitlines()[0]})") from None
         self.about: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
-        if self.about.get("format") != FORMAT:
+        if self.about.get("format") != getattr(self, "format", FORMAT):
             raise ValueError(f"{path}: not a file of star export")
         self.path, self.outputs = path, self.about["outputs"]
 

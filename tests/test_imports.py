@@ -13,7 +13,21 @@ PACKAGE = "star_upstream"
 
 ORDER = (
     # what knows nothing of speech; `star_upstream` is its __init__, where environment finds the version
-    ("errors", "say", "extras", "files", "strict", "outputs", "environment", "cores", "jobs", "metrics", "runtime", ""),
+    (
+        "errors",
+        "say",
+        "extras",
+        "files",
+        "strict",
+        "outputs",
+        "environment",
+        "cores",
+        "jobs",
+        "metrics",
+        "runtime",
+        "runtime_stream",
+        "",
+    ),
     ("audio", "effects", "members"),
     ("compat",),
     # from waveforms to hidden states

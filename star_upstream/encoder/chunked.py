@@ -42,6 +42,8 @@ class Chunks:
 
     def split(self, x_BTD: Tensor) -> Tensor:
         """N x G x D: every chunk with the frames after it."""
+        if self.count == 1:
+            return x_BTD
         x_BWGD = x_BTD.unfold(1, self.group, self.chunk).transpose(2, 3)
         return x_BWGD.reshape(-1, self.group, x_BTD.shape[2])
 

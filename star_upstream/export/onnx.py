@@ -80,15 +80,15 @@ class Graph(nn.Module):
         heads: Heads | None = None,
     ):
         super().__init__()
+        if encoder.config.attention == "chunked":
+            raise StarError("this model streams; give --stream, and no heads or predictions")
         heads = heads or Heads()
         self.encoder, self.heads = encoder, heads.model
         count, width = encoder.config.exposed
         if layers is None:
             layers = [] if heads != Heads() or predictions else "all"
         layers = range(count) if isinstance(layers, str) else layers
-        if wrong := [layer for layer in layers if not -count <= layer < count]:
-            raise StarError(f"--layers: this model gives the states 0 to {count - 1}, got {', '.join(map(str, wrong))}")
-        self.layers = sorted({layer % count for layer in layers})
+        self.layers = sorted({place(layer, count) for layer in layers})
         self.predicted = list(encoder.config.prediction_layers) if predictions else []
         if predictions and not self.predicted:
             raise StarError("--predictions: this model has no prediction heads (prediction_layers)")
@@ -131,6 +131,13 @@ class Graph(nn.Module):
         if self.heads.labels[name]:
             return head.loss.logits(x_BE).softmax(-1)
         return F.normalize(x_BE, dim=1)
+
+
+def place(layer: int, count: int) -> int:
+    """A layer's place from 0. Raises :class:`StarError` where the model has no such state."""
+    if not -count <= layer < count:
+        raise StarError(f"--layers: this model gives the states 0 to {count - 1}, got {layer}")
+    return layer % count
 
 
 def _fill(x_BTD: Tensor, frames_B: Tensor) -> Tensor:
@@ -213,8 +220,11 @@ def write(graph: Graph, path: Path, extra: dict[str, Any], seconds: Sequence[flo
     return content
 
 
-def trace(module: nn.Module, inputs: Sequence[str], example: tuple[Tensor, ...], names: Sequence[str]) -> Any:
-    """The ONNX model of a module whose first inputs' first two dimensions, where they have them, are dynamic."""
+def trace(
+    module: nn.Module, inputs: Sequence[str], example: tuple[Tensor, ...], names: Sequence[str], dynamic: bool = True
+) -> Any:
+    """The ONNX model of a module whose first inputs' first two dimensions, where they have them, are dynamic; or all
+    of whose shapes are constant."""
     import onnx
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
@@ -233,7 +243,7 @@ def trace(module: nn.Module, inputs: Sequence[str], example: tuple[Tensor, ...],
                 dynamo=False,
                 input_names=list(inputs),
                 output_names=list(names),
-                dynamic_axes=axes | {name: {0: "B"} for name in names},
+                dynamic_axes=axes | {name: {0: "B"} for name in names} if dynamic else None,
                 opset_version=OPSET,
             )
     finally:
