@@ -117,8 +117,9 @@ class BucketSampler(Sampler[list[int]]):
     own ``lengths``. ``longest``: utterances will be cut to so many samples.
 
     The batches of an epoch are a function of (clips, seed, epoch) alone, so that a run resumes where it was: set
-    ``epoch`` and ``start`` (batches of this rank already done). Each of ``world`` ranks takes every world-th batch; at
-    most world - 1 are left out, other ones each epoch unless batches are repeated.
+    ``epoch`` and ``start`` (batches of this rank already done). Each of ``world`` ranks takes every world-th batch of a
+    number that is a multiple of ``together``, or of ``world``; the few others are left out, other ones each epoch
+    unless batches are repeated. With ``together`` (a multiple of ``world``) the batches are the same for any ``world``.
     """
 
     def __init__(
@@ -133,7 +134,9 @@ class BucketSampler(Sampler[list[int]]):
         batches: str = "mixed",
         counted: str = "padded",
         longest: int | None = None,
+        together: int | None = None,
     ):
+        self.together = together or world
         self.lengths = np.array([c.samples if longest is None else min(c.samples, longest) for c in clips])
         self.batches, self.counted = batches if shuffle else "mixed", counted
         if len(clips) and self.lengths.max() > seconds * audio.RATE:
@@ -171,7 +174,7 @@ class BucketSampler(Sampler[list[int]]):
             batches.append(current)
         if self.shuffle:
             batches = [batches[i] for i in random.permutation(len(batches))]
-        return batches[: len(batches) // self.world * self.world] if self.world > 1 else batches
+        return batches[: len(batches) // self.together * self.together]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.plan(self.epoch)[self.rank :: self.world][self.start :])
@@ -192,7 +195,10 @@ class BatchStream(Sampler[list]):
     def __init__(self, sampler: BucketSampler):
         self.sampler = sampler
         if not len(sampler):
-            raise StarError(f"data: fewer batches than processes ({sampler.world}); lower batch_seconds or batch_items")
+            raise StarError(
+                f"data: fewer batches than an update of {sampler.world} processes takes; lower batch_seconds or "
+                "batch_items, or training.batches_per_update"
+            )
 
     def __iter__(self) -> Iterator[list[Any]]:
         sampler = self.sampler

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import strict
 from ..encoder import EncoderConfig
 from ..errors import StarError
 from ..pruning.config import PruningConfig
@@ -128,13 +129,18 @@ class TrainingConfig:
     clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     accumulate: int = 1
-    """Batches an update."""
+    """Batches an update of each process."""
+    batches_per_update: int | None = None
+    """Batches an update of all processes together, in ``accumulate``'s place: each process takes its share of the same
+    batches, so that a run may go on on another number of processes."""
     precision: Literal[32, "bf16-mixed", "16-mixed", "auto"] = 32
     """``auto``: bf16 where it is right and an update takes at most 0.87 of fp32's time with it (AMX, GPUs), fp32
     elsewhere; decided once, on the run's first batch, and kept in its state."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
-    """Processes: GPUs, or on the CPU gloo processes."""
+    """Processes of a machine: GPUs, or on the CPU gloo processes."""
+    nodes: int = 1
+    """Machines. Beyond one, torchrun or Slurm (srun) starts the processes."""
     seed: int = 0
     log_every: int = 50
     """Updates; so are the next two."""
@@ -155,6 +161,7 @@ class TrainingConfig:
             "eps",
             "accumulate",
             "devices",
+            "nodes",
             "log_every",
             "validate_every",
             "save_every",
@@ -164,10 +171,26 @@ class TrainingConfig:
         for name in ("clip", "weight_decay", "seed"):
             if not getattr(self, name) >= 0:
                 raise StarError(f"{name}: must be 0 or more, got {getattr(self, name)}")
+        together = self.batches_per_update
+        if together is not None and (self.accumulate != 1 or together < 1 or together % self.processes):
+            raise StarError(
+                f"batches_per_update: must be a multiple of the number of processes ({self.processes}), with "
+                f"accumulate: 1; got {together} and accumulate: {self.accumulate}"
+            )
         if not 0.0 <= self.warmup < 1.0:
             raise StarError(f"warmup: must be at least 0 and below 1, got {self.warmup}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise StarError(f"betas: must be at least 0 and below 1, got {list(self.betas)}")
+
+    @property
+    def processes(self) -> int:
+        """Of all machines."""
+        return self.devices * self.nodes
+
+    @property
+    def batches_each(self) -> int:
+        """Batches an update of one process."""
+        return self.accumulate if self.batches_per_update is None else self.batches_per_update // self.processes
 
 
 @dataclass(frozen=True)
@@ -228,3 +251,15 @@ class Recipe:
             raise StarError(f"the recipe's student is a copy of its teacher ({self.teacher}); name a checkpoint")
         changes = {name: value for name, value in vars(self.student_changes).items() if value is not None}
         return replace(teacher, **changes)
+
+
+def changed(there: Any, here: Any, free: tuple[str, ...] = ()) -> str:
+    """The first value in which the recipe of a run, ``there``, differs from the one that is to go on with it; the
+    number of processes may where they share an update's batches."""
+    processes = ("training.devices", "training.nodes")
+    if here.training.batches_per_update is not None:
+        free += processes
+    found = strict.difference(there, here, free)
+    if found.startswith(processes):
+        found += "; only with training.batches_per_update a run goes on on another number of processes"
+    return found

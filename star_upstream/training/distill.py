@@ -143,7 +143,7 @@ class Distillation(Training):
         self.total = recipe.training.updates
         if recipe.training.epochs is not None:
             # batches of other epochs differ by a few in number; the run's length is counted in the first epoch's
-            per_epoch = len(self.sampler(0, recipe.training.devices)) / recipe.training.accumulate
+            per_epoch = len(self.sampler(0, self.config.processes)) / self.config.batches_each
             self.total = max(1, round(recipe.training.epochs * per_epoch))
         self._bad: set[str] = set()
 
@@ -157,6 +157,7 @@ class Distillation(Training):
             "counted": data.counted,
             "longest": self.longest,
             "shuffle": part == "train",
+            "together": self.config.batches_per_update if part == "train" else None,
         }
         where = {"rank": rank, "world": world}
         return BucketSampler(

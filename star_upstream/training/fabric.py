@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import StarError
 from .config import TrainingConfig
 
 if TYPE_CHECKING:  # eval, too, compares precisions, and needs no Fabric
@@ -22,7 +23,7 @@ def launched(config: TrainingConfig, folder: Path) -> Fabric:
     from lightning.fabric.strategies import DDPStrategy
 
     strategy: Any = "auto"
-    if config.devices > 1:
+    if config.processes > 1:
         # a loss may leave parts of the student out: layers above its highest one, all but the attention of the last
         strategy = DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -30,11 +31,19 @@ def launched(config: TrainingConfig, folder: Path) -> Fabric:
     fabric = Fabric(
         accelerator=config.accelerator,
         devices=config.devices,
+        num_nodes=config.nodes,
         strategy=strategy,
         precision="32-true" if config.precision in (32, "auto") else config.precision,
         loggers=TensorBoardLogger(str(folder), name="", version="tensorboard"),
     )
-    fabric.launch()
+    try:
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:  # what torchrun or Slurm started is not what the recipe asks for
+        raise StarError(f"training.devices, training.nodes: {' '.join(str(error).split())}") from None
+    if fabric.world_size != config.processes:
+        raise StarError(
+            f"training.devices x training.nodes is {config.processes}, but {fabric.world_size} processes were started"
+        )
     return fabric
 
 

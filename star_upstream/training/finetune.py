@@ -79,7 +79,7 @@ class Finetuning(Training):
 
     def sampler(self, rank: int, world: int) -> Alternating:
         return Alternating(
-            self.utterances.tasks, self.recipe.training.seed, self.recipe.training.accumulate, rank, world
+            self.utterances.tasks, self.recipe.training.seed, self.recipe.training.batches_each, rank, world
         )
 
     def validation_batches(self) -> list[Any]:

@@ -16,7 +16,7 @@ import yaml
 from .. import strict
 from ..data.task_config import TaskConfig
 from ..errors import StarError
-from .config import FOLDER, TrainingConfig
+from .config import FOLDER, TrainingConfig, changed
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class FinetuneRecipe:
         """``training`` with its counts in optimizer steps."""
         config, count = self.training, len(self.tasks)
         if self.alternate == "sum":
+            if config.batches_per_update is not None:
+                return replace(config, batches_per_update=config.batches_per_update * count)
             return replace(config, accumulate=config.accumulate * count)
         names = ("updates", "log_every", "validate_every", "save_every")
         return replace(config, **{n: getattr(config, n) * count for n in names if getattr(config, n) is not None})
@@ -97,7 +99,7 @@ class FinetuneRecipe:
 def difference(text: str, recipe: FinetuneRecipe) -> str:
     """The first value in which a run's recipe, as yaml, differs; where data is cached and who decodes it may change."""
     there = strict.build(FinetuneRecipe, yaml.safe_load(text))
-    found = strict.difference(there, recipe, ("data.workers", "data.cache"))
+    found = changed(there, recipe, ("data.workers", "data.cache"))
     if not found and list(there.tasks) != list(recipe.tasks):
         return f"tasks take turns as {', '.join(there.tasks)} there and as {', '.join(recipe.tasks)} here"
     return found

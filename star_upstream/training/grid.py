@@ -89,7 +89,7 @@ def run(
 
 def _one(source: str, plan: Mapping[str, Sequence[str]], out: str, name: str) -> Any:
     recipe = recipes.load(source, plan[name], FinetuneRecipe)
-    if recipe.training.devices > 1:
+    if recipe.training.processes > 1:
         _command_line(["finetune", source, *plan[name], "--out", str(Path(out) / name)])
     try:
         finetune.run(recipe, Path(out) / name)

@@ -20,6 +20,7 @@ from .. import cores
 from ..data.batches import BatchStream
 from ..errors import StarError
 from ..say import say
+from . import stop
 from .fabric import everyones, launched
 from .optimizer import adamw, rate, too_few
 from .precision import RunPrecision
@@ -42,7 +43,10 @@ def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = No
     loop, config = _Loop(training, folder), training.config
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     try:
-        with cores.divided(training.workers, config.devices, gpu) as training.workers:
+        with (
+            cores.divided(training.workers, config.devices, gpu) as training.workers,
+            stop.listening() as loop.request,
+        ):
             loop.run(state)
     except StarError as error:
         # an error from a data worker arrives with that process's traceback in its text
@@ -58,6 +62,7 @@ def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = No
 class _Loop:
     def __init__(self, training: Training, folder: RunFolder):
         self.training, self.config, self.folder = training, training.config, folder
+        self.request = stop.Request()
         self.update, self.elapsed = 0, 0.0
         self.best: float | None = None
         self.heard = self.heard_before = 0.0
@@ -73,19 +78,24 @@ class _Loop:
     def run(self, state: dict[str, Any] | None) -> None:
         self.begin(state)
         with self.progress:
-            batches = iter(self.training.loader("train", self.stream))
+            loader = self.training.loader("train", self.stream)
+            loader.worker_init_fn = stop.ignore
+            batches = iter(loader)
             while not self.finished:
                 self.training.before_update(self.share)
-                for number in range(self.config.accumulate):
-                    self.learn(next(batches), last=number + 1 == self.config.accumulate)
+                for number in range(self.config.batches_each):
+                    self.learn(next(batches), last=number + 1 == self.config.batches_each)
                 self.step()
                 validates = self.finished or self.update % self.config.validate_every == 0
                 if self.finished or self.update % self.config.log_every == 0:
                     self.log_training()
                 if validates:
                     self.validate()
-                if validates or self.update % self.config.save_every == 0:
+                stops = not self.finished and self.request.came(self.fabric)
+                if validates or stops or self.update % self.config.save_every == 0:
                     self.save_state()
+                if stops:
+                    self.request.end(self.folder, self.update)
 
     # begin
 
@@ -113,7 +123,9 @@ class _Loop:
         training.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.load(state)
-        self.sampler.epoch, self.sampler.start = state["position"]
+        self.sampler.epoch, start = state["position"]
+        # the same batches, shared by another number of processes
+        self.sampler.start = start * state.get("processes", self.fabric.world_size) // self.fabric.world_size
         self.update, self.elapsed, self.best = state["update"], state["elapsed"], state["best"]
         self.heard, self.audio_crc = state.get("audio", (0.0, 0))
         self.heard_before = self.heard
@@ -143,8 +155,9 @@ class _Loop:
         batch = self.fabric.to_device(batch)
         if self.precision.settle(training.model, batch):
             self.clock = self.since = clock()  # it took some updates' time, and is none
-        # dropout depends on the place in the run alone, so a resumed run draws what an unbroken one draws
-        seed = np.random.SeedSequence((self.config.seed, sampler.epoch, sampler.start, self.fabric.global_rank))
+        # dropout depends on the batch's place in the run alone, so a resumed run draws what an unbroken one draws
+        place = sampler.start * self.fabric.world_size + self.fabric.global_rank
+        seed = np.random.SeedSequence((self.config.seed, sampler.epoch, place, 0))
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
         with (
             self.fabric.no_backward_sync(self.model, enabled=not last)
@@ -156,7 +169,7 @@ class _Loop:
                 raise StarError(
                     f"the loss is {loss.item()} at update {self.update}; files of the batch: {', '.join(batch.paths)}"
                 )
-            self.fabric.backward(loss / self.config.accumulate)
+            self.fabric.backward(loss / self.config.batches_each)
         for name, value in {"loss": loss.detach(), **terms}.items():
             pair = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float32)])
             self.sums[name] = self.sums.get(name, 0.0) + pair
@@ -267,6 +280,7 @@ class _Loop:
                 "optimizer": self.optimizer.state_dict(),
                 **self.precision.state(),
                 "sums": {name: value.cpu() for name, value in self.sums.items()},
+                "processes": self.fabric.world_size,
                 "position": [self.sampler.epoch, self.sampler.start],
                 "audio": [self.heard, self.audio_crc],
                 "update": self.update,

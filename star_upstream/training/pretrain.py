@@ -103,13 +103,15 @@ class Pretraining(Training):
         }
         self.total = self.config.updates
         if self.config.epochs is not None:
-            per_epoch = len(self.sampler(0, self.config.devices)) / self.config.accumulate
+            per_epoch = len(self.sampler(0, self.config.processes)) / self.config.batches_each
             self.total = max(1, round(self.config.epochs * per_epoch))
 
     def sampler(self, rank: int, world: int, part: str = "train") -> CropSampler:
         data = self.recipe.data
         options = {"items": data.batch_items, "batches": data.batches, "counted": data.counted}
-        where = {"rank": rank, "world": world, "shuffle": part == "train"}
+        train = part == "train"
+        where = {"rank": rank, "world": world, "shuffle": train}
+        where["together"] = self.config.batches_per_update if train else None
         crop = data.crop_seconds or data.max_seconds
         return CropSampler(self.clips[part], crop, data.batch_seconds, self.config.seed, **options, **where)
 

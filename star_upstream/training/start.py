@@ -19,7 +19,7 @@ from ..errors import StarError
 from ..formats import checkpoint, sources
 from ..say import say
 from . import recipe as recipes
-from .config import DataConfig
+from .config import DataConfig, changed
 from .loop import fit
 from .run_folder import RunFolder
 from .training import Training
@@ -163,4 +163,4 @@ def difference(text: str, recipe: Any) -> str:
     """The first value in which a run's recipe differs; the number of data workers and what is only told may change."""
     there = strict.build(type(recipe), yaml.safe_load(text))
     there, here = (dataclasses.replace(one, about="", method="", choices={}) for one in (there, recipe))
-    return strict.difference(there, here, ("data.workers",))
+    return changed(there, here, ("data.workers",))

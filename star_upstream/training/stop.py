@@ -1,5 +1,4 @@
-"""SIGTERM and Slurm's warning before it takes a machine back (SIGUSR1) end a run in order: its state is written
-first."""
+"""SIGTERM, and Slurm's warning before it takes a machine back (SIGUSR1), end a run in order: its state is written."""
 
 from __future__ import annotations
 
@@ -9,18 +8,36 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+
+from ..say import say
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from .run_folder import RunFolder
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-
-class Stopped(Exception):
-    """A signal ended the run after its state was written; the text says where it is and how it goes on."""
 
 
 class Request:
     """The signal that came, if one did."""
 
     name = ""
+
+    def came(self, fabric: Fabric) -> bool:
+        """Whether one came to any process."""
+        here = torch.tensor(float(bool(self.name)), device=fabric.device)
+        return bool(fabric.all_reduce(here, reduce_op="max"))
+
+    def end(self, folder: RunFolder, update: int) -> NoReturn:
+        """End this process as one that has done its work, once the state of ``update`` is written."""
+        if folder.lead:
+            why = f"stopped by {self.name or 'a signal to another process'} after update {update}"
+            say(f"{folder.path}: {why}, its state is written; to go on: {command()}")
+        raise SystemExit(0)
 
 
 @contextmanager
