@@ -13,7 +13,8 @@ start.py       what is settled before a run's first update
 finetune.py    heads, and the encoder under them, learn tasks; finetune_recipe.py, finetune_scores.py, finetune_table.py
 grid.py        many fine-tunings from one command
 optimizer.py   learning rate and parameter groups        progress.py  how far a run is, for people
-fabric.py      devices, precision, logger                precision.py is reduced precision right here
+fabric.py      devices, nodes, precision                 precision.py  is reduced precision right here
+trackers.py    TensorBoard and others                    stop.py       signals that end a run
 """
 
 from __future__ import annotations

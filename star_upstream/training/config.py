@@ -146,6 +146,8 @@ class TrainingConfig:
     """Updates; so are the next two."""
     validate_every: int = 1000
     save_every: int = 200
+    trackers: tuple[Literal["csv", "wandb", "mlflow"], ...] = ()
+    """Where the log's numbers go, too, beside TensorBoard (:mod:`.trackers`)."""
     initialise_from_teacher: Initialisation = field(default_factory=Initialisation)
     initialise_from_student: StudentStart = field(default_factory=StudentStart)
 

@@ -1,10 +1,9 @@
-"""Lightning Fabric as a run's configuration asks for it: devices, precision, logger."""
+"""Lightning Fabric as a run's configuration asks for it: devices, nodes, precision."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +15,9 @@ if TYPE_CHECKING:  # eval, too, compares precisions, and needs no Fabric
     from lightning.fabric import Fabric
 
 
-def launched(config: TrainingConfig, folder: Path) -> Fabric:
-    """Fabric with all its processes running; logs go to ``folder``."""
+def launched(config: TrainingConfig) -> Fabric:
+    """Fabric with all its processes running."""
     from lightning.fabric import Fabric
-    from lightning.fabric.loggers import TensorBoardLogger
     from lightning.fabric.strategies import DDPStrategy
 
     strategy: Any = "auto"
@@ -33,8 +31,7 @@ def launched(config: TrainingConfig, folder: Path) -> Fabric:
         devices=config.devices,
         num_nodes=config.nodes,
         strategy=strategy,
-        precision="32-true" if config.precision in (32, "auto") else config.precision,
-        loggers=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+        precision="32-true" if config.precision == 32 or config.precision == "auto" else config.precision,
     )
     try:
         fabric.launch()

@@ -26,6 +26,7 @@ from .optimizer import adamw, rate, too_few
 from .precision import RunPrecision
 from .progress import Progress
 from .run_folder import RunFolder
+from .trackers import Trackers
 from .training import Training
 
 clock = time.monotonic
@@ -94,6 +95,8 @@ class _Loop:
                 stops = not self.finished and self.request.came(self.fabric)
                 if validates or stops or self.update % self.config.save_every == 0:
                     self.save_state()
+                if stops or self.finished:
+                    self.trackers.close()
                 if stops:
                     self.request.end(self.folder, self.update)
 
@@ -101,7 +104,7 @@ class _Loop:
 
     def begin(self, state: dict[str, Any] | None) -> None:
         training, config = self.training, self.config
-        self.fabric = launched(config, self.folder.path)
+        self.fabric = launched(config)
         for module in training.others().values():
             module.to(self.fabric.device)
         self.model, self.optimizer = self.fabric.setup(training.model, adamw(training.groups(), config))
@@ -115,6 +118,7 @@ class _Loop:
         else:
             self.sampler.epoch, self.sampler.start, self.audio_crc = training.begins_at
         self.folder.open_log(self.update)
+        self.trackers = Trackers(config.trackers, self.folder)
         self.clock = self.since = clock()
         self.progress = Progress(self, shown=self.fabric.is_global_zero)
 
@@ -225,7 +229,7 @@ class _Loop:
         position = {"update": self.update, "epoch": self.sampler.epoch, "seconds": round(self.elapsed, 1)}
         self.row = {**self.row, **position, **row}
         self.folder.log({**position, **row, **(marks or {})})
-        self.fabric.log_dict({**position, **row}, step=self.update)
+        self.trackers.log({**position, **row}, self.update)
 
     # validation, state, end
 
