@@ -131,8 +131,8 @@ class TrainingConfig:
     accumulate: int = 1
     """Batches an update of each process."""
     batches_per_update: int | None = None
-    """Batches an update of all processes together, in ``accumulate``'s place: each process takes its share of the same
-    batches, so that a run may go on on another number of processes."""
+    """Batches an update of all processes together, which ``accumulate`` is not asked for then: each process takes its
+    share of the same batches, so that a run may go on on another number of processes."""
     precision: Literal[32, "bf16-mixed", "16-mixed", "auto"] = 32
     """``auto``: bf16 where it is right and an update takes at most 0.87 of fp32's time with it (AMX, GPUs), fp32
     elsewhere; decided once, on the run's first batch, and kept in its state."""
@@ -174,10 +174,9 @@ class TrainingConfig:
             if not getattr(self, name) >= 0:
                 raise StarError(f"{name}: must be 0 or more, got {getattr(self, name)}")
         together = self.batches_per_update
-        if together is not None and (self.accumulate != 1 or together < 1 or together % self.processes):
+        if together is not None and (together < 1 or together % self.processes):
             raise StarError(
-                f"batches_per_update: must be a multiple of the number of processes ({self.processes}), with "
-                f"accumulate: 1; got {together} and accumulate: {self.accumulate}"
+                f"batches_per_update: must be a multiple of the number of processes ({self.processes}), got {together}"
             )
         if not 0.0 <= self.warmup < 1.0:
             raise StarError(f"warmup: must be at least 0 and below 1, got {self.warmup}")
