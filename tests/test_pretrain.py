@@ -10,6 +10,7 @@ from tiny_pretrain import ENCODER, write_recipe, write_steps
 from tiny_runs import PATIENCE, killed, log, start
 
 from star_upstream import cli
+from star_upstream.analysis import latency
 from star_upstream.encoder import EncoderConfig, size
 from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
@@ -223,6 +224,7 @@ def test_every_shipped_recipe_is_whole(name, tmp_path):
 
 
 def test_the_shipped_students_are_those_of_star():
+    assert latency.sizes("dicehubert")["parameters"] == latency.sizes("star_hubert")["parameters"]
     shapes = {name: recipe.load(name, (), PretrainRecipe).encoder for name in ("dicehubert", "dicehubert_mini")}
     assert shapes["dicehubert"] == recipe.load("star_hubert").student
     assert size.parameters(shapes["dicehubert_mini"]) == size.parameters(recipe.load("star_mini").student)

@@ -413,6 +413,19 @@ def test_a_wrong_file_is_named(tmp_path, text, message):
         recipe.load(tmp_path / "bad.yaml")
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "command"),
+    [
+        ("dicehubert", Recipe, "pretrain"),
+        ("star_mini", FinetuneRecipe, "distill"),
+        ("multitask_mini", Recipe, "finetune"),
+    ],
+)
+def test_a_recipe_of_another_command_is_told_it(name, kind, command):
+    with pytest.raises(StarError, match=f"{name}: is a recipe of star {command}$"):
+        recipe.load(name, (), kind)
+
+
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(StarError, match="did you mean 'star_hubert'"):
         recipe.load("star_huber")

@@ -21,6 +21,7 @@ from ..errors import StarError
 from ..formats import checkpoint
 from ..pruning.gates import GatedEncoder
 from ..training import recipe as recipes
+from ..training.pretrain_recipe import PretrainRecipe
 
 Model = Encoder | GatedEncoder
 
@@ -34,6 +35,8 @@ def sizes(source: str) -> dict[str, Any]:
         path = Path(source)
         weights = path if checkpoint.is_single(path) else (path if path.is_dir() else path.parent) / checkpoint.WEIGHTS
         return {**values, "bytes": weights.stat().st_size} if weights.is_file() else values
+    if source in recipes.names(PretrainRecipe):
+        return profile(recipes.load(source, (), PretrainRecipe).encoder_config())
     if _is_recipe(source):
         loaded = recipes.load(source)
         teacher = _teacher(loaded.teacher).config if loaded.student == "teacher" else None
@@ -48,6 +51,8 @@ def model(source: str) -> Model:
         from ..training import prune
 
         return prune.load_gated(source)
+    if source in recipes.names(PretrainRecipe):
+        return Encoder(recipes.load(source, (), PretrainRecipe).encoder_config()).eval()
     if checkpoint.is_checkpoint(source) or not _is_recipe(source):
         return _teacher(source)
     loaded = recipes.load(source)

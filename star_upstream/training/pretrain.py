@@ -110,8 +110,8 @@ class Pretraining(Training):
         data = self.recipe.data
         options = {"items": data.batch_items, "batches": data.batches, "counted": data.counted}
         train = part == "train"
-        where = {"rank": rank, "world": world, "shuffle": train}
-        where["together"] = self.config.batches_per_update if train else None
+        together = self.config.batches_per_update if train else None
+        where: dict[str, Any] = {"rank": rank, "world": world, "shuffle": train, "together": together}
         crop = data.crop_seconds or data.max_seconds
         return CropSampler(self.clips[part], crop, data.batch_seconds, self.config.seed, **options, **where)
 

@@ -16,7 +16,7 @@ import yaml
 
 from .. import strict
 from ..errors import StarError, nearest
-from .config import Recipe
+from .config import FOLDER, Recipe
 
 
 class Kind(Protocol):
@@ -109,6 +109,10 @@ def _resolve(source: str | Path, children: tuple[Path, ...], kind: type[Kind]) -
     if not path.is_file():
         path = Path(source)
         if not path.is_file():
+            others = [file.parent for file in FOLDER.rglob("*.yaml") if file.stem == str(source)]
+            if others:
+                command = "distill" if others[0] == FOLDER else others[0].name
+                raise StarError(f"{source}: is a recipe of star {command}")
             raise StarError(
                 f"{source}: no such recipe or yaml file{nearest(str(source), names(kind))} (shipped: "
                 f"{', '.join(names(kind))})"
