@@ -21,7 +21,8 @@ from ..data.batches import BatchStream
 from ..errors import StarError
 from ..say import say
 from . import stop
-from .fabric import everyones, launched
+from .fabric import launched
+from .means import Means
 from .optimizer import adamw, rate, too_few
 from .precision import RunPrecision
 from .progress import Progress
@@ -71,8 +72,8 @@ class _Loop:
         self.budget = 60 * (self.config.minutes or 0.0)
         self.row: dict[str, Any] = {}
         """The latest value of every column of the log."""
-        self.sums: dict[str, torch.Tensor] = {}
-        """Sum and count of each term since the last line of the log."""
+        self.means = Means()
+        """Of the loss and its terms since the last line of the log."""
         self.audio_crc = 0
         """Of all training batches so far, each with the one before it: equal where all audio was, and its order."""
 
@@ -133,7 +134,7 @@ class _Loop:
         self.update, self.elapsed, self.best = state["update"], state["elapsed"], state["best"]
         self.heard, self.audio_crc = state.get("audio", (0.0, 0))
         self.heard_before = self.heard
-        self.sums = {name: value.to(self.fabric.device) for name, value in state["sums"].items()}
+        self.means = Means(state["sums"])
 
     @property
     def share(self) -> float:
@@ -174,9 +175,7 @@ class _Loop:
                     f"the loss is {loss.item()} at update {self.update}; files of the batch: {', '.join(batch.paths)}"
                 )
             self.fabric.backward(loss / self.config.batches_each)
-        for name, value in {"loss": loss.detach(), **terms}.items():
-            pair = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float32)])
-            self.sums[name] = self.sums.get(name, 0.0) + pair
+        self.means.add(loss, terms)
         self.heard += training.seconds(batch) * self.fabric.world_size
         self.stream.advance()
 
@@ -207,22 +206,14 @@ class _Loop:
     # the log
 
     def log_training(self) -> None:
-        self.share_sums()
-        means = {name: (total / count).item() for name, (total, count) in self.sums.items()}
-        row: dict[str, Any] = {f"train/{n}": means[n] for n in sorted(means, key=lambda n: (n != "loss", n))}
+        self.means.share(self.fabric)
+        row: dict[str, Any] = self.means.row("train")
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        now = clock()
         row["audio_seconds_per_second"] = round(self.speed, 2)
         row["audio_hours"] = round(self.heard / 3600, 4)
         row.update(self.training.extras())
-        self.sums, self.heard_before, self.since = {}, self.heard, now
+        self.means, self.heard_before, self.since = Means(), self.heard, clock()
         self.write(row, {"audio_crc32": self.audio_crc} if self.audio_crc else {})
-
-    def share_sums(self) -> None:
-        """Replace each process's sums by their mean over processes."""
-        if self.sums:
-            values = self.fabric.all_reduce(torch.stack(list(self.sums.values())), reduce_op="mean")
-            self.sums = dict(zip(self.sums, values))
 
     def write(self, row: dict[str, Any], marks: dict[str, int] | None = None) -> None:
         """``marks``: columns of the log that are no measurements."""
@@ -241,17 +232,14 @@ class _Loop:
         # with too few to share, every process takes all of them: the mean is the same
         batches = batches[rank::world] if len(batches) >= world else batches
         self.model.eval()
-        sums: dict[str, np.ndarray] = {}
+        means = Means()
         for batch in training.loader("valid", batches):
             training.taken(batch)
             loss, terms = self.model(self.fabric.to_device(batch))
-            weight = training.weight(batch)
-            for name, value in {"loss": loss, **terms}.items():
-                sums[name] = sums.get(name, 0.0) + np.array([float(value) * weight, weight])
+            means.add(loss, terms, training.weight(batch))
         self.model.train()
-        means = self.over_processes(sums)
-        row = {f"valid/{n}": means[n] for n in sorted(means, key=lambda n: (n != "loss", n))}
-        row, score = training.judge(row)
+        means.share(self.fabric)
+        row, score = training.judge(means.row("valid"))
         if not math.isfinite(row["valid/loss"]):
             fix = "lower training.learning_rate, or set training.clip"
             raise StarError(f"the validation loss is {row['valid/loss']} at update {self.update}; {fix}")
@@ -266,15 +254,8 @@ class _Loop:
         self.progress.validated()
         self.since = clock()
 
-    def over_processes(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
-        """Means of each name over the batches of all processes; one process may have names that another has not."""
-        shares = everyones(self.fabric, sums)
-        names = sorted({name for one in shares for name in one})
-        totals = {name: sum(one[name] for one in shares if name in one) for name in names}
-        return {name: float(total / weight) for name, (total, weight) in totals.items()}
-
     def save_state(self) -> None:
-        self.share_sums()
+        self.means.share(self.fabric)
         if not self.fabric.is_global_zero:
             return
         self.folder.save_state(
@@ -283,7 +264,7 @@ class _Loop:
                 "model": self.training.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 **self.precision.state(),
-                "sums": {name: value.cpu() for name, value in self.sums.items()},
+                "sums": self.means.state(),
                 "processes": self.fabric.world_size,
                 "position": [self.sampler.epoch, self.sampler.start],
                 "audio": [self.heard, self.audio_crc],
