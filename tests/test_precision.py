@@ -94,8 +94,8 @@ def test_several_faults_and_one_in_a_modules_own_code(monkeypatch):
     plant(model, "layers.1.attention.value")
     right = PositionalConvolution.forward
 
-    def doubled(self, x_BTD, mask_BT=None):
-        return right(self, x_BTD, mask_BT) * (2.0 if torch.is_autocast_enabled("cpu") else 1.0)
+    def doubled(self, *arguments):
+        return right(self, *arguments) * (2.0 if torch.is_autocast_enabled("cpu") else 1.0)
 
     monkeypatch.setattr(PositionalConvolution, "forward", doubled)
     assert set(settle(model).moved) == {
@@ -160,8 +160,8 @@ def world(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     right = PositionalConvolution.forward
 
-    def wrong(self, x_BTD, mask_BT=None):
-        return right(self, x_BTD, mask_BT) + (x_BTD if torch.is_autocast_enabled("cpu") else 0.0)
+    def wrong(self, x_BTD, *more):
+        return right(self, x_BTD, *more) + (x_BTD if torch.is_autocast_enabled("cpu") else 0.0)
 
     monkeypatch.setattr(PositionalConvolution, "forward", wrong)
     return tmp_path
