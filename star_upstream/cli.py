@@ -30,7 +30,7 @@ def _pretrain(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, kind: type) -> None:
     from .training import recipe as recipes
 
-    recipe = recipes.load(args.recipe, args.values, kind)
+    recipe: Any = recipes.load(args.recipe, args.values, kind)
     if args.dry_run:
         print(recipes.dump(recipe), end="")
         return

@@ -54,7 +54,7 @@ class Trials:
     often it was drawn in a resample. Trials of equal score are accepted together.
     """
 
-    def __init__(self, targets: Sequence[int], scores: Sequence[float]):
+    def __init__(self, targets: Sequence[int] | np.ndarray, scores: Sequence[float] | np.ndarray) -> None:
         self.order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
         ranked = np.asarray(scores, dtype=float)[self.order]
         self.is_target = np.asarray(targets)[self.order] == 1

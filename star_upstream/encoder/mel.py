@@ -110,7 +110,8 @@ def _energies(waveforms_BN: Tensor, window_W: Tensor) -> Tensor:
     """B x M x F: the squared spectrum of every window."""
     if not torch.onnx.is_in_onnx_export():
         spectrum_BMF = torch.fft.rfft(waveforms_BN.unfold(1, WINDOW, HOP) * window_W, POINTS)
-        return spectrum_BMF.real.square() + spectrum_BMF.imag.square()
+        power_BMF: Tensor = spectrum_BMF.real.square() + spectrum_BMF.imag.square()
+        return power_BMF
     # ONNX can cut no windows that overlap: the transform's sines and cosines as the kernels of a convolution
     turns_FW = (torch.arange(POINTS // 2 + 1)[:, None] * torch.arange(WINDOW) % POINTS).double() / POINTS
     angle_FW = 2 * torch.pi * turns_FW

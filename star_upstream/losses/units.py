@@ -28,7 +28,7 @@ class MaskConfig:
     """Weight of the mean over frames that are not masked. HuBERT sets 0; on a small budget the easy frames show what
     units are."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0.0 <= self.start <= 1.0 or self.span < 1 or self.unmasked_weight < 0.0:
             raise StarError("mask: start is a probability, span 1 frame or more, unmasked_weight 0 or more")
 

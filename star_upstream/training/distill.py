@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from .run_folder import RunFolder
 from .start import Start, shareable
 from .student import behind_frontend, make_student
 from .training import Training
+
+if TYPE_CHECKING:
+    from ..pruning.gates import GatedEncoder
 
 
 def run(recipe: Recipe, out: str | Path) -> Path:
@@ -57,6 +60,7 @@ class Run(Start):
         super().__init__(recipe, out, "star distill")
         self.model = self.folder.path / recipe.result
         if not self.finished:
+            assert self.encoder is not None  # a distillation's recipe names a teacher
             loss = _calibrated(self.recipe, self.encoder, self.clips["train"], self.folder, self.new)
             self.complete = dataclasses.replace(self.recipe, loss=loss)
             self.provenance["recipe"] = shareable(self.complete)
@@ -91,6 +95,8 @@ class Teacher:
 class Objective(nn.Module):
     """The student and what its states are compared by; the loss of a batch."""
 
+    loss: losses.LossSum
+
     def __init__(self, student: nn.Module, loss: losses.LossSum, teacher: Teacher, padded: bool):
         super().__init__()
         self.student, self.loss, self.teacher, self.padded = student, loss, teacher, padded
@@ -114,14 +120,17 @@ class Distillation(Training):
     """The training of an :class:`Objective` on clips."""
 
     objective: type[Objective] = Objective
+    model: Objective
+    student: Any
+    """An :class:`Encoder`, or one with gates."""
 
     def __init__(
         self,
         recipe: Recipe,
-        student: nn.Module,
+        student: Encoder | GatedEncoder,
         teacher: Teacher,
         folder: RunFolder,
-        clips: dict[str, Sequence[Clip]],
+        clips: Mapping[str, Sequence[Clip]],
         provenance: dict[str, Any],
     ):
         self.recipe, self.config, self.clips, self.folder, self.provenance = (
@@ -152,17 +161,16 @@ class Distillation(Training):
 
     def sampler(self, rank: int, world: int, part: str = "train") -> BucketSampler:
         data = self.recipe.data
-        options = {
+        options: dict[str, Any] = {
             "batches": data.batches,
             "counted": data.counted,
             "longest": self.longest,
             "shuffle": part == "train",
             "together": self.config.batches_per_update if part == "train" else None,
+            "rank": rank,
+            "world": world,
         }
-        where = {"rank": rank, "world": world}
-        return BucketSampler(
-            self.clips[part], data.batch_seconds, data.batch_items, self.config.seed, **options, **where
-        )
+        return BucketSampler(self.clips[part], data.batch_seconds, data.batch_items, self.config.seed, **options)
 
     def validation_batches(self) -> list[list[int]]:
         return self.sampler(0, 1, "valid").plan(0)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 class Objective(nn.Module):
     """Encoder and heads; the loss of a batch of one task, times ``scale``."""
 
+    model: MultitaskModel
+
     def __init__(self, model: MultitaskModel, scale: int):
         super().__init__()
         self.model, self.scale = model, scale
@@ -55,13 +57,15 @@ class Objective(nn.Module):
     def forward(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
         x_BE = embed(self.model, batch, batch.targets_B.device)
         with full_precision(x_BE.device):
-            loss, logits_BC = self.model.heads[batch.task].loss(x_BE, batch.targets_B)
+            loss, logits_BC = cast(nn.Module, self.model.head(batch.task).loss)(x_BE, batch.targets_B)
         accuracy = 100.0 * (logits_BC.argmax(1) == batch.targets_B).float().mean()
         return loss * self.scale, {f"{batch.task}/loss": loss.detach(), f"{batch.task}/accuracy": accuracy}
 
 
 class Finetuning(Training):
     """Heads, and unless ``frozen`` the encoder under them, learn their tasks in turn."""
+
+    model: Objective
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class Finetuning(Training):
         for number, task in enumerate(self.utterances.tasks):
             rows = task.rows("valid")
             step = max(1, math.ceil(len(rows) / self.recipe.data.valid_limit))
-            batches += whole(self.utterances.tasks, number, rows[::step])
+            batches += whole(self.utterances.tasks, number, rows[::step].tolist())
         return batches
 
     def loader(self, part: str, batches: Any) -> DataLoader:
@@ -140,10 +144,13 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
     found = folder.claim(lambda text: difference(text, recipe))
     if found == "finished":
         say(f"{folder.path}: finished before; remove it to run it again")
-        return folder.result()
+        return folder.result() or {}
     tasks = task_tables.load(recipe.tasks, recipe.data.root)
     encoder = sources.load(recipe.encoder)
-    of = {"encoder": checkpoint.digest(encoder), "data": {name: task.digest for name, task in tasks.items()}}
+    of: dict[str, Any] = {
+        "encoder": checkpoint.digest(encoder),
+        "data": {name: task.digest for name, task in tasks.items()},
+    }
     state = folder.load_state()
     if state is not None and state["identity"] != of:
         changed = "encoder" if state["identity"]["encoder"] != of["encoder"] else "data"
@@ -274,7 +281,7 @@ def _size(encoder) -> int:
 def _absolute(recipe: FinetuneRecipe) -> FinetuneRecipe:
     """With absolute paths, so that a run can be resumed from another folder."""
     data = recipe.data
-    paths = {
+    paths: dict[str, Any] = {
         name: str(Path(getattr(data, name)).expanduser().resolve()) for name in ("root", "cache") if getattr(data, name)
     }
     place = Path(recipe.encoder).expanduser()

@@ -97,7 +97,7 @@ def _trials(model, utterances, number, precision, limit):
     task = utterances.tasks[number]
     trials = task.trials if limit is None else task.trials[task.trials.groupby("target").cumcount() < limit // 2]
     rows = np.unique(trials[["first", "second"]].to_numpy())
-    x_BE = F.normalize(vectors(model, utterances, number, rows, precision), dim=1).numpy()
+    x_BE = F.normalize(vectors(model, utterances, number, rows.tolist(), precision), dim=1).numpy()
     first, second = (np.searchsorted(rows, trials[name].to_numpy()) for name in ("first", "second"))
     targets_K, scores_K = trials["target"].to_numpy(), np.einsum("ke,ke->k", x_BE[first], x_BE[second])
     scores = {"metric": "equal error rate", "unit": "%", "direction": "min", **errors(targets_K, [scores_K])}
@@ -140,4 +140,5 @@ def errors(targets_K: np.ndarray, runs: Sequence[np.ndarray]) -> dict[str, Any]:
 
 def write_outcomes(path: Path, outcomes: Mapping[str, np.ndarray]) -> None:
     with replacing(path) as part, open(part, "wb") as file:
-        np.savez_compressed(file, **outcomes)
+        arrays: dict[str, Any] = dict(outcomes)
+        np.savez_compressed(file, **arrays)

@@ -74,6 +74,8 @@ class Objective(MaskedUnits):
 class Pretraining(Training):
     """One round."""
 
+    model: Objective
+
     def __init__(
         self,
         recipe: PretrainRecipe,
@@ -224,10 +226,10 @@ def make_units(
         features: units.Features = partial(units.all_mfcc, config=own, jobs=torch.get_num_threads())
     else:
         gpu = torch.cuda.is_available() and config.accelerator != "cpu"
-        model = before.to("cuda" if gpu else "cpu")
+        model, layer = before.to("cuda" if gpu else "cpu"), round_.layer
 
         def features(wanted: Sequence[Clip]):
-            return ((place, layer_TF) for place, (layer_TF,) in units.encoded(wanted, model, [round_.layer]))
+            return ((place, layer_TF) for place, (layer_TF,) in units.encoded(wanted, model, [layer]))
 
     found = units.cluster(clips, features, round_.units, config.seed, round_.features)
     return [units.fit_frames(units_T, own.frames(clip.samples)) for units_T, clip in zip(found, clips)]

@@ -17,7 +17,7 @@ class Progress:
 
     def __init__(self, loop: Any, shown: bool, every_seconds: float = 15.0):
         self.loop, self.shown, self.every = loop, shown, every_seconds
-        self.bar = None
+        self.bar: Any = None
         self.printed: float | None = None
 
     def __enter__(self) -> Progress:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,10 +25,11 @@ from ..encoder.size import profile
 from ..errors import StarError
 from ..files import replacing, write_json
 from ..formats import checkpoint
-from ..pruning.config import GateConfig
+from ..pruning.config import GateConfig, PruningConfig
 from ..pruning.constraint import SparsityConstraint, target_at
 from ..pruning.cut import cut
 from ..pruning.gates import GatedEncoder
+from ..pruning.size import Size
 from ..say import say
 from .config import Recipe
 from .distill import Distillation, Objective, Run
@@ -47,13 +48,13 @@ def run(recipe: Recipe, out: str | Path) -> Path:
         return begun.model
     first = begun.folder.path / FOLDER
     if not checkpoint.is_checkpoint(first / "cut"):
-        student = GatedEncoder(make_student(begun.complete, begun.teacher.encoder), begun.complete.pruning.gates)
-        training = GatedDistillation(
-            begun.complete, student, begun.teacher, begun.folder, begun.clips, begun.provenance
+        gated = GatedEncoder(make_student(begun.complete, begun.teacher.encoder), begun.complete.pruning.gates)
+        first_stage = GatedDistillation(
+            begun.complete, gated, begun.teacher, begun.folder, begun.clips, begun.provenance
         )
         begun.write()
-        updates = begun.train(training, begun.folder.inner(FOLDER), student.encoder, "stage 1")
-        write_cut(training, RunFolder(first, begun.folder.lead), updates)
+        updates = begun.train(first_stage, begun.folder.inner(FOLDER), gated.encoder, "stage 1")
+        write_cut(first_stage, RunFolder(first, begun.folder.lead), updates)
 
     pruned = checkpoint.describe(first / "cut")["provenance"]
     if pruned["teacher"]["sha256"] != begun.digest:
@@ -76,6 +77,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
 
 def second(recipe: Recipe) -> Recipe:
     """The recipe as stage 2 runs it."""
+    assert recipe.pruning is not None
     training = dataclasses.replace(recipe.training, **vars(recipe.pruning.second))
     return dataclasses.replace(recipe, training=training, pruning=None)
 
@@ -85,6 +87,7 @@ class GatedObjective(Objective):
 
     student: GatedEncoder
     constraint: SparsityConstraint
+    size: Size
     target = 0.0
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -104,7 +107,7 @@ class GatedDistillation(Distillation):
 
     def __init__(self, recipe: Recipe, student: GatedEncoder, *arguments: Any):
         super().__init__(recipe, student, *arguments)
-        self.pruning = recipe.pruning
+        self.pruning = cast(PruningConfig, recipe.pruning)
         self.model.constraint = SparsityConstraint(self.pruning.quadratic_start)
         self.size = self.model.size = student.size(self.pruning.measure, self.pruning.seconds)
         student.settle(

@@ -53,7 +53,7 @@ class RunFolder:
     def __init__(self, path: str | Path, lead: bool | None = None, maker: str = "star distill"):
         """``lead``: whether this process writes; None asks Lightning, which knows the processes that it started."""
         self.path, self.maker = Path(path).expanduser(), maker
-        self.lead = rank_zero_only.rank == 0 if lead is None else lead
+        self.lead = getattr(rank_zero_only, "rank", 0) == 0 if lead is None else lead
         self._skipped: set[str] = set()
         self._log: list[dict[str, Any]] = []
 
