@@ -71,9 +71,7 @@ def run(options: Run) -> int:
     if torch.get_num_threads() > cores.available():  # a container's quota, which torch does not see
         torch.set_num_threads(cores.available())
     device = _device(options.device)
-    root, _ = _data(options.data)
-    if not root.is_dir():
-        raise StarError(f"--data {root}: no such folder; give the one that holds the corpora, or use `--data mini`")
+    corpora_folder(options.data)  # says now what is wrong with it
     _claim(options, wanted, outputs.check_folder)
     upstream = _upstream(options, device if alone else "cpu")
     _claim(options, wanted, outputs.claim_folder)
@@ -113,7 +111,7 @@ def is_record(path: Path) -> bool:
 
 def _attempt(task: Task, upstream, options: Run, device: torch.device) -> dict[str, Any] | Failure:
     try:
-        root, kind = _data(options.data)
+        root, kind = corpora_folder(options.data)
         store = encode.Store(options.cache or cache_home() / "features", options.cache_gb)
         return _task(task, upstream, root, kind, store, options, device)
     except Exception as error:  # the summary names it; the other tasks go on
@@ -304,7 +302,9 @@ def _finished(target: Path, settings: dict[str, Any], schedule: dict[str, Any]) 
     return record
 
 
-def _data(data: str) -> tuple[Path, str]:
+def corpora_folder(data: str) -> tuple[Path, str]:
+    """The folder that ``--data`` names, and ``mini`` where its corpora are those of :mod:`eval.data.mini`, else
+    ``folder``. ``mini`` itself is made where it is not there. Raises :class:`StarError` for a folder that is none."""
     from .data import mini
 
     if data == "mini":
@@ -314,6 +314,8 @@ def _data(data: str) -> tuple[Path, str]:
     root = Path(data).expanduser().absolute()
     if wrong := corpora.misplaced(root):
         raise StarError(f"--data {wrong}")
+    if not root.is_dir():
+        raise StarError(f"--data {root}: no such folder; give the one that holds the corpora, or use `--data mini`")
     return root, "mini" if (root / mini.MARKER).is_file() else "folder"
 
 

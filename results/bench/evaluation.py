@@ -1,7 +1,5 @@
 """What these scripts use of ``eval``: the only module here that imports it."""
 
-from pathlib import Path
-
 from eval import tasks
 from eval.features import encode
 from eval.features.exact import Padded
@@ -11,8 +9,7 @@ from eval.features.upstreams import load as load_upstream
 from eval.heads import train
 from eval.heads.probe import Probe, Schedule, Task
 from eval.machine import environment
-from eval.run import _data
-from star_upstream.errors import StarError
+from eval.run import corpora_folder
 from star_upstream.say import say
 
 __all__ = [
@@ -31,11 +28,3 @@ __all__ = [
     "train",
     "unseeded",
 ]
-
-
-def corpora_folder(data: str) -> Path:
-    """The folder that ``--data`` names; ``mini`` is made where it is not there. Raises :class:`StarError`."""
-    root = _data(data)[0]
-    if not root.is_dir():
-        raise StarError(f"--data {data}: no such folder; give the one that holds the corpora, or use `--data mini`")
-    return root

@@ -14,9 +14,9 @@ TINY = EncoderConfig(
     conv_layers=((16, 10, 5), (16, 8, 8), (16, 8, 8)),
     width=32,
     layers=3,
-    heads=2,
+    heads=(2, 2, 2),
     head_width=16,
-    ffn=64,
+    ffn=(64, 64, 64),
     position_kernel=16,
     position_groups=4,
 )

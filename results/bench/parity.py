@@ -86,7 +86,7 @@ def run(options: Options) -> int:
     if options.lr is not None and not 0 < options.lr < 1:
         raise StarError(f"--lr {options.lr:g}: must be above 0 and below 1")
     check_page(options.out, MAKER, TITLE, "runs")
-    root = corpora_folder(options.data)
+    root, _ = corpora_folder(options.data)
     _check_upstream(options.upstream)
     upstream = load_upstream(options.upstream)
     file = options.out.with_suffix(".json")

@@ -55,7 +55,7 @@ def run(options: Options) -> int:
     _check(options)
     if options.threads:
         torch.set_num_threads(options.threads)
-    data = options.data if options.data == "generated" else str(corpora_folder(options.data))
+    data = options.data if options.data == "generated" else str(corpora_folder(options.data)[0])
     file = options.out.with_suffix(".json")
     settings = {"format": FORMAT, "data": data, "threads": torch.get_num_threads(), "sizes": asdict(options.sizes)}
     result = _begun(file, settings, options.overwrite) or {**settings, "upstreams": {}}
