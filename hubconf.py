@@ -8,5 +8,6 @@ from star_upstream.formats.upstream import (  # noqa: E402, F401
     star_local,
     star_mini,
     star_mini_teacher,
+    star_small,
     star_wavlm,
 )

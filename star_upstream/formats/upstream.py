@@ -194,6 +194,7 @@ def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., Up
 
 
 star_mini = _entry("star_mini", "The small STaR student that ships with the package (offline; for trying things out).")
+star_small = _entry("star_small", "The larger STaR student that ships with the package, 3.9 M parameters (offline).")
 star_mini_teacher = _entry("star_mini_teacher", "The small HuBERT-like teacher that ships with the package (offline).")
 star_hubert = _entry("star_hubert", "STaRHuBERT, 22.31 M parameters (Jang et al., ICASSP 2024).", "star_hubert")
 star_hubert_l = _entry("star_hubert_l", "STaRHuBERT-L, 26.63 M parameters (Jang et al., ICASSP 2024).", "star_hubert_l")
@@ -220,6 +221,7 @@ ENTRIES: dict[str, Callable[..., UpstreamExpert]] = {
     entry.__name__: entry
     for entry in (
         star_mini,
+        star_small,
         star_mini_teacher,
         star_hubert,
         star_hubert_l,

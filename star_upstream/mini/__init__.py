@@ -4,5 +4,6 @@ from pathlib import Path
 
 SHIPPED = {
     "star_mini": Path(__file__).parent / "student",
+    "star_small": Path(__file__).parent / "small",
     "star_mini_teacher": Path(__file__).parent / "teacher",
 }
