@@ -29,7 +29,7 @@ class Means:
         """Replace each process's sums by their mean over processes; one process may have names that another has not."""
         shares = everyones(fabric, self.sums) if fabric.world_size > 1 else [self.sums]
         names = sorted({name for one in shares for name in one})
-        self.sums = {n: sum(one[n] for one in shares if n in one) / len(shares) for n in names}
+        self.sums = {n: np.sum([one[n] for one in shares if n in one], axis=0) / len(shares) for n in names}
 
     def row(self, part: str) -> dict[str, float]:
         """The means, as ``part/name``; the loss first."""

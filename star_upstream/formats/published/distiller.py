@@ -16,7 +16,7 @@ from torch import Tensor
 from ...encoder import Encoder
 from ...errors import StarError
 from . import fairseq, literals, pickles
-from .names import build, divide, expect, rename, rules, split_heads
+from .names import build, divide, expect, fill, rename, rules, split_heads
 
 # what DistillerConfig takes where a file has no such option
 _DEFAULTS = {
@@ -42,6 +42,8 @@ _TABLE = fairseq.TABLE + rules(
     (r"output_layer\.2\.(\d+)\.(weight|bias)", r"predictions.each.\1.\2"),
 )
 
+_REQUIRED = {"activation_fn": "gelu", "attention_type": "original", "task_emb_type": "expand-last"}
+
 
 def is_distiller(content: Mapping[str, Any]) -> bool:
     """Whether a file's content is laid out so."""
@@ -55,15 +57,7 @@ def load_distiller(content: Mapping[str, Any], where: str, reference_padding: bo
     given = given.get("distiller") if isinstance(given, dict) else None
     if not isinstance(given, dict):
         raise StarError(f"{where}: no section 'distiller' under 'Config'")
-    for key, allowed in (("activation_fn", "gelu"), ("attention_type", "original"), ("task_emb_type", "expand-last")):
-        value = given.get(key, allowed)
-        expect(value == allowed, f"{where}: {key}", repr(value))
-    option = {**_DEFAULTS, **{key: given[key] for key in _DEFAULTS if given.get(key) is not None}}
-    expect(
-        option["extractor_mode"] in ("default", "layer_norm"),
-        f"{where}: extractor_mode",
-        repr(option["extractor_mode"]),
-    )
+    option = fill(given, _DEFAULTS, _REQUIRED, where)
     weights: Mapping[str, Tensor] = content["Distiller"]
     width, heads = option["encoder_embed_dim"], option["encoder_attention_heads"]
     values = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...encoder import Encoder
 from ...errors import StarError
 from . import literals
-from .names import build, divide, expect, fold_batch_norm, inside, rename, rules
+from .names import build, divide, expect, fill, fold_batch_norm, inside, rename, rules
 from .pickles import plain
 
 _DEFAULTS = {
@@ -78,15 +78,7 @@ IGNORED = ("final_proj.", "label_embs_concat", "quantizer.", "project_q.", "targ
 def values(options: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     """:class:`EncoderConfig` values from fairseq's ``options``; ``weights`` (its names) tell whether there is a
     projection."""
-    for key, allowed in _REQUIRED.items():
-        given = options.get(key, allowed)
-        expect(given == allowed, f"{where}: {key}", repr(given))
-    option = {**_DEFAULTS, **{key: options[key] for key in _DEFAULTS if options.get(key) is not None}}
-    expect(
-        option["extractor_mode"] in ("default", "layer_norm"),
-        f"{where}: extractor_mode",
-        repr(option["extractor_mode"]),
-    )
+    option = fill(options, _DEFAULTS, _REQUIRED, where)
     layers, heads = option["encoder_layers"], option["encoder_attention_heads"]
     head_width = divide(option["encoder_embed_dim"], heads, f"{where}: encoder_attention_heads")
     result = {

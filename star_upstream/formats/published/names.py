@@ -113,6 +113,20 @@ def expect(condition: bool, where: str, what: str) -> None:
         raise StarError(f"{where}: {what} is not supported")
 
 
+def fill(
+    given: Mapping[str, Any], defaults: Mapping[str, Any], required: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """fairseq's options with what its code takes where a file says nothing. Raises :class:`StarError` where one of the
+    ``required`` has another value, and for an unknown ``extractor_mode``."""
+    for key, allowed in required.items():
+        value = given.get(key, allowed)
+        expect(value == allowed, f"{where}: {key}", repr(value))
+    option = {**defaults, **{key: given[key] for key in defaults if given.get(key) is not None}}
+    mode = option["extractor_mode"]
+    expect(mode in ("default", "layer_norm"), f"{where}: extractor_mode", repr(mode))
+    return option
+
+
 def divide(width: Any, heads: Any, where: str) -> int:
     """Channels of a head."""
     if not (isinstance(heads, int) and isinstance(width, int) and heads > 0 and width % heads == 0):
