@@ -128,6 +128,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         nested = [a for a in args if isinstance(a, type) and dataclasses.is_dataclass(a)]
         if isinstance(value, typing.Mapping) and len(nested) == 1:
             return build(nested[0], value, where)
+        lists = [a for a in args if typing.get_origin(a) is tuple]
+        if isinstance(value, (list, tuple)) and len(lists) == 1:
+            return _convert(lists[0], value, where)  # its error names the entry
         for option in args:
             try:
                 return _convert(option, value, where)

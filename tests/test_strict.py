@@ -102,3 +102,18 @@ def test_difference_names_the_first_key_unless_it_is_free():
     assert strict.difference(there, here) == "inner.steps is 1 there and 2 here"
     assert strict.difference(there, here, ("inner.steps",)) == "by_name.a is 1.0 there and None here"
     assert strict.difference(there, here, ("inner.steps", "by_name.a", "by_name.b")) == ""
+
+
+def test_a_list_that_may_be_left_out_names_its_wrong_entry():
+    @dataclass
+    class Pairs:
+        pairs: tuple[tuple[int, int], ...] | None = None
+
+    assert (
+        strict.build(Pairs, {"pairs": [[1, 2]]}).pairs == ((1, 2),)
+        and strict.build(Pairs, {"pairs": None}).pairs is None
+    )
+    with pytest.raises(StarError, match=r"pairs\[1\]: expected \[int, int\], got \[3\]"):
+        strict.build(Pairs, {"pairs": [[1, 2], [3]]})
+    with pytest.raises(StarError, match="pairs: expected a list of .int, int. or null, got 3"):
+        strict.build(Pairs, {"pairs": 3})
