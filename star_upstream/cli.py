@@ -82,7 +82,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     if args.transformers:
-        for name in ("target", "layers", "heads", "predictions", "stream"):
+        for name in ("target", "layers", "heads", "predictions", "stream", "int8"):
             if getattr(args, name):
                 raise StarError(f"--transformers: leave out {'OUT.onnx' if name == 'target' else f'--{name}'}")
         from .export import transformers
@@ -95,17 +95,23 @@ def _export(args: argparse.Namespace) -> None:
     extras.need("export")
     from .export import onnx, stream
 
+    options = {name: getattr(args, name) for name in ("layers", "heads", "predictions", "licence", "config")}
     if args.stream:
-        if args.heads or args.predictions:
-            raise StarError("--stream: gives states alone; leave out --heads and --predictions")
+        if args.heads or args.predictions or args.int8:
+            raise StarError("--stream: gives states in fp32 alone; leave out --heads, --predictions and --int8")
         found = stream.export(args.source, args.target, args.layers, args.licence, args.config)
+    elif args.int8:
+        if not args.calibrate:
+            raise StarError("--int8: what it changes is measured on audio; give --calibrate AUDIO (folder, list or file)")
+        from .export import int8
+
+        found = int8.export(args.source, args.target, int8.draw(args.calibrate), args.dynamic, **options)
+    elif args.dynamic or args.calibrate:
+        raise StarError("--dynamic and --calibrate: go with --int8")
     else:
-        found = onnx.export(
-            args.source, args.target, args.layers, args.heads, args.predictions, args.licence, args.config
-        )
-    said = ("outputs", "precision", "opset", "differs", "licence")
-    size = args.target.stat().st_size
-    print(json.dumps({"file": str(args.target), "bytes": size, **{key: found[key] for key in said}}))
+        found = onnx.export(args.source, args.target, **options)
+    said = [key for key in ("outputs", "precision", "int8", "opset", "differs", "licence") if key in found]
+    print(json.dumps({"file": str(args.target), "bytes": args.target.stat().st_size, **{k: found[k] for k in said}}))
 
 
 def _listen(args: argparse.Namespace) -> None:
@@ -314,6 +320,12 @@ def parser() -> argparse.ArgumentParser:
         "of a model that streams: a step's samples and state in, a chunk and state out (star_upstream.runtime_stream)"
     )
     command.add_argument("--stream", action="store_true", help=about)
+    about = "8-bit weights and activations, where --calibrate shows that they change little"
+    command.add_argument("--int8", action="store_true", help=about)
+    about = "of --int8: audio to measure on (a minute is drawn): folders, lists of audio or audio files"
+    command.add_argument("--calibrate", nargs="+", metavar="AUDIO", help=about)
+    about = "of --int8: activations by each utterance's range, not by the calibration audio's"
+    command.add_argument("--dynamic", action="store_true", help=about)
     about = "write a folder instead, which AutoModel.from_pretrained of the transformers library loads"
     command.add_argument("--transformers", type=_path, metavar="DIR", help=about)
     command.add_argument("--licence", metavar="TEXT", help="the weights' licence, to be stated in the file")

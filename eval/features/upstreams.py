@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from star_upstream import compat
+from star_upstream import compat, extras
 from star_upstream.audio import RATE
 from star_upstream.encoder import Encoder
 from star_upstream.encoder.size import profile, without_training
@@ -199,11 +199,20 @@ class Upstream:
 
 def load(source: str, device: str | torch.device = "cpu") -> Upstream:
     """The upstream behind ``source``: ``module:function``, a name of s3prl (fbank, hubert_base, ...), or whatever
-    ``star_upstream.load`` knows (its names, a checkpoint of any known format, a transformers folder).
+    ``star_upstream.load`` knows (its names, a checkpoint of any known format, a transformers folder), or a file of
+    ``star export``.
 
     Raises :class:`StarError` when there is none; nothing is ever used in its place.
     """
     compat.apply()
+    if source.endswith(".onnx") and Path(source).is_file():
+        extras.need("export", "onnxruntime")
+        from star_upstream.export.upstream import ExportedUpstream
+
+        exported = ExportedUpstream(source)
+        upstream = Upstream(source, exported, exported.digest, True, device)
+        upstream.parameters = without_training(exported.config)  # torch knows of none in it
+        return upstream
     if not Path(source).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
         expert, identity = _from_function(source)
         return Upstream(source, expert, fingerprint(expert, identity), False, device)

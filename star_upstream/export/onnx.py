@@ -295,9 +295,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 def compare(path: Path, graph: Graph, seconds: Sequence[float] = SECONDS) -> float:
     """Largest difference between the file's outputs and torch's, over ``seconds`` of noise: each length alone, and all
     but the longest in a padded batch against torch alone. See :data:`TOLERANCE`."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    runs = session(path)
     waves = [_noise(round(RATE * length), seed) for seed, length in enumerate(seconds)]
     right = [graph(wave[None], torch.tensor([len(wave)])) for wave in waves]
     worst = 0.0
@@ -305,7 +303,7 @@ def compare(path: Path, graph: Graph, seconds: Sequence[float] = SECONDS) -> flo
     for batch in batches:
         waveforms_BN = nn.utils.rnn.pad_sequence([waves[i] for i in batch], batch_first=True)
         lengths = np.array([len(waves[i]) for i in batch])
-        given = session.run(graph.names, {"waveforms": waveforms_BN.numpy(), "lengths": lengths})
+        given = runs.run(graph.names, {"waveforms": waveforms_BN.numpy(), "lengths": lengths})
         for row, i in enumerate(batch):
             frames = int(given[-1][row])
             if frames != int(right[i][-1]):
@@ -317,6 +315,15 @@ def compare(path: Path, graph: Graph, seconds: Sequence[float] = SECONDS) -> flo
                 off = float(np.abs(one - other).max()) / scale if one.shape == other.shape else float("inf")
                 worst = max(worst, off if off == off else float("inf"))
     return worst
+
+
+def session(path: Path, threads: int | None = None) -> Any:
+    """onnxruntime with the file, on the CPU, quiet. ``threads``: None leaves it to onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _noise(samples: int, seed: int) -> Tensor:
