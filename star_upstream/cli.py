@@ -102,7 +102,9 @@ def _export(args: argparse.Namespace) -> None:
         found = stream.export(args.source, args.target, args.layers, args.licence, args.config)
     elif args.int8:
         if not args.calibrate:
-            raise StarError("--int8: what it changes is measured on audio; give --calibrate AUDIO (folder, list or file)")
+            raise StarError(
+                "--int8: what it changes is measured on audio; give --calibrate AUDIO (folder, list or file)"
+            )
         from .export import int8
 
         found = int8.export(args.source, args.target, int8.draw(args.calibrate), args.dynamic, **options)
@@ -275,7 +277,9 @@ def parser() -> argparse.ArgumentParser:
         "profile", _profile, "Parameters, multiply-accumulates and time of recipes' students and of checkpoints."
     )
     command.add_argument(
-        "source", nargs="+", help="a recipe, or anything that can be a teacher; with --time also RUN/stage1/gated"
+        "source",
+        nargs="+",
+        help="a recipe, anything that can be a teacher, or a file of star export; with --time also RUN/stage1/gated",
     )
     command.add_argument("--json", action="store_true")
     command.add_argument(

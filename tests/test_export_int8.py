@@ -91,6 +91,20 @@ def test_an_exported_file_is_scored_as_the_model_is(model, tmp_path):
     same = ("parameters", "layers", "width", "stride", "padded")
     assert [getattr(exported, name) for name in same] == [getattr(ours, name) for name in same]
     assert len(exported.digest) == 64 and exported.digest != ours.digest
-    onnx.write(onnx.Graph(tiny_export.encoder("merged frames, last"), [], True), tmp_path / "a.onnx", {}, (0.3,))
+    onnx.write(onnx.Graph(tiny_export.encoder("merged frames, last"), [], True), tmp_path / "a.onnx", {}, (0.1, 0.3))
     with pytest.raises(StarError, match="gives no states"):
         upstreams.load(str(tmp_path / "a.onnx"))
+
+
+def test_profile_times_exported_files_beside_models(model, capsys):
+    files = [str(model / "fp32.onnx"), str(model / "model")]
+    cli.main(["profile", *files, "--time", "--seconds", "0.5", "--repeats", "1", "--threads", "1", "--json"])
+    exported, ours = json.loads(capsys.readouterr().out)["models"].values()
+    assert exported["parameters"] == ours["parameters"] and exported["bytes"] == (model / "fp32.onnx").stat().st_size
+    assert exported["real_time_factor"] == pytest.approx(exported["median_s"] / 0.5, abs=1e-4)
+    assert 20 < exported["peak_mb"] < 500 and "peak_mb" not in ours
+    cli.main(["profile", files[0]])
+    assert "parameters" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["profile", str(model / "nothing.onnx")])
+    assert "cannot be read" in capsys.readouterr().err

@@ -6,7 +6,10 @@ a model's time is the median over the rounds. Shapes: B utterances, N samples.
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .. import audio, strict
+from .. import audio, extras, strict
 from ..encoder import Encoder, EncoderConfig
 from ..encoder.size import profile
 from ..errors import StarError
@@ -23,13 +26,34 @@ from ..pruning.gates import GatedEncoder
 from ..training import recipe as recipes
 from ..training.pretrain_recipe import PretrainRecipe
 
-Model = Encoder | GatedEncoder
+PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+"""Python that prints the peak of its process's resident memory in KiB (Linux; ``resource`` counts the parent's too)."""
+
+
+class Exported:
+    """A file of ``star export`` that is called as a model is: B x N waveforms of one length."""
+
+    def __init__(self, path: str, threads: int | None = None):
+        extras.need("export", "onnxruntime")
+        from ..export.onnx import session
+
+        self.config = _exported(path)
+        self.session = session(Path(path), threads)
+
+    def __call__(self, waves_BN: torch.Tensor) -> Any:
+        lengths = torch.full(waves_BN.shape[:1], waves_BN.shape[1])
+        return self.session.run(None, {"waveforms": waves_BN.numpy(), "lengths": lengths.numpy()})
+
+
+Model = Encoder | GatedEncoder | Exported
 
 
 def sizes(source: str) -> dict[str, Any]:
     """:func:`~star_upstream.encoder.size.profile` of a recipe's student (as it starts) or of anything that can be a
     teacher, without loading weights where they are not needed; for a checkpoint of ours also ``bytes``, the size of its
     weights on disk."""
+    if source.endswith(".onnx"):
+        return {**profile(_exported(source)), "bytes": Path(source).stat().st_size}
     if checkpoint.is_checkpoint(source):
         values = profile(strict.build(EncoderConfig, checkpoint.describe(source).get("encoder"), "encoder"))
         path = Path(source)
@@ -44,9 +68,11 @@ def sizes(source: str) -> dict[str, Any]:
     return profile(_teacher(source).config)
 
 
-def model(source: str) -> Model:
+def model(source: str, threads: int | None = None) -> Model:
     """What runs, in eval mode: random weights for a recipe, and for the ``gated`` folder of a run that prunes the model
-    with its gates."""
+    with its gates. An exported file runs in ``threads``."""
+    if source.endswith(".onnx"):
+        return Exported(source, threads)
     if (Path(source) / "gates.json").is_file():
         from ..training import prune
 
@@ -94,6 +120,7 @@ def side_by_side(
             "fastest_s": round(min(times), 5),
             "slowest_s": round(max(times), 5),
             "times_real_time": round(seconds / median, 1),
+            "real_time_factor": round(median / seconds, 5),
             "speedup": round(first / median, 3),
         }
     return {"seconds": seconds, "repeats": repeats, "threads": used, "device": "cpu", "models": rows}
@@ -101,7 +128,8 @@ def side_by_side(
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Names down the side; sizes and times across, where any model has them."""
-    shown = ("parameters", "bytes", "macs_g", "median_s", "fastest_s", "slowest_s", "times_real_time", "speedup")
+    shown = ("parameters", "bytes", "macs_g", "median_s", "fastest_s", "slowest_s", "real_time_factor")
+    shown += ("times_real_time", "speedup", "peak_mb")
     columns = [key for key in shown if any(key in row for row in rows.values())]
     width = max(map(len, ["model", *rows]))
     cells = {key: [_cell(row.get(key)) for row in rows.values()] for key in columns}
@@ -121,8 +149,32 @@ def compare(
     rows = {source: sizes(source) for source in sources}
     if not timed:
         return {"models": rows}
-    measured = side_by_side({source: model(source) for source in sources}, seconds, repeats, threads)
+    measured = side_by_side({source: model(source, threads) for source in sources}, seconds, repeats, threads)
+    for source, row in measured["models"].items():
+        if source.endswith(".onnx"):
+            row["peak_mb"] = round(peak_memory(source, seconds, measured["threads"]), 1)
     return {**measured, "models": {source: {**rows[source], **times} for source, times in measured["models"].items()}}
+
+
+def peak_memory(path: str | Path, seconds: float = 10.0, threads: int = 1) -> float:
+    """MB, at its peak, of a process that loads an exported file and hears ``seconds`` without torch; Python, numpy and
+    onnxruntime are part of it (about 60)."""
+    code = (
+        "import sys, numpy; from star_upstream.runtime import Model; "
+        "Model(sys.argv[1], int(sys.argv[3])).run([numpy.zeros(int(sys.argv[2]), 'float32')]); "
+        "assert 'torch' not in sys.modules; " + PEAK
+    )
+    words = [sys.executable, "-c", code, str(path), str(round(seconds * audio.RATE)), str(threads)]
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    }
+    return int(subprocess.run(words, check=True, capture_output=True, text=True, env=env).stdout) * 1024 / 1e6
+
+
+def _exported(path: str) -> EncoderConfig:
+    from ..export.onnx import describe
+
+    return strict.build(EncoderConfig, describe(path)["encoder"], path)
 
 
 def _is_recipe(source: str) -> bool:

@@ -47,13 +47,18 @@ def prior_moments(like: Tensor, shape: tuple[int, int], count: float, mean: floa
 def full_precision(device: torch.device | str) -> AbstractContextManager:
     """No autocast inside, on any device: those that have none (``meta``) need nothing."""
     kind = torch.device(device).type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
+
+
+def _has_autocast(kind: str) -> bool:
+    # torch.compile cannot look into the question, and compiles for nothing without it
+    return torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
 
 
 def working_type(x: Tensor) -> torch.dtype:
     """What a matrix product or convolution of ``x`` is computed in here: the autocast's type, else its own."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or not _has_autocast(kind) or not torch.is_autocast_enabled(kind):
         return x.dtype
     return torch.get_autocast_dtype(kind)
 

@@ -318,11 +318,11 @@ def compare(path: Path, graph: Graph, seconds: Sequence[float] = SECONDS) -> flo
 
 
 def session(path: Path, threads: int | None = None) -> Any:
-    """onnxruntime with the file, on the CPU, quiet. ``threads``: None leaves it to onnxruntime."""
+    """onnxruntime with the file, on the CPU, quiet. ``threads``: None takes torch's number."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
+    options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

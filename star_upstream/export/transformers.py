@@ -155,6 +155,10 @@ def _missing(config: EncoderConfig) -> Iterator[tuple[str, str]]:
     """What transformers' models do not have, and the option that says so."""
     if config.frontend != "waveform":
         yield "other front end than convolutions over the waveform", f"frontend: {config.frontend}"
+    if config.statistics != "utterance":
+        yield "running statistics", f"statistics: {config.statistics}"
+    if config.attention != "full":
+        yield "attention in chunks", f"attention: {config.attention}"
     if config.feature_scale:
         yield "scale on the last convolution", "feature_scale"
     if config.time_reduction > 1:
