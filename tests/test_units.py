@@ -4,26 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import tiny_clips
 import torch
+from tiny_clips import CONFIG
 
 from star_upstream import units
 from star_upstream.data.clips import Clip, scan
-from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError
-
-CONFIG = EncoderConfig(
-    conv_layers=((8, 10, 5), (8, 8, 8), (16, 8, 8)), projection=False, width=16, layers=2, heads=2, head_width=8,
-    ffn=32, position_kernel=8, position_groups=2, dropout=0.0, attention_dropout=0.0,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    random = np.random.default_rng(0)
-    for i in range(6):
-        soundfile.write(folder / f"{i}.wav", 0.1 * random.standard_normal(16000 + 1111 * i), 16000)
-    return scan([folder]).clips
+    return tiny_clips.make(tmp_path_factory.mktemp("clips"))
 
 
 def test_mfcc_has_the_encoders_frames(clips):
