@@ -1,16 +1,18 @@
 """Where a run's numbers go beside its log: TensorBoard, and the trackers that a recipe names. None of them stops a run.
 
-Weights & Biases writes offline where no key is known (``wandb sync`` sends it later), MLflow into the run's folder
-unless ``MLFLOW_TRACKING_URI`` names a server. A resumed run goes on in the same run there.
+Weights & Biases writes offline where no key is known (``wandb sync`` sends it later), MLflow into ``mlflow.db`` in the
+run's folder unless ``MLFLOW_TRACKING_URI`` names a server. A resumed run goes on in the same run there.
 """
 
 from __future__ import annotations
 
 import json
+import netrc
 import os
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from .. import extras
 from ..errors import StarError
@@ -65,7 +67,6 @@ class Trackers:
         return CSVLogger(str(self.folder), name="csv", flush_logs_every_n_steps=1)  # a version a start
 
     def _wandb(self) -> Any:
-        import wandb
         from lightning.pytorch.loggers import WandbLogger
 
         return WandbLogger(
@@ -74,15 +75,20 @@ class Trackers:
             save_dir=str(self.folder),
             id=self._id("wandb", secrets.token_hex(4)),
             resume="allow",
-            offline=not wandb.api.api_key,
+            offline="WANDB_MODE" not in os.environ and not _has_key(),
         )
 
     def _mlflow(self) -> Any:
         from lightning.pytorch.loggers import MLFlowLogger
 
-        where = os.environ.get("MLFLOW_TRACKING_URI") or (self.folder / "mlruns").resolve().as_uri()
-        known = self._id("mlflow")
-        logger = MLFlowLogger(PROJECT, run_name=self.folder.name, tracking_uri=where, run_id=known)
+        folder = self.folder.resolve()
+        logger = MLFlowLogger(
+            PROJECT,
+            run_name=folder.name,
+            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db",
+            artifact_location=str(folder / "mlruns"),
+            run_id=self._id("mlflow"),
+        )
         self._id("mlflow", logger.run_id)
         return logger
 
@@ -94,3 +100,13 @@ class Trackers:
             known[name] = new
             write_json(file, known)
         return known.get(name)
+
+
+def _has_key() -> bool:
+    """Whether W&B has a key, as it looks for one: in the environment, or in netrc."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        known = netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        known = False
+    return known or bool(os.environ.get("WANDB_API_KEY"))
