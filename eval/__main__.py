@@ -1,4 +1,4 @@
-"""``star-eval`` or ``python -m eval``: ``run``, ``report`` and ``data``."""
+"""``star-eval`` or ``python -m eval``: ``run``, ``report``, ``comparison`` and ``data``."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def _report(arguments: argparse.Namespace) -> int:
     return report.main(arguments.folders, arguments.out, arguments.beside)
 
 
+def _comparison(arguments: argparse.Namespace) -> int:
+    extras.need("eval")
+    from .report import comparison
+
+    return comparison.main(arguments.folder)
+
+
 def _data(arguments: argparse.Namespace) -> int:
     extras.need("eval", "pandas")
     from .data import inventory
@@ -51,7 +58,7 @@ def _data(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     called = "python -m eval" if Path(sys.argv[0]).name == "__main__.py" else "star-eval"
     parser = argparse.ArgumentParser(prog=called, description="Measure an upstream on SUPERB tasks.")
-    verbs = parser.add_subparsers(required=True, metavar="run | report | data")
+    verbs = parser.add_subparsers(required=True, metavar="run | report | comparison | data")
 
     run = verbs.add_parser(
         "run", help="evaluate one upstream", description="Evaluate one upstream; one json a task in --out."
@@ -75,6 +82,14 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=options.path, metavar="FILE", help="also write FILE.md, FILE.csv and FILE.html (with pictures)"
     )
     report.set_defaults(verb=_report)
+
+    comparison = verbs.add_parser(
+        "comparison",
+        help="table and page of a comparison",
+        description="Make table and page of what `star compare --out FOLDER` has done so far; it does so itself.",
+    )
+    comparison.add_argument("folder", type=options.path, metavar="FOLDER", help="of a comparison")
+    comparison.set_defaults(verb=_comparison)
 
     data = verbs.add_parser(
         "data",

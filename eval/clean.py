@@ -49,7 +49,7 @@ def made(folder: Path) -> set[Path]:
             foreign = set(outputs.strangers(folder / corpus))
             names += [f"{corpus}/{name}" for name in outputs.walk(folder / corpus) if name not in foreign]
     if mark == run.MAKER:
-        ends = (".log", ".error.txt")
+        ends = (".log", ".error.txt", run.RESAMPLES)
         names += [
             outputs.MARK,
             *(f"{task}{end}" for task in tasks.names() for end in ends),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import numpy as np
 import torch
 
 from star_upstream import metrics
@@ -12,12 +13,15 @@ from star_upstream import metrics
 from .heads import train
 from .heads.probe import Task
 
+RESAMPLED = 0
+"""Seed of the resamples that are kept: the same for all runs, so that runs of other seeds are of the same items too."""
+
 
 def scores(
     task: Task, probes: list, heads: list, fits: list, features, seed: int, device: torch.device
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The record's part on test: the metric, those besides it, and where there are several folds each one's share of
-    the mean."""
+    the mean. And each metric's values over 1000 resamples of the items, the same items for every model and seed."""
     folds, details = [], []
     for probe, head in zip(probes, heads):
         rows = probe.split["test"]
@@ -26,9 +30,12 @@ def scores(
         folds.append(
             [(probe.value(predictions, rows), probe.counts(predictions, rows)), *probe.further(predictions, rows)]
         )
-    numbers = []
+    numbers, resamples = [], {}
     for metric, results in zip(task.metrics, zip(*folds), strict=True):
-        low, high = metrics.bootstrap([counts for _, counts in results], seed)
+        counts = [counts for _, counts in results]
+        resamples[metric.name] = metrics.resample(counts, RESAMPLED)
+        drawn = resamples[metric.name] if seed == RESAMPLED else metrics.resample(counts, seed)
+        low, high = map(float, np.percentile(drawn, [2.5, 97.5]))
         value = sum(value for value, _ in results) / len(results)
         numbers.append(
             {
@@ -67,7 +74,7 @@ def scores(
             }
             for number, (value, probe, head, fit) in enumerate(zip(values, probes, heads, fits), start=1)
         ]
-    return out
+    return out, resamples
 
 
 def _fold(probe, number: int) -> int | str:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -21,7 +22,7 @@ from star_upstream.audio import RATE
 from star_upstream.data import corpora
 from star_upstream.environment import cache_home
 from star_upstream.errors import StarError
-from star_upstream.files import write_json
+from star_upstream.files import replacing, write_json
 from star_upstream.say import say
 
 from . import record as record_of
@@ -39,6 +40,8 @@ FORMAT = 1
 MAKER = "python -m eval run"
 PROGRESS = ".progress"
 """Folder in ``out`` for what a broken run goes on from."""
+RESAMPLES = ".resamples.npz"
+"""Ending, after the task's name, of what paired tests need: each metric's values over resamples of the test items."""
 
 
 @dataclass(frozen=True)
@@ -203,11 +206,12 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
         fits = [probe.choose(features, upstream.layers, say, mark, identity) for probe in probes]
     chosen_by, direction = train.selection(probes[0])
     lr, dev, heads = train.choose_rate(fits, direction)
+    scores, resamples = record_of.scores(task, probes, heads, fits, features, options.seed, device)
     record = {
         "format": FORMAT,
         **settings,
         "title": task.title,
-        **record_of.scores(task, probes, heads, fits, features, options.seed, device),
+        **scores,
         "limited": options.limit is not None or schedule.steps < published.steps,
         "rows": {"used": len(table), "corpus": len(whole)},
         "corpus_digest": _table_digest(whole, root),
@@ -243,6 +247,8 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
         "patched": compat.apply(),
         **environment(),
     }
+    with replacing(options.out / f"{task.name}{RESAMPLES}") as part, open(part, "wb") as file:
+        np.savez_compressed(file, **{name: values.astype(np.float32) for name, values in resamples.items()})
     write_json(target, record)
     mark.unlink(missing_ok=True)
     (options.out / f"{task.name}.error.txt").unlink(missing_ok=True)

@@ -198,6 +198,28 @@ def _finetune(args: argparse.Namespace) -> None:
         print(json.dumps({**result, "checkpoint": str(args.out / result["checkpoint"])}))
 
 
+def _compare(args: argparse.Namespace) -> None:
+    extras.need("train")
+    from . import compare
+
+    scoring = compare.Scoring(**{name: getattr(args, name) for name in compare.Scoring.__dataclass_fields__})
+    # words with an equals sign are overrides, also between the recipes
+    words = [*args.recipes, *args.values]
+    names = [word for word in words if "=" not in word or Path(word).is_file()]
+    asked = compare.Asked(
+        tuple(names), tuple(word for word in words if word not in names), args.teacher, args.parameters, args.updates,
+        args.seeds, args.search_rates, args.search_updates, scoring,
+    )  # fmt: skip
+    if args.dry_run:
+        for name, entry in compare.plan(asked).items():
+            print(f"{name}: {entry.parameters:,} parameters; {'; '.join(entry.changed) or 'as in its file'}")
+        return
+    if args.out is None:
+        raise StarError("--out: name the comparison's folder (or give --dry-run)")
+    compare.run(asked, args.out, args.jobs)
+    print((args.out / "table.md").read_text(encoding="utf-8"), end="")
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser()  # the shell leaves --out=~/run as it is
 
@@ -206,6 +228,13 @@ def _seeds(text: str) -> list[int]:
     if not all(word.isdigit() for word in text.split(",")):
         raise argparse.ArgumentTypeError(f"expected whole numbers such as 0,1,2, got {text!r}")
     return [int(word) for word in text.split(",")]
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected learning rates such as 1e-3,3e-3, got {text!r}") from None
 
 
 def _models(text: str) -> dict[str, str]:
@@ -390,6 +419,36 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--jobs", type=int, default=1, help="runs of --grid at once (default 1)")
     command.add_argument(
         "--table", nargs="+", type=_path, metavar="RUN", help="print finished runs as a table beside the published rows"
+    )
+
+    command = add(
+        "compare", _compare, "Train recipes at one size on the same audio, score them, and test the differences."
+    )
+    command.add_argument(
+        "recipes", nargs="+", help="shipped recipes or yaml files; the first is tested against each other"
+    )
+    command.add_argument("values", nargs="*", metavar="key=value", help="for every recipe, e.g. data.train=/data/audio")
+    command.add_argument("--teacher", required=True, help="the same for all, as in a recipe")
+    command.add_argument("--parameters", type=int, required=True, metavar="N", help="of every student, to 5 %%")
+    command.add_argument(
+        "--updates", type=int, required=True, metavar="U", help="of every student, both stages together"
+    )
+    command.add_argument("--seeds", type=int, default=1, metavar="K", help="runs of each recipe (1); 3 or more to tell")
+    about = "train every recipe at each of these rates first, and take the one of its lowest validation loss"
+    command.add_argument("--search-rates", type=_rates, default=(), metavar="R,R,...", help=about)
+    command.add_argument("--search-updates", type=int, metavar="U", help="of each run of the search (--updates)")
+    command.add_argument("--tasks", default="all", help="of star-eval run, with commas between (all)")
+    command.add_argument("--data", default="mini", help="of star-eval run: corpora or manifests to score on (mini)")
+    command.add_argument("--schedule", help="of star-eval run")
+    command.add_argument("--steps", type=int, help="of star-eval run")
+    command.add_argument("--limit", type=int, help="of star-eval run")
+    command.add_argument("--lr-grid", help="of star-eval run: the heads' learning rates")
+    command.add_argument("--cache", help="of star-eval run: folder for features")
+    command.add_argument("--cache-gb", type=float, help="of star-eval run")
+    command.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
+    command.add_argument("--out", type=_path, metavar="DIR", help="the comparison's folder; a rerun goes on")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print each student's size and what is changed, and stop"
     )
 
     add("recipes", _recipes, "List the shipped recipes.")

@@ -132,6 +132,13 @@ def bootstrap(counts: Counts | Sequence[Counts], seed: int = 0, resamples: int =
     generator and gives their value; or one of these a fold, where items are drawn within each and the interval is that
     of the mean over folds.
     """
+    low, high = np.percentile(resample(counts, seed, resamples), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def resample(counts: Counts | Sequence[Counts], seed: int = 0, resamples: int = 1000) -> np.ndarray:
+    """The values that :func:`bootstrap` takes its percentiles of. Which items are drawn depends on their number and the
+    ``seed`` alone: of two models, the values at one place are of the same items."""
     generator, folds = (
         np.random.default_rng(seed),
         [counts] if isinstance(counts, np.ndarray) or callable(counts) else counts,
@@ -140,8 +147,7 @@ def bootstrap(counts: Counts | Sequence[Counts], seed: int = 0, resamples: int =
     for i in range(resamples):
         for fold in folds:
             values[i] += (fold(generator) if callable(fold) else _ratio(fold, generator)) / len(folds)
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return values
 
 
 def _ratio(counts: np.ndarray, generator: np.random.Generator) -> float:

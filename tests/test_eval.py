@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import soundfile
@@ -65,6 +66,11 @@ def test_three_tasks_end_to_end(corpus, tmp_path, capsys):
     records = {name: json.loads((out / f"{name}.json").read_text()) for name in ("ks", "sid", "asr")}
     assert printed["metrics"] == {r["metric"]: r["value"] for r in records.values()}
     assert not (out / ".progress").exists()
+    for name in ("ks", "sid", "asr"):  # what paired tests of several models need
+        with np.load(out / f"{name}.resamples.npz") as found:
+            values = found[records[name]["metric"]]
+        assert len(values) == 1000
+        assert np.percentile(values, [2.5, 97.5]).tolist() == pytest.approx(records[name]["interval_95"], abs=1e-4)
 
     ks, sid, asr = records["ks"], records["sid"], records["asr"]
     assert ks["value"] == 100.0 and sid["value"] == 100.0  # tones of different pitch

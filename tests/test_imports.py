@@ -50,6 +50,7 @@ ORDER = (
     ("formats.upstream", "export"),
     ("analysis",),
     ("mini.study", "mini.leaks"),
+    ("compare",),
     ("cli",),
     ("__main__",),
 )

@@ -32,7 +32,7 @@ img { display: block; } .wide { min-width: 620px; max-width: 100%; } .one { max-
 
 def html(tables: list[Table], runs: list[Run], beside: list[Row]) -> str:
     """The page's text; every text of a record or a table is escaped."""
-    parts = ["<h1>SUPERB report</h1>", *map(_table, tables)]
+    parts = [*map(table, tables)]
     for key in dict.fromkeys(group(record) for _, records in runs for record in records):
         sizes = pictures.size_against_score(runs, key, beside)
         if sizes is None:
@@ -43,13 +43,13 @@ def html(tables: list[Table], runs: list[Run], beside: list[Row]) -> str:
         )
         if comparable(key) and beside:
             parts.append("<p>Filled: measured here; hollow: published. A line: no parameters.</p>")
-        parts.append(_picture(sizes, "Scores over the number of parameters", wide=False))
+        parts.append(picture(sizes, "Scores over the number of parameters", wide=False))
     weights = pictures.layer_weights(runs)
     parts.append("<h2>Layer weights</h2>")
     if weights:
         parts.append("<p>What each task's head takes of each layer; the weights of a task sum to 1. ")
         parts.append("Query by example takes one layer, the best on dev.</p>")
-        parts.append(_picture(weights, "Weight of each layer for each task"))
+        parts.append(picture(weights, "Weight of each layer for each task"))
     else:
         parts.append("<p>No upstream here has several layers.</p>")
     parts.append(
@@ -60,23 +60,30 @@ def html(tables: list[Table], runs: list[Run], beside: list[Row]) -> str:
         curves = pictures.learning_rates(name, records)
         if curves:
             parts.append(f"<h3>{escape(name)}</h3>")
-            parts.append(_picture(curves, f"Dev values of {name} over the steps"))
+            parts.append(picture(curves, f"Dev values of {name} over the steps"))
+    return whole("SUPERB report", parts)
+
+
+def whole(title: str, parts: list[str]) -> str:
+    """The page of that title."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>SUPERB report</title>'
+    head += f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{title}</title>'
     head += f"<style>{STYLE}</style>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    body = "\n".join([f"<h1>{title}</h1>", *parts])
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
-def _table(table: Table) -> str:
-    parts = [f"<h2>{escape(table.title)}</h2>"]
-    parts += [f'<p class="warning">{escape(table.warning)}</p>'] if table.warning else []
-    parts += [f"<p>{escape(table.intro)}</p>"] if table.intro else []
-    head = "".join(f"<th{_class(i, table)}>{_together(text)}</th>" for i, text in enumerate(table.header))
-    body = "\n".join("<tr>" + "".join(_cell(i, c, table) for i, c in enumerate(line)) + "</tr>" for line in table.lines)
+def table(shown: Table) -> str:
+    """A table as HTML."""
+    parts = [f"<h2>{escape(shown.title)}</h2>"]
+    parts += [f'<p class="warning">{escape(shown.warning)}</p>'] if shown.warning else []
+    parts += [f"<p>{escape(shown.intro)}</p>"] if shown.intro else []
+    head = "".join(f"<th{_class(i, shown)}>{_together(text)}</th>" for i, text in enumerate(shown.header))
+    body = "\n".join("<tr>" + "".join(_cell(i, c, shown) for i, c in enumerate(line)) + "</tr>" for line in shown.lines)
     parts.append(f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>')
-    if table.notes:
-        parts.append('<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in table.notes) + "</ul>")
+    if shown.notes:
+        parts.append('<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in shown.notes) + "</ul>")
     return "\n".join(parts)
 
 
@@ -95,7 +102,7 @@ def _class(index: int, table: Table) -> str:
     return ' class="text"' if index < table.names else ""
 
 
-def _picture(svg: str, what: str, wide: bool = True) -> str:
+def picture(svg: str, what: str, wide: bool = True) -> str:
     """As an image: what is in it can neither run nor clash with the page."""
     data = base64.b64encode(svg.encode("utf-8")).decode("ascii")
     width = "wide" if wide else "one"

@@ -135,6 +135,26 @@ def learning_rates(name: str, records: list[Record]) -> str | None:
         return _svg(figure)
 
 
+def differences(rows: list[dict[str, Any]], titles: dict[str, str], first: str) -> str:
+    """One panel a metric: recipes down, each one's difference from the recipe ``first`` with its interval; filled where
+    the corrected p-value is below 0.05."""
+    with rc_context(STYLE):
+        figure, panels = _grid(len(titles), columns=min(3, len(titles)), width=4.2, height=0.9 + 0.28 * len(rows))
+        for (metric, title), axes in zip(titles.items(), panels):
+            for place, row in enumerate(rows):
+                gap = row["scores"][metric]["difference"]
+                low, high, told = gap["value"] - gap["low"], gap["high"] - gap["value"], gap["p_holm"] < 0.05
+                axes.errorbar(
+                    gap["value"], place, xerr=[[low], [high]], fmt="o", color="C0" if told else "0.45", capsize=3,
+                    markerfacecolor="C0" if told else "white",
+                )  # fmt: skip
+            axes.axvline(0.0, color="black", linewidth=0.8)
+            axes.set_yticks(range(len(rows)), [_text(row["recipe"]) for row in rows])
+            axes.set(title=_text(title), ylim=(len(rows) - 0.5, -0.5), xlabel=f"minus {_text(first)}")
+            axes.grid(alpha=0.3, axis="x")
+        return _svg(figure)
+
+
 def _by_task(records: list[Record]) -> dict[str, Record]:
     """The first record (that of the task's own metric) of each task, under its name; where a task has several data,
     with their name."""

@@ -90,7 +90,7 @@ def run(
 def _one(source: str, plan: Mapping[str, Sequence[str]], out: str, name: str) -> Any:
     recipe = recipes.load(source, plan[name], FinetuneRecipe)
     if recipe.training.processes > 1:
-        _command_line(["finetune", source, *plan[name], "--out", str(Path(out) / name)])
+        command_line(["finetune", source, *plan[name], "--out", str(Path(out) / name)])
     try:
         finetune.run(recipe, Path(out) / name)
     except StarError as error:
@@ -99,7 +99,7 @@ def _one(source: str, plan: Mapping[str, Sequence[str]], out: str, name: str) ->
     return "done"
 
 
-def _command_line(words: Sequence[str]) -> None:
+def command_line(words: Sequence[str]) -> None:
     """Make ``star WORDS`` this process's command line: Lightning starts a run's other processes by it, and the grid's
     own would start the whole grid again."""
     sys.argv = ["star", *words]

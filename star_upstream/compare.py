@@ -1,0 +1,409 @@
+"""``star compare``: recipes at one size, on the same audio in the same order for the same updates, scored by ``eval``.
+
+A comparison is a folder:
+
+comparison.json   what was asked for, and what that made of each recipe
+recipes/          each recipe as it is trained: ``star distill OUT/recipes/NAME.yaml training.seed=S`` repeats a run
+search/           runs of the learning-rate search, each with its outcome beside it
+runs/ scores/     a distillation a recipe and seed, and what ``python -m eval run`` measured of it
+logs/             what each job said, where there are several at once
+latency.json      time of a forward pass of each model, in turns
+table.json table.csv table.md page.html   what ``python -m eval comparison OUT`` makes of all that
+
+What is there is not made again, and a job that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import extras, losses, outputs, strict, training
+from .analysis import latency
+from .encoder import EncoderConfig
+from .errors import StarError
+from .files import replacing, write_json
+from .formats import sources
+from .jobs import side_by_side
+from .say import say
+from .training import grid, scale, start
+from .training import recipe as recipes
+from .training.recipe import Recipe
+
+MAKER = "star compare"
+SEARCH_SEED = 1000
+"""Of the learning-rate search: no seed that is compared sees the runs that chose its rate."""
+SHARED = ("accumulate", "precision", "accelerator", "devices", "log_every", "validate_every", "save_every")
+"""What all take from the first recipe's ``training``, besides its whole ``data``."""
+OWN = ("teacher", "training.updates", "training.epochs", "training.minutes", "training.seed")
+"""Keys that a comparison sets itself."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Options of ``python -m eval run``; None leaves one out."""
+
+    tasks: str = "all"
+    data: str = "mini"
+    schedule: str | None = None
+    steps: int | None = None
+    limit: int | None = None
+    lr_grid: str | None = None
+    cache: str | None = None
+    cache_gb: float | None = None
+
+    def words(self) -> list[str]:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is compared. ``sources``: shipped recipes or yaml files, first the one that is tested against each other."""
+
+    sources: tuple[str, ...]
+    overrides: tuple[str, ...]
+    """``key=value`` for every recipe."""
+    teacher: str
+    parameters: int
+    updates: int
+    seeds: int = 1
+    search_rates: tuple[float, ...] = ()
+    search_updates: int | None = None
+    """None: as many as are compared."""
+    scoring: Scoring = Scoring()
+    seconds: float = 10.0
+    """Audio of the forward pass that is timed, on one thread of the CPU."""
+
+    def __post_init__(self):
+        if len(self.sources) < 2:
+            raise StarError("name two recipes or more: the first is compared with each other")
+        for name in ("parameters", "updates", "seeds"):
+            if getattr(self, name) < 1:
+                raise StarError(f"--{name}: must be 1 or more, got {getattr(self, name)}")
+        if self.updates < 2:
+            raise StarError("--updates: must be 2 or more, one for each stage of a recipe that prunes")
+        if self.search_rates and (
+            len(set(self.search_rates)) < 2 or not all(0 < r < math.inf for r in self.search_rates)
+        ):
+            raise StarError("--search-rates: give two different learning rates above 0, or more")
+        for word in self.overrides:
+            if word.partition("=")[0] in OWN:
+                raise StarError(f"{word}: star compare sets this itself (--teacher, --updates, --seeds); leave it out")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe as it is compared."""
+
+    recipe: Recipe
+    parameters: int
+    changed: tuple[str, ...]
+    """What is not as in the recipe's file, in words."""
+
+
+def run(asked: Asked, out: Path, jobs: int = 1) -> Path:
+    """Make what is missing of the comparison in ``out``, ``jobs`` at once; its page.
+
+    Raises :class:`StarError` for recipes that cannot be compared before anything runs, for a folder with another
+    comparison, and at the end where jobs failed.
+    """
+    if jobs < 1:
+        raise StarError(f"--jobs {jobs}: must be at least 1")
+    for extra in ("train", "eval"):
+        extras.need(extra)
+    out = outputs.check_folder(out, MAKER).resolve()
+    entries = plan(asked)
+    _check(asked, entries, out)
+    outputs.claim_folder(out, MAKER)
+    for name, entry in entries.items():
+        say(f"{name}: {entry.parameters:,} parameters; {'; '.join(entry.changed) or 'as in its file'}")
+    # a run of several processes starts them by the command line, which is then its own
+    apart = jobs > 1 or next(iter(entries.values())).recipe.training.processes > 1
+    rates = _search(asked, entries, out, jobs, apart) if asked.search_rates else {}
+    chosen = {name: _at_rate(entry.recipe, rates[name]) if rates else entry.recipe for name, entry in entries.items()}
+    _write(asked, entries, chosen, out)
+    # seed by seed, so that a table is there early
+    cells = {f"{name}-s{seed}": (name, seed) for seed in range(asked.seeds) for name in entries}
+    failed, left = {}, dict(cells)
+    for cell, error in _each(partial(_cell, str(out), asked.scoring, cells), list(cells), jobs, out, apart):
+        _, seed = left.pop(cell)
+        if error:
+            failed[cell] = error
+        if left and not failed and seed not in {other for _, other in left.values()}:
+            page(out)
+    if not failed:
+        _time(asked, entries, out)
+    if len(failed) < len(cells):
+        page(out)
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise StarError(
+            f"{len(failed)} of {len(cells)} runs failed; the first: {name}: {error}; the same command runs those again"
+        )
+    return out / "page.html"
+
+
+def page(out: Path) -> None:
+    """Table and page of what is there."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        if _eval(["comparison", str(out)]):
+            raise StarError(f"{out}: has no page; its runs and scores are there")
+
+
+def _eval(words: Sequence[str]) -> int:
+    """``python -m eval WORDS``, which this package does not import, in this process, so that none outlives it; the exit
+    code."""
+    before, sys.argv = sys.argv, ["star-eval", *words]
+    try:
+        runpy.run_module("eval", run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def plan(asked: Asked) -> dict[str, Entry]:
+    """Name -> recipe as it is compared. Raises :class:`StarError` for what cannot be."""
+    names = [Path(source).stem for source in asked.sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise StarError(f"{name}: two recipes have this name; rename one of the files")
+    loaded = {name: recipes.load(source, asked.overrides) for name, source in zip(names, asked.sources)}
+    first = loaded[names[0]]
+    if not first.data.train:
+        raise StarError("data.train: name a folder or manifest, e.g. data.train=/data/LibriSpeech")
+    first = start.absolute(replace(first, teacher=asked.teacher))
+    shape = sources.load(first.teacher).config
+    found = {}
+    for name, recipe in loaded.items():
+        try:
+            equal = _equal(recipe, first, asked.updates)
+            scaled, count, _ = scale.adapt(equal, asked.parameters, first.teacher, shape)
+            _fits(scaled, shape)
+        except StarError as error:
+            raise StarError(f"{name}: {error}") from None
+        said = [text for text in scale.differences(recipe, scaled) if not text.startswith(("teacher ", "data.train "))]
+        found[name] = Entry(scaled, count, tuple(said))
+    return found
+
+
+def _equal(recipe: Recipe, first: Recipe, updates: int) -> Recipe:
+    """With the first recipe's data and order, and ``updates`` in all."""
+    shared: dict[str, Any] = {name: getattr(first.training, name) for name in SHARED}
+    # looked at often enough for a short comparison
+    shared["log_every"] = min(shared["log_every"], max(1, updates // 10))
+    shared["validate_every"] = min(shared["validate_every"], max(1, updates // 4))
+    shared["save_every"] = min(shared["save_every"], max(1, updates // 4))
+    lengths: dict[str, Any] = {"epochs": None, "minutes": None, "updates": updates}
+    pruning = recipe.pruning
+    if pruning is not None:
+        both = [_length(recipe.training), _length(pruning.second)]
+        share = both[1][1] / (both[0][1] + both[1][1]) if both[0][0] == both[1][0] else 1 / 3
+        after = min(updates - 1, max(1, round(updates * share)))
+        lengths["updates"] = updates - after
+        second = replace(pruning.second, epochs=None, minutes=None, updates=after)
+        pruning = replace(pruning, second=second, second_data="onward")
+    training_ = replace(recipe.training, **shared, **lengths)
+    return replace(recipe, data=first.data, training=training_, pruning=pruning)
+
+
+def _length(stage: Any) -> tuple[str, float]:
+    lengths = {name: getattr(stage, name) for name in ("epochs", "updates", "minutes")}
+    return next((name, length) for name, length in lengths.items() if length is not None)
+
+
+def _fits(recipe: Recipe, teacher: EncoderConfig) -> None:
+    """Raises :class:`StarError` where a loss cannot be made of these models; what is measured first says so later."""
+    import torch
+
+    sections = {name: o for name, o in recipe.loss.items() if not hasattr(losses.find(name), "calibrate")}
+    if sections:
+        with torch.device("meta"):
+            losses.build(sections, teacher, recipe.student_config(teacher))
+
+
+def _at_rate(recipe: Recipe, rate: float) -> Recipe:
+    """With another learning rate; a second stage's stays as many times as much."""
+    pruning = recipe.pruning
+    if pruning is not None:
+        times = rate / recipe.training.learning_rate
+        pruning = replace(pruning, second=replace(pruning.second, learning_rate=pruning.second.learning_rate * times))
+    return replace(recipe, training=replace(recipe.training, learning_rate=rate), pruning=pruning)
+
+
+# the folder
+
+
+def _identity(asked: Asked, entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """What must stay as it is; recipes, seeds and tasks may be added."""
+    kept = {f.name: getattr(asked, f.name) for f in dataclasses.fields(Asked)}
+    for name in ("sources", "seeds", "overrides", "teacher"):
+        del kept[name]
+    scoring = {**strict.plain(kept.pop("scoring"))}
+    for name in ("tasks", "cache", "cache_gb"):
+        del scoring[name]
+    scoring["data"] = _data(asked.scoring.data)
+    made = {name: {**strict.plain(entry.recipe), "about": "", "choices": {}} for name, entry in entries.items()}
+    for values in made.values():
+        values["data"].pop("workers")
+    return {**strict.plain(kept), "first": next(iter(entries)), "eval": scoring, "recipes": made}
+
+
+def _data(data: str) -> str:
+    return data if data == "mini" else str(Path(data).expanduser().resolve())
+
+
+def _check(asked: Asked, entries: Mapping[str, Entry], out: Path) -> None:
+    """Raises :class:`StarError` where ``out`` holds a comparison of other settings, and names one."""
+    file = out / "comparison.json"
+    if not file.is_file():
+        return
+    there = json.loads(file.read_text(encoding="utf-8"))["identity"]
+    here = json.loads(json.dumps(_identity(asked, entries)))
+    gone = [name for name in there["recipes"] if name not in here["recipes"]]
+    if gone:
+        raise StarError(f"{out}: compares {', '.join(gone)} too; name all its recipes, or choose another --out")
+    here["recipes"] = {name: here["recipes"][name] for name in there["recipes"]}
+    if changed := strict.difference(there, here):
+        raise StarError(f"{out}: holds another comparison ({changed}); choose another --out")
+
+
+def _write(asked: Asked, entries: Mapping[str, Entry], chosen: Mapping[str, Recipe], out: Path) -> None:
+    for name, recipe in chosen.items():
+        with replacing(out / "recipes" / f"{name}.yaml") as part:
+            part.write_text(recipes.dump(recipe), encoding="utf-8")
+    file = out / "comparison.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["asked"]["seeds"] if file.is_file() else 0
+    write_json(
+        file,
+        {
+            "command": sys.argv[1:],
+            "asked": {**strict.plain(asked), "seeds": max(before, asked.seeds), "sources": list(entries)},
+            "entries": {
+                name: {
+                    "about": entry.recipe.about,
+                    "parameters": entry.parameters,
+                    "learning_rate": chosen[name].training.learning_rate,
+                    "changed": list(entry.changed),
+                    "result": entry.recipe.result,
+                }
+                for name, entry in entries.items()
+            },
+            "identity": _identity(asked, entries),
+        },
+    )
+
+
+# the jobs
+
+
+def _each(
+    work: Callable[[str], Any], names: Sequence[str], jobs: int, out: Path, apart: bool
+) -> Iterator[tuple[str, str]]:
+    """Run ``work`` for each name, in this process or ``apart``, and say how each ended: its name, and what went wrong
+    or an empty text."""
+    begun, logs = time.monotonic(), out / "logs"
+    alone = ((name, work(name), 0) for name in names)
+    ended = side_by_side(work, names, jobs, lambda name: logs / f"{name}.txt") if apart else alone
+    for i, (name, result, code) in enumerate(ended, 1):
+        error = "" if result == "done" else result or f"ended with exit code {code}, see {logs / name}.txt"
+        say(f"[{i}/{len(names)}, {time.monotonic() - begun:.0f} s] {name}: {error or 'done'}")
+        yield name, error
+
+
+def _cell(out: str, scoring: Scoring, cells: Mapping[str, tuple[str, int]], cell: str) -> str:
+    """Train a recipe with a seed, and score it."""
+    name, seed = cells[cell]
+    file, run_ = Path(out) / "recipes" / f"{name}.yaml", Path(out) / "runs" / cell
+    ended = _distil(file, [f"training.seed={seed}"], run_)
+    if ended != "done":
+        return ended
+    where = ["--upstream", str(run_ / recipes.load(file).result), "--out", str(Path(out) / "scores" / cell)]
+    if _eval(["run", *where, "--seed", str(seed), *scoring.words()]):
+        return "scoring failed; what it said says why"
+    return "done"
+
+
+def _distil(file: Path, overrides: list[str], folder: Path) -> str:
+    recipe = recipes.load(file, overrides)
+    if recipe.training.processes > 1:
+        grid.command_line(["distill", str(file), *overrides, "--out", str(folder)])
+    try:
+        training.run(recipe, folder)
+    except StarError as error:
+        say(f"star: {error}")
+        return str(error)
+    return "done"
+
+
+# the learning rates
+
+
+def _search(asked: Asked, entries: Mapping[str, Entry], out: Path, jobs: int, apart: bool) -> dict[str, float]:
+    """Name -> the learning rate of the lowest validation loss, among the same rates for every recipe."""
+    updates = asked.search_updates or asked.updates
+    cells = {}
+    for name, entry in entries.items():
+        short = _equal(entry.recipe, entry.recipe, updates)
+        for rate in asked.search_rates:
+            cell = f"{name}-rate{rate:g}"
+            cells[cell] = (name, rate)
+            with replacing(out / "search" / f"{cell}.yaml") as part:
+                part.write_text(recipes.dump(_at_rate(short, rate)), encoding="utf-8")
+    left = [cell for cell in cells if not (out / "search" / f"{cell}.json").is_file()]
+    failed = {cell: error for cell, error in _each(partial(_try, str(out)), left, jobs, out, apart) if error}
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise StarError(f"{len(failed)} runs of the search failed; the first: {name}: {error}")
+    losses_: dict[str, dict[float, float]] = {name: {} for name in entries}
+    for cell, (name, rate) in cells.items():
+        value = json.loads((out / "search" / f"{cell}.json").read_text(encoding="utf-8"))["validation_loss"]
+        losses_[name][rate] = math.inf if value is None else value
+    chosen = {}
+    for name, values in losses_.items():
+        chosen[name] = min(values, key=lambda rate: values[rate])
+        if values[chosen[name]] == math.inf:
+            raise StarError(f"{name}: diverges at every rate of the search; give lower --search-rates")
+        edge = ", at the edge of what was tried" if chosen[name] in (min(values), max(values)) else ""
+        say(f"{name}: learning rate {chosen[name]:g}{edge}")
+    return chosen
+
+
+def _try(out: str, cell: str) -> str:
+    folder = Path(out) / "search" / cell
+    ended = _distil(folder.with_name(f"{cell}.yaml"), [f"training.seed={SEARCH_SEED}"], folder)
+    if ended == "done":
+        loss = json.loads((folder / "done.json").read_text(encoding="utf-8"))["validation_loss"]
+    elif ended.startswith(("the loss is", "the validation loss is")):
+        loss = None  # this rate is too high, which is an outcome
+    else:
+        return ended
+    write_json(folder.with_name(f"{cell}.json"), {"validation_loss": loss, "ended": ended})
+    return "done"
+
+
+# the time of a forward pass
+
+
+def _time(asked: Asked, entries: Mapping[str, Entry], out: Path) -> None:
+    """Time the models of the first seed, in turns, where that is not done."""
+    file = out / "latency.json"
+    models = {name: str(out / "runs" / f"{name}-s0" / entry.recipe.result) for name, entry in entries.items()}
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["models"].keys() == models.keys():
+        return
+    say(f"timing {asked.seconds:g} s of audio in turns")
+    found = latency.compare(list(models.values()), True, asked.seconds, threads=1)
+    write_json(file, {**found, "models": {name: found["models"][path] for name, path in models.items()}})

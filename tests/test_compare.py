@@ -1,0 +1,183 @@
+"""star compare: recipes at one size on the same audio, killed and resumed, scored and tested against each other."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+import tiny_corpus
+import torch
+import yaml
+from tiny_runs import killed, log, write_audio
+
+from star_upstream import cli, compare
+from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.formats import checkpoint
+from star_upstream.training import recipe, scale
+
+CONVS = [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]]
+SMALL = {"conv_layers": CONVS, "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2}
+TEACHER = {**SMALL, "width": 32, "head_width": 16, "ffn": 48}
+STUDENT = {**SMALL, "width": 24, "projection": False, "head_width": 12, "ffn": 32, "hidden_states": "layers"}
+LIMITS = {"valid_share": 0.2, "min_seconds": 0.4, "max_seconds": 2.0, "batch_seconds": 4.0, "workers": 0}
+SIZE = 11_000
+
+
+def write(folder, name, **sections):
+    values = {
+        "teacher": str(folder / "teacher"),
+        "student": STUDENT,
+        "loss": {"star": {}},
+        "data": LIMITS,
+        "training": {"updates": 50, "accelerator": "cpu", "learning_rate": 2e-3},
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({**values, **sections}))
+    return folder / f"{name}.yaml"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A teacher, audio, a corpus to score on, and two recipes of different data sections, of which one prunes."""
+    folder = tmp_path_factory.mktemp("world")
+    write_audio(folder / "audio")
+    tiny_corpus.make(folder / "tones")
+    torch.manual_seed(0)
+    checkpoint.save(folder / "teacher", Encoder(EncoderConfig(**TEACHER)), {})
+    write(folder, "width")
+    write(
+        folder, "pruned", student="teacher", loss={"hint": {"teacher_layers": [0, 2], "maps": "shared"}}, select="last",
+        data={**LIMITS, "batch_seconds": 2.5, "crop": "shortest-random"},
+        training={"updates": 20, "accelerator": "cpu", "learning_rate": 1e-3, "accumulate": 2},
+        pruning={"second": {"updates": 10, "learning_rate": 5e-4}},
+    )  # fmt: skip
+    return folder
+
+
+def words(world, *more):
+    scoring = ["--tasks", "ks", "--data", world / "tones", "--steps", 4, "--cache", world / "cache"]
+    size = [
+        "--teacher",
+        world / "teacher",
+        "--parameters",
+        SIZE,
+        "--updates",
+        6,
+        "--search-rates",
+        "1e-9,2e-2",
+        *scoring,
+    ]
+    return [
+        *map(
+            str, ["compare", world / "width.yaml", world / "pruned.yaml", f"data.train={world / 'audio'}", *size, *more]
+        )
+    ]
+
+
+@pytest.fixture(scope="module")
+def compared(world):
+    """Killed in the middle of its second run, then the same command again."""
+    out = world / "out"
+    killed(words(world), out, 1, "runs/pruned-s0/log.csv")
+    before = (out / "runs" / "width-s0" / "done.json").stat().st_mtime_ns
+    assert not (out / "scores" / "pruned-s0").exists()
+    cli.main([*words(world), "--out", str(out)])
+    assert (out / "runs" / "width-s0" / "done.json").stat().st_mtime_ns == before
+    return out
+
+
+def test_sizes_updates_and_audio_are_equal(compared):
+    found = json.loads((compared / "table.json").read_text())
+    sizes = {row["recipe"]: row["parameters"] for row in found["rows"]}
+    for name, result in (("width", "best"), ("pruned", "last")):
+        built = sum(p.numel() for p in checkpoint.load(compared / "runs" / f"{name}-s0" / result).parameters())
+        assert sizes[name] == built == pytest.approx(SIZE, rel=scale.TOLERANCE)
+    plain = [row for row in log(compared / "runs" / "width-s0") if row["audio_crc32"]]
+    stages = [
+        row for part in ("stage1", ".") for row in log(compared / "runs" / "pruned-s0" / part) if row["audio_crc32"]
+    ]
+    assert [row["audio_crc32"] for row in plain] == [row["audio_crc32"] for row in stages] and len(plain) == 6
+    assert found["same_audio"] and found["audio"]["0"]["width"][0] == 6
+    recipes = [recipe.load(compared / "recipes" / f"{name}.yaml") for name in ("width", "pruned")]
+    assert recipes[0].data == recipes[1].data and recipes[1].pruning.second.updates == 2
+
+
+def test_table_and_page_hold_scores_costs_and_tests(compared):
+    rows = list(csv.DictReader(io.StringIO((compared / "table.csv").read_text())))
+    assert [(row["recipe"], row["metric"]) for row in rows] == [("width", "ks_acc"), ("pruned", "ks_acc")]
+    record = json.loads((compared / "scores" / "pruned-s0" / "ks.json").read_text())
+    assert float(rows[1]["value"]) == record["value"] and rows[0]["p"] == "" and 0 <= float(rows[1]["p_holm"]) <= 1
+    assert float(rows[1]["difference"]) == pytest.approx(float(rows[1]["value"]) - float(rows[0]["value"]))
+    assert all(
+        float(row[key]) > 0 for row in rows for key in ("macs_g", "training_seconds", "audio_hours", "forward_ms")
+    )
+    page = (compared / "page.html").read_text()
+    assert "Differences from width" in page and "student.ffn 32 → " in page and "data:image/svg+xml" in page
+    assert "pruning.second_data again → onward" in page and "training.accumulate 2 → 1" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_again_does_nothing_and_other_settings_are_refused(world, compared, capsys):
+    def files():
+        return {
+            p: p.stat().st_mtime_ns
+            for part in ("runs", "scores", "recipes")
+            for p in (compared / part).rglob("*")
+            if p.name in ("done.json", "state.pt", "ks.json", "log.csv")
+        }
+
+    before = files()
+    for more, message in (
+        (["--updates", "8"], "updates is 6 there and 8 here"),
+        (["training.learning_rate=1e-2"], "recipes.width.training.learning_rate is 0.002 there and 0.01 here"),
+        (["--steps", "5"], "eval.steps is 4 there and 5 here"),
+        (["--seeds", "0"], "--seeds: must be 1 or more"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([*words(world), *more, "--out", str(compared)])
+        assert message in capsys.readouterr().err
+    assert files() == before
+    write(world, "other")
+    with pytest.raises(SystemExit):
+        cli.main([word.replace("pruned.yaml", "other.yaml") for word in words(world)] + ["--out", str(compared)])
+    assert "compares pruned too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--parameters", "40000"], "pruned: 40,000 parameters: not below the teacher's"),
+        (["training.seed=3"], "star compare sets this itself"),
+        (["data.train=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--search-rates", "1e-3"], "two different learning rates"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(world, tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words(world), *more, "--out", str(tmp_path / "new")])
+    assert stop.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "new" / "runs").exists()
+
+
+def test_the_search_takes_each_recipes_best_rate(compared):
+    """Equal in size for all, with a seed that is not compared."""
+    tried = {
+        file.stem: json.loads(file.read_text())["validation_loss"] for file in (compared / "search").glob("*.json")
+    }
+    assert set(tried) == {f"{name}-rate{rate}" for name in ("width", "pruned") for rate in ("1e-09", "0.02")}
+    assert tried["width-rate0.02"] < tried["width-rate1e-09"]
+    run = recipe.load(compared / "runs" / "width-s0" / "recipe.yaml").training
+    assert run.learning_rate == 0.02 and run.seed == 0
+    assert recipe.load(compared / "search" / "width-rate0.02" / "recipe.yaml").training.seed == 1000
+    second = recipe.load(compared / "search" / "pruned-rate0.02" / "recipe.yaml").pruning.second
+    assert second.learning_rate == pytest.approx(0.01), "half of the first stage's, as in the recipe"
+    assert "Learning rates" in (compared / "table.md").read_text()
+
+
+def test_a_rate_that_diverges_is_an_outcome(world, tmp_path):
+    file = world / "width.yaml"
+    values = [f"data.train={world / 'audio'}", "training.updates=4", "training.validate_every=1"]
+    wild = compare.recipes.load(file, [*values, "training.learning_rate=1e30", "training.warmup=0"])
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "wild.yaml").write_text(recipe.dump(wild))
+    assert compare._try(str(tmp_path), "wild") == "done"
+    assert json.loads((tmp_path / "search" / "wild.json").read_text())["validation_loss"] is None
