@@ -30,7 +30,7 @@ from follow import Side
 from ours import table_of
 from parity_page import TITLE, page
 from pipelines import PIPELINES, Case
-from speed import check_page, guarded, path
+from script import check_page, guarded, path
 
 import star_upstream
 from star_upstream import compat, metrics

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field
@@ -23,8 +21,8 @@ import models
 import torch
 from evaluation import Task, corpora_folder, environment, say, tasks
 from page import TITLE, page
+from script import check_page, guarded, path, processor
 
-from star_upstream import outputs
 from star_upstream.errors import StarError, nearest
 from star_upstream.files import replacing, write_json
 from star_upstream.say import command
@@ -116,22 +114,6 @@ def _check(options: Options) -> None:
             raise StarError(f"--upstream {name}: unknown shape{nearest(name, known)}; {fix}")
 
 
-def check_page(out: Path, maker: str, title: str, key: str) -> None:
-    """Raises :class:`StarError` where ``out`` is no page's name, or where it or the numbers beside it are there and no
-    earlier result, told by the page's title and a key of the json."""
-    if out.suffix != ".md":
-        raise StarError(f"--out {out}: must end in .md (the numbers go beside it, in .json)")
-
-    def numbers(path: Path) -> bool:
-        try:
-            return key in json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, TypeError):
-            return False
-
-    outputs.check_file(out, maker, outputs.begins_with(title))
-    outputs.check_file(out.with_suffix(".json"), maker, numbers)
-
-
 def _begun(file: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     if overwrite or not file.is_file():
         return None
@@ -144,30 +126,6 @@ def _begun(file: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, A
         fix = "choose another --out, or use --overwrite"
         raise StarError(f"{file}: holds other measurements ({', '.join(other)} differ); {fix}")
     return result
-
-
-def processor() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine()
-
-
-def path(text: str) -> Path:
-    return Path(text).expanduser()  # the shell leaves --out=~/results as it is
-
-
-def guarded(verb, *arguments) -> int:
-    """The exit code of a script: what it returns, 2 for a mistake in the input."""
-    try:
-        return verb(*arguments)
-    except StarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
 
 
 def main(argv: list[str] | None = None) -> int:
