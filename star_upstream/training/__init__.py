@@ -15,6 +15,7 @@ grid.py        many fine-tunings from one command
 optimizer.py   learning rate and parameter groups        progress.py  how far a run is, for people
 fabric.py      devices, nodes, precision                 precision.py  is reduced precision right here
 trackers.py    TensorBoard and others                    stop.py       signals that end a run
+means.py       means over batches and processes
 """
 
 from __future__ import annotations
