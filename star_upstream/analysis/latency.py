@@ -128,7 +128,7 @@ def side_by_side(
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Names down the side; sizes and times across, where any model has them."""
-    shown = ("parameters", "bytes", "macs_g", "median_s", "fastest_s", "slowest_s", "real_time_factor")
+    shown: tuple[str, ...] = ("parameters", "bytes", "macs_g", "median_s", "fastest_s", "slowest_s", "real_time_factor")
     shown += ("times_real_time", "speedup", "peak_mb")
     columns = [key for key in shown if any(key in row for row in rows.values())]
     width = max(map(len, ["model", *rows]))
