@@ -33,6 +33,10 @@ from star_upstream.say import command, say
 REPO = Path(__file__).resolve().parents[2]
 MAKER = "results/bench/device.py"
 TITLE = "# On a device: "
+BUSY = (
+    "**The machine was busy with other work (load {load} when the timing began): the times say nothing, and are to be "
+    "measured again. Sizes, memory and changes hold.**"
+)
 SOURCE = "STAR_DEVICE_SOURCE"
 KINDS = {
     "torch_fp32": "torch, fp32",
@@ -158,6 +162,8 @@ def page(found: dict[str, Any]) -> str:
         f"{TITLE}{found['source']}",
         "",
         f"`{found['command']}`, {found['machine']}, versions {found['versions']}.",
+        *(["", BUSY.format(**found)] if found["load"] > (os.cpu_count() or 1) else []),
+        "",
         "Milliseconds are the median of rounds in turns, the fastest round in brackets; RTF is the median over the "
         "audio's length. Memory is the peak of a process that loads the model and hears 10 s, Python included; "
         "exported files run without torch. MB are weights as stored: of torch, parameters times their bytes.",
@@ -288,7 +294,8 @@ def main() -> int:
         "made_by": MAKER,
         "source": Path(args.source).name,
         "command": f"python {MAKER} {shlex.join(sys.argv[1:])}".strip(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when the timing began",
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "load": round(os.getloadavg()[0], 1),
         "versions": environment.versions(("torch", "onnx", "onnxruntime")),
         "sha256": star_upstream.load(args.source).digest,
         "megabytes": {
