@@ -44,7 +44,10 @@ from .training.recipe import Recipe
 MAKER = "star compare"
 SEARCH_SEED = 1000
 """Of the learning-rate search: no seed that is compared sees the runs that chose its rate."""
-SHARED = ("accumulate", "precision", "accelerator", "devices", "log_every", "validate_every", "save_every")
+SHARED = (
+    "accumulate", "batches_per_update", "precision", "accelerator", "devices", "nodes", "log_every", "validate_every",
+    "save_every",
+)  # fmt: skip
 """What all take from the first recipe's ``training``, besides its whole ``data``."""
 OWN = ("teacher", "training.updates", "training.epochs", "training.minutes", "training.seed")
 """Keys that a comparison sets itself."""
