@@ -248,7 +248,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
         **environment(),
     }
     with replacing(options.out / f"{task.name}{RESAMPLES}") as part, open(part, "wb") as file:
-        np.savez_compressed(file, **{name: values.astype(np.float32) for name, values in resamples.items()})
+        np.savez_compressed(file, **{name: values.astype(np.float32) for name, values in resamples.items()})  # type: ignore[arg-type]
     write_json(target, record)
     mark.unlink(missing_ok=True)
     (options.out / f"{task.name}.error.txt").unlink(missing_ok=True)
