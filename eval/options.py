@@ -44,6 +44,8 @@ def add(parser: argparse.ArgumentParser, kind: type, **words: str) -> None:
             how["action"] = "store_true"
         elif get_origin(hint) is Literal:
             how["choices"] = get_args(hint)
+        elif hint == tuple[str, ...]:
+            how["nargs"] = "+"
         else:
             how["type"] = one.metadata["read"] or (path if hint is Path else hint)
         if one.default is MISSING:
@@ -55,7 +57,8 @@ def add(parser: argparse.ArgumentParser, kind: type, **words: str) -> None:
 
 def take(kind: type[Kind], arguments: argparse.Namespace) -> Kind:
     """The ``kind`` that ``arguments`` say."""
-    return kind(**{name: getattr(arguments, name) for name in vars(kind)["__dataclass_fields__"]})
+    values = {name: getattr(arguments, name) for name in vars(kind)["__dataclass_fields__"]}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -83,5 +86,18 @@ class Run:
     )
     cache_gb: float = flag("most that the cache may hold; the oldest leave first (default 20)", 20.0)
     jobs: int = flag("tasks at once, each a process with its log in --out (default 1)", 1)
+    launcher: Literal["local", "submitit"] = flag(
+        "local (default: this process, or --jobs of them) or submitit (a job for each task that is missing, all of one "
+        "array, with logs in --out/jobs)",
+        "local",
+    )
+    cluster: Literal["auto", "slurm", "local", "debug"] = flag(
+        "where submitit runs jobs: auto (default: slurm where srun is, else local), slurm, local (processes here, all "
+        "at once) or debug (in this process)",
+        "auto",
+    )
+    slurm: tuple[str, ...] = flag(
+        "sbatch's parameters as KEY=VALUE, as in partition=gpu time=600 (minutes) gpus_per_node=1 mem=32G", ()
+    )
     exact: bool = flag("encode padded batches at every step as s3prl does, without a cache: many times slower", False)
     overwrite: bool = flag("run tasks again whose json is there", False)

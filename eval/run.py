@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from star_upstream import compat, cores, jobs, outputs
+from star_upstream import cluster, compat, cores, extras, jobs, outputs
 from star_upstream.audio import RATE
 from star_upstream.data import corpora
 from star_upstream.environment import cache_home
@@ -40,6 +40,8 @@ FORMAT = 1
 MAKER = "python -m eval run"
 PROGRESS = ".progress"
 """Folder in ``out`` for what a broken run goes on from."""
+JOBS = "jobs"
+"""Folder in ``out`` for what submitit writes: a folder a job, with its log."""
 RESAMPLES = ".resamples.npz"
 """Ending, after the task's name, of what paired tests need: each metric's values over resamples of the test items."""
 
@@ -70,10 +72,16 @@ def run(options: Run) -> int:
         raise StarError(f"--cache-gb {options.cache_gb:g}: must be a number of at least 0")
     for task in wanted:
         pick_schedule(task, options.schedule or "mini", options.steps)
-    alone = options.jobs == 1 or len(wanted) == 1
+    away = options.launcher == "submitit"
+    if away:
+        extras.need("cluster")
+        cluster.pairs(options.slurm)
+    elif options.slurm or options.cluster != "auto":
+        raise StarError("--slurm and --cluster are for --launcher submitit")
+    alone = not away and (options.jobs == 1 or len(wanted) == 1)
     if torch.get_num_threads() > cores.available():  # a container's quota, which torch does not see
         torch.set_num_threads(cores.available())
-    device = _device(options.device)
+    device = _device(options.device, elsewhere=away)
     corpora_folder(options.data)  # says now what is wrong with it
     _claim(options, wanted, outputs.check_folder)
     upstream = _upstream(options, device if alone else "cpu")
@@ -84,6 +92,8 @@ def run(options: Run) -> int:
     )
     if alone:
         results = {task.name: _attempt(task, upstream, options, device) for task in wanted}
+    elif away:
+        results = _array(wanted, upstream, options, device)
     else:
         results = _side_by_side([task.name for task in wanted], options)
     with contextlib.suppress(OSError):  # not there, or not empty
@@ -154,11 +164,39 @@ def _side_by_side(names: list[str], options: Run) -> dict[str, dict[str, Any] | 
                 f"its process ended with {f'signal {-code}' if code and code < 0 else f'exit code {code}'}", logs[name]
             )
         results[name] = result
-        say(
-            f"{name}: {f'failed: {result.message}' if isinstance(result, Failure) else 'done'} ({len(results)} of "
-            f"{len(names)})"
-        )
+        _say_end(name, result, len(results), len(names))
     return {name: results[name] for name in names}
+
+
+def _array(wanted: list[Task], upstream, options: Run, device: torch.device) -> dict[str, dict[str, Any] | Failure]:
+    """Records or failures in the order of ``wanted``: what is there is read, a job makes each of the others."""
+    results = {
+        task.name: _attempt(task, upstream, options, device)
+        for task in wanted
+        if (options.out / f"{task.name}.json").is_file() and not options.overwrite
+    }
+    names = [task.name for task in wanted if task.name not in results]
+    if not names:
+        return results
+    say(f"submitted, a job each: {', '.join(names)}; what they say is in {options.out}/{JOBS}")
+    gpu = device.type == "cuda"
+    at_once = options.jobs if options.jobs > 1 else None
+    for ended in cluster.array(
+        functools.partial(_by_itself, options),
+        names,
+        (options.out / JOBS).absolute(),
+        options.cluster,
+        cluster.pairs(options.slurm),
+        gpu,
+        at_once,
+    ):
+        results[ended.name] = ended.result if not ended.why else Failure(ended.why, ended.log)
+        _say_end(ended.name, results[ended.name], len(results), len(wanted))
+    return {task.name: results[task.name] for task in wanted}
+
+
+def _say_end(name: str, result: dict[str, Any] | Failure, count: int, of: int) -> None:
+    say(f"{name}: {f'failed: {result.message}' if isinstance(result, Failure) else 'done'} ({count} of {of})")
 
 
 def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, device: torch.device) -> dict[str, Any]:
@@ -351,14 +389,15 @@ def _table_digest(table: pd.DataFrame, root: Path) -> str:
     return hashlib.sha256(plain.to_csv(index=False).encode()).hexdigest()[:16]
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, elsewhere: bool = False) -> torch.device:
+    """The device of that name; ``elsewhere``: for jobs on machines that may have what this one has not."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise StarError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise StarError(f"--device {name}: there is no CUDA device here; use --device cpu")
     return device
 

@@ -37,6 +37,7 @@ BRINGS = {
     "shards": ("fsspec", "pyarrow"),
     "mini": ("espeakng_loader",),
     "export": ("onnx", "onnxruntime"),
+    "cluster": ("submitit",),
 }
 """Of each extra of setup.cfg the modules that are imported here or, undeclared, by s3prl."""
 

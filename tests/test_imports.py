@@ -22,6 +22,7 @@ ORDER = (
         "outputs",
         "environment",
         "cores",
+        "cluster",
         "jobs",
         "metrics",
         "runtime",

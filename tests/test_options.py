@@ -22,7 +22,8 @@ def test_every_flag_reaches_its_field():
     words = (
         "--upstream u --out o --tasks ks --data d --schedule superb --lr-grid 1e-3,0.01 --steps 5 --limit 6 --seed 7"
     )
-    more = "--device cpu --cache c --cache-gb 0.5 --jobs 8 --exact --overwrite"
+    more = "--device cpu --cache c --cache-gb 0.5 --jobs 8 --exact --overwrite "
+    more += "--launcher submitit --cluster slurm --slurm partition=gpu time=60"
     assert parsed(*words.split(), *more.split()) == options.Run(
         upstream="u",
         out=Path("o"),
@@ -37,6 +38,9 @@ def test_every_flag_reaches_its_field():
         cache=Path("c"),
         cache_gb=0.5,
         jobs=8,
+        launcher="submitit",
+        cluster="slurm",
+        slurm=("partition=gpu", "time=60"),
         exact=True,
         overwrite=True,
     )

@@ -1,0 +1,169 @@
+"""Named pieces of work as jobs of one array, through submitit: on Slurm, or as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import cores, extras
+from .errors import StarError
+
+MINUTES = 24 * 60
+"""A job's time on Slurm, unless ``time`` says another; a job that runs out of it, or gives way to another, is queued
+again, three times at most for want of time."""
+OURS = {
+    "nodes",
+    "ntasks_per_node",
+    "array",
+    "output",
+    "error",
+    "stderr_to_stdout",
+    "additional_parameters",
+    "map_count",
+}
+"""Of Slurm's parameters, those that are decided here."""
+_LISTS = {"setup", "teardown", "srun_args"}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: its result, or why there is none; and the file of what it said."""
+
+    name: str
+    result: Any
+    why: str
+    log: Path
+
+
+def pairs(words: Sequence[str]) -> dict[str, str]:
+    """``KEY=VALUE`` words as sbatch's parameters, with underscores. Raises :class:`StarError`."""
+    found = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        key = key.lstrip("-").replace("-", "_")
+        if not key or not sign or not value:
+            raise StarError(f"--slurm {word}: expected KEY=VALUE, as in partition=gpu or gpus_per_node=1")
+        if key in OURS:
+            raise StarError(f"--slurm {word}: {key} is decided here, for each job is one process with its own log")
+        if key == "time" and not value.isdigit():
+            raise StarError(f"--slurm {word}: give time in minutes, as in time=240")
+        found[key] = value
+    return found
+
+
+def array(
+    work: Callable[[str], Any],
+    names: Sequence[str],
+    folder: Path,
+    cluster: str = "auto",
+    slurm: Mapping[str, str] | None = None,
+    gpu: bool = False,
+    at_once: int | None = None,
+) -> Iterator[Ended]:
+    """``work(name)`` for each name, as a job each of one array: how each ended, as it ends.
+
+    ``work`` and its results must be picklable. ``folder``, which every node must see, takes what submitit writes:
+    scripts, pickles and ``JOB/..._log.out``. ``cluster``: ``slurm``, ``local`` (processes here, all at once, which
+    share the cores), ``debug`` (one after another in this process) or ``auto`` (Slurm where there is ``srun``, else
+    local). ``slurm``: sbatch's parameters. ``gpu``: a GPU for each job, unless ``slurm`` says. ``at_once``: at most so
+    many jobs of Slurm's array at a time. Jobs that have not ended when the caller stops early are cancelled.
+
+    Raises :class:`StarError` where submitit is not installed, Slurm is not there or refuses the jobs.
+    """
+    extras.need("cluster")
+    import submitit
+
+    chosen = submitit.AutoExecutor.which() if cluster == "auto" else cluster
+    if slurm and chosen != "slurm":
+        raise StarError(f"--slurm: these jobs go to {chosen}, which takes none of it; leave it out, or --cluster slurm")
+    try:
+        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=chosen)
+    except RuntimeError:
+        raise StarError(
+            "--cluster slurm: there is no srun here; use --cluster local, or a node of the cluster"
+        ) from None
+    if chosen != "debug":
+        executor.update_parameters(
+            name="star-eval",
+            timeout_min=MINUTES if chosen == "slurm" else 30 * MINUTES,
+            gpus_per_node=1 if gpu and "gpus_per_node" not in (slurm or {}) else None,
+            stderr_to_stdout=True,
+        )
+    if chosen == "slurm":
+        executor.update_parameters(**_parameters(slurm or {}, at_once))
+    share = max(1, cores.available() // len(names)) if chosen == "local" else None
+    try:
+        with _environment(share):
+            jobs = executor.map_array(_Work(work), names)
+    except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError, OSError) as error:
+        raise StarError(f"the jobs were not taken: {' '.join(str(error).split())}") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr or error.output or b""
+        said = said.decode(errors="replace") if isinstance(said, bytes) else said
+        raise StarError(f"the jobs were not taken: {' '.join(said.split()) or error}") from None
+    left = {job.job_id: (job, name) for job, name in zip(jobs, names)}
+    try:
+        for job in submitit.helpers.as_completed(jobs, poll_frequency=1):
+            _, name = left.pop(job.job_id)
+            ended_well = job.exception() is None
+            why = "" if ended_well else f"job {job.job_id} ended without a result ({job.state.lower()})"
+            yield Ended(name, job.result() if ended_well else None, why, Path(job.paths.stdout))
+    finally:
+        for job, _ in left.values():
+            job.cancel(check=False)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a job does; queued again, it does the same."""
+
+    work: Callable[[str], Any]
+
+    def __call__(self, name: str) -> Any:
+        import torch
+
+        torch.set_num_threads(min(torch.get_num_threads(), cores.available()))
+        return self.work(name)
+
+    def checkpoint(self, name: str) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, name)
+
+
+@contextmanager
+def _environment(share: int | None) -> Iterator[None]:
+    """What the jobs inherit: where Python finds modules, as here, and each job's share of the cores."""
+    mine = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    if share is not None:
+        mine[cores.LIMIT] = str(share)
+    before = {name: os.environ.get(name) for name in mine}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({} if value is None else {name: value})
+
+
+def _parameters(slurm: Mapping[str, str], at_once: int | None) -> dict[str, Any]:
+    """submitit's names of sbatch's parameters; those that it does not know go to sbatch as they are."""
+    import submitit
+
+    known = submitit.SlurmExecutor._valid_parameters()
+    found: dict[str, Any] = {} if at_once is None else {"slurm_array_parallelism": at_once}
+    other = {}
+    for key, text in slurm.items():
+        value: Any = int(text) if text.isdigit() else {"true": True, "false": False}.get(text.lower(), text)
+        if key in known:
+            found[f"slurm_{key}"] = [text] if key in _LISTS else value
+        else:
+            other[key] = value
+    return {**found, "slurm_additional_parameters": other} if other else found

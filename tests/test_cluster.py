@@ -1,0 +1,139 @@
+"""cluster: tasks as jobs of submitit's local executor, one of them killed, and what Slurm would be told."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import submitit
+import tiny_corpus
+import torch
+from tiny_runs import PATIENCE
+
+from eval.__main__ import main
+from star_upstream import cluster, cores
+from star_upstream.errors import StarError
+
+
+class Holding(tiny_corpus.TinyUpstream):
+    """Stops for good at the long utterances, which sid alone has, while there is a file to say by whom."""
+
+    def forward(self, wavs):
+        if max(map(len, wavs)) > 5 * 16_000 and (hold := Path(os.environ["HOLD"])).is_file():
+            hold.write_text(f"{os.getpid()}\n")
+            time.sleep(PATIENCE)
+        return super().forward(wavs)
+
+
+def holding():
+    return Holding()
+
+
+def kill_who_holds(hold):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and not hold.read_text().endswith("\n"):
+        time.sleep(0.05)
+    os.kill(int(hold.read_text()), signal.SIGKILL)
+
+
+def test_a_killed_job_is_named_and_alone_submitted_again(tmp_path, monkeypatch, capsys):
+    corpus, hold, out = tiny_corpus.make(tmp_path / "data"), tmp_path / "hold", tmp_path / "out"
+    monkeypatch.setattr(submitit.Job, "_results_timeout_s", 1)  # what a slow file system is given
+    monkeypatch.setenv("STAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOLD", str(hold))
+    hold.touch()
+    words = ["run", "--upstream", "test_cluster:holding", "--tasks", "ks,sid", "--data", str(corpus), "--steps", "2"]
+    words += ["--out", str(out), "--launcher", "submitit", "--cluster", "local"]
+    killer = threading.Thread(target=kill_who_holds, args=(hold,))
+    killer.start()
+    assert main(words) == 1
+    killer.join()
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert list(told["failed"]) == ["sid"] and list(told["metrics"]) == ["ks_acc"]
+    assert "ended without a result" in told["failed"]["sid"]
+    (failed,) = (line for line in printed.err.splitlines() if "FAILED" in line)
+    log = Path(failed.rpartition("(see ")[2].removesuffix(")"))
+    assert log.is_relative_to(out / "jobs") and "sid: encoding" in log.read_text()
+    assert "submitted, a job each: ks, sid;" in printed.err and "step 2/2" not in printed.err
+
+    hold.unlink()
+    before = set((out / "jobs").iterdir())
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "ks: already done" in printed.err and "submitted, a job each: sid;" in printed.err
+    assert len({entry for entry in set((out / "jobs").iterdir()) - before if list(entry.glob("*_submitted.pkl"))}) == 1
+    assert sorted(json.loads(printed.out)["metrics"]) == ["ks_acc", "sid_acc"]
+
+    assert main(words) == 0 and "submitted" not in capsys.readouterr().err
+
+
+def share(name):
+    return name, cores.available(), torch.get_num_threads(), os.getpid()
+
+
+def test_local_jobs_share_the_cores_and_debug_is_this_process(tmp_path, monkeypatch):
+    monkeypatch.setenv(cores.LIMIT, "2")
+    running = cores.available()
+    ended = list(cluster.array(share, ["a", "b"], tmp_path / "jobs", "local"))
+    assert {one.name for one in ended} == {"a", "b"} and not any(one.why for one in ended)
+    for one in ended:
+        name, count, threads, pid = one.result
+        assert name == one.name and threads <= count == max(1, running // 2) and pid != os.getpid()
+    assert os.environ[cores.LIMIT] == "2"
+    (one,) = cluster.array(share, ["a"], tmp_path / "debug", "debug")
+    assert one.result[3] == os.getpid()
+
+
+def raises(name):
+    raise ValueError("no good")
+
+
+def test_what_a_job_raises_is_in_its_log(tmp_path):
+    (one,) = cluster.array(raises, ["a"], tmp_path / "jobs", "local")
+    assert one.result is None and "without a result" in one.why and "ValueError: no good" in one.log.read_text()
+
+
+def test_slurm_is_told_what_it_knows_and_the_rest_as_it_is():
+    words = ["partition=gpu", "--gpus-per-node=2", "mem=32G", "time=90", "reservation=mine", "exclusive=true"]
+    assert cluster._parameters(cluster.pairs([*words, "setup=module load cuda"]), 3) == {
+        "slurm_array_parallelism": 3,
+        "slurm_partition": "gpu",
+        "slurm_gpus_per_node": 2,
+        "slurm_mem": "32G",
+        "slurm_time": 90,
+        "slurm_exclusive": True,
+        "slurm_setup": ["module load cuda"],
+        "slurm_additional_parameters": {"reservation": "mine"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--launcher", "submitit", "--slurm", "partition"], "--slurm partition: expected KEY=VALUE"),
+        (["--launcher", "submitit", "--slurm", "time=1:00:00"], "time in minutes"),
+        (["--launcher", "submitit", "--slurm", "nodes=2"], "nodes is decided here"),
+        (["--launcher", "submitit", "--cluster", "local", "--slurm", "mem=1G"], "these jobs go to local"),
+        (["--slurm", "mem=1G"], "are for --launcher submitit"),
+        (["--cluster", "local"], "are for --launcher submitit"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(words, message, tmp_path, capsys):
+    corpus = tiny_corpus.make(tmp_path / "data")
+    given = ["--upstream", "tiny_corpus:upstream", "--tasks", "ks", "--data", str(corpus), "--out", str(tmp_path / "o")]
+    assert main(["run", *given, *words]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.glob("o/jobs/*/*_submitted.pkl"))
+
+
+def test_no_slurm_and_no_submitit_are_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StarError, match="there is no srun here"):
+        next(cluster.array(share, ["a"], tmp_path / "jobs", "slurm"))
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(StarError, match=r"star-upstream\[cluster\]"):
+        next(cluster.array(share, ["a"], tmp_path / "jobs", "local"))
