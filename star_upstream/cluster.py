@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ OURS = {
     "map_count",
 }
 """Of Slurm's parameters, those that are decided here."""
+LOOK = 20.0
+"""Seconds between looks at Slurm's queue; a job that is missing twice, and has no result, is lost."""
 _LISTS = {"setup", "teardown", "srun_args"}
 
 
@@ -109,14 +112,51 @@ def array(
         raise StarError(f"the jobs were not taken: {' '.join(said.split()) or error}") from None
     left = {job.job_id: (job, name) for job, name in zip(jobs, names)}
     try:
-        for job in submitit.helpers.as_completed(jobs, poll_frequency=1):
+        for job, there in _endings(jobs, chosen == "slurm"):
             _, name = left.pop(job.job_id)
-            ended_well = job.exception() is None
-            why = "" if ended_well else f"job {job.job_id} ended without a result ({job.state.lower()})"
+            ended_well = there and job.exception() is None
+            why = "" if ended_well else f"job {job.job_id} ended without a result{_state(job)}"
             yield Ended(name, job.result() if ended_well else None, why, Path(job.paths.stdout))
     finally:
         for job, _ in left.values():
             job.cancel(check=False)
+
+
+def _endings(jobs: Sequence[Any], slurm: bool) -> Iterator[tuple[Any, bool]]:
+    """Each job as it ends, and whether it has a result to ask for.
+
+    One that left Slurm's queue without a result is lost: submitit asks sacct, which knows nothing where Slurm keeps no
+    accounts, and would wait for ever.
+    """
+    left, gone, looked = list(jobs), set[str](), time.monotonic()
+    while left:
+        for job in list(left):
+            if any(job.paths.folder.glob(job.paths.result_pickle.name)) if slurm else job.done():
+                left.remove(job)
+                yield job, True
+        if slurm and time.monotonic() - looked > LOOK:
+            looked, queue = time.monotonic(), _queue()
+            for job in list(left):
+                if queue is None or job.job_id in queue:
+                    gone.discard(job.job_id)
+                elif job.job_id not in gone:
+                    gone.add(job.job_id)  # its result may still be on its way through a slow file system
+                else:
+                    left.remove(job)
+                    yield job, False
+        if left:
+            time.sleep(1)
+
+
+def _state(job: Any) -> str:
+    state = job.state.lower()
+    return "" if state == "unknown" else f" ({state})"
+
+
+def _queue() -> set[str] | None:
+    """Ids of this user's jobs that wait or run; None where Slurm does not answer."""
+    told = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
+    return None if told.returncode else set(told.stdout.split())
 
 
 @dataclass(frozen=True)

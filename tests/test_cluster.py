@@ -1,5 +1,6 @@
 """cluster: tasks as jobs of submitit's local executor, one of them killed, and what Slurm would be told."""
 
+import functools
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 import submitit
 import tiny_corpus
 import torch
+from test_jobs import _alive, _soon
 from tiny_runs import PATIENCE
 
 from eval.__main__ import main
@@ -96,6 +98,44 @@ def raises(name):
 def test_what_a_job_raises_is_in_its_log(tmp_path):
     (one,) = cluster.array(raises, ["a"], tmp_path / "jobs", "local")
     assert one.result is None and "without a result" in one.why and "ValueError: no good" in one.log.read_text()
+
+
+def sleeps(folder, name):
+    if name == "long":
+        (folder / "pid").write_text(str(os.getpid()))
+        time.sleep(PATIENCE)
+    while not (folder / "pid").is_file():
+        time.sleep(0.05)
+    return name
+
+
+def test_who_stops_early_cancels_what_runs(tmp_path):
+    ended = cluster.array(functools.partial(sleeps, tmp_path), ["long", "short"], tmp_path / "jobs", "local")
+    assert next(ended).result == "short"
+    pid = int((tmp_path / "pid").read_text())
+    assert _alive(pid)
+    ended.close()
+    assert _soon(lambda: not _alive(pid))
+
+
+def test_a_job_that_left_slurms_queue_without_a_result_is_lost(tmp_path, monkeypatch):
+    squeue = tmp_path / "squeue"  # stands in for Slurm's
+    squeue.write_text(f"#!/bin/sh\necho look >> {tmp_path}/looks\n[ -f {tmp_path}/down ] && exit 1\necho 7_2\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(cluster, "LOOK", 0.0)
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
+    done, lost, waits = jobs = [submitit.LocalJob(tmp_path / "%j", f"7_{i}") for i in range(3)]
+    for job in jobs:
+        job.paths.folder.mkdir()
+    done.paths.result_pickle.touch()
+    ended = cluster._endings(jobs, slurm=True)
+    assert next(ended) == (done, True) and not (tmp_path / "looks").exists()
+    assert next(ended) == (lost, False) and (tmp_path / "looks").read_text() == "look\nlook\n"
+    waits.paths.result_pickle.touch()
+    assert list(ended) == [(waits, True)]
+    (tmp_path / "down").touch()
+    assert cluster._queue() is None
 
 
 def test_slurm_is_told_what_it_knows_and_the_rest_as_it_is():
