@@ -20,7 +20,7 @@ LOAD = (
     "import star_upstream, torch; "
     "print(star_upstream.load('star_mini')([torch.randn(16000)])['last_hidden_state'].shape)"
 )
-SCORES = REPO / "results" / "realspeech" / "star_mini_teacher"
+SCORES = REPO / "results" / "realspeech" / "first_teacher"
 TRIALS = [
     # command, exit status, what it must say
     (["python", "-c", LOAD], 0, "[1, 49, 128]"),
