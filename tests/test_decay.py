@@ -46,7 +46,9 @@ def test_what_is_decayed_in_starhubert():
 @pytest.mark.parametrize("name", recipe.names())
 def test_recipes_on_s3prls_optimizer_have_its_decay(name):
     config = recipe.load(name).training
-    published = name.startswith(("star_hubert", "star_wavlm", "distilhubert", "distilwav2vec"))
+    published = name.startswith(
+        ("star_hubert", "star_wavlm", "distilhubert", "distilwav2vec", "fit", "maskhubert", "armhubert", "armwavlm")
+    )
     assert (config.decay, config.weight_decay) == ("s3prl", 0.01) if published else config.decay == "matrices"
 
 

@@ -67,7 +67,7 @@ def test_what_cannot_be_is_named(made, tmp_path, monkeypatch, capsys):
         stream.export(made / "m", tmp_path / "a.onnx", layers=[3])
     with pytest.raises(SystemExit):
         cli.main(["export", str(made / "m"), str(tmp_path / "a.onnx"), "--stream", "--predictions"])
-    assert "--stream: gives states alone" in capsys.readouterr().err
+    assert "--stream: gives states in fp32 alone" in capsys.readouterr().err
     monkeypatch.setattr(onnx, "TOLERANCE", 0.0)
     with pytest.raises(StarError, match="not written, since onnxruntime's frames differ"):
         stream.export(made / "m", tmp_path / "a.onnx")

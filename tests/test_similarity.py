@@ -289,7 +289,7 @@ def test_the_mini_teachers_layers(capsys, audio, tmp_path):
     assert (result["clips"], result["estimator"], result["linkage"]) == (8, "exact", "average")
     assert result["hours"] == pytest.approx(sum(soundfile.info(f).duration for f in files) / 3600, abs=1e-4)
     assert (
-        "frames are few for exact CKA at width 256" in err
+        "frames are few for exact CKA at width 320" in err
         and f"groups of layers: {' | '.join(layer_report.names(result['groups']))}" in err
     )
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["similarity.json", "similarity.png"]

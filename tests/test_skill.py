@@ -117,7 +117,7 @@ def test_every_layer_and_map_has_a_gradient():
             {"groups": [[0], [1, 2]], "zeroth": "none"},
             r"every layer from 1 to 2 .*, 0 left out by zeroth: none; not a layer: \[0\]",
         ),
-        ({"groups": [1, 2]}, r"loss.skill.groups: expected a list of a list of int or null"),
+        ({"groups": [1, 2]}, r"loss.skill.groups\[0\]: expected a list of int, got 1"),
         ({"number": 0}, r"loss.skill.number: must be 1 or more, got 0"),
         ({"seconds": 0}, r"loss.skill.seconds: must be above 0"),
         ({"linkage": "ward", "estimator": "minibatch"}, "ward needs estimator exact"),
