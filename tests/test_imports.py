@@ -52,6 +52,7 @@ ORDER = (
     ("analysis",),
     ("mini.study", "mini.leaks"),
     ("compare",),
+    ("arguments",),
     ("cli",),
     ("__main__",),
 )
