@@ -64,6 +64,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("source")
     command.add_argument("target", type=path, help="the folder to write")
     command.add_argument("--config", metavar="FILE", help="the configuration file that some published checkpoints need")
+    about = "of the weights on disk; without it the shortest that holds every weight as it is"
+    command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help=about)
 
     command = add(
         "export",

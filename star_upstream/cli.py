@@ -74,9 +74,12 @@ def _cut(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    import torch
+
     from .formats import sources
 
-    provenance = sources.convert(args.source, args.target, args.config)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    provenance = sources.convert(args.source, args.target, args.config, dtype)
     print(json.dumps({"checkpoint": str(args.target), "provenance": provenance}))
 
 

@@ -1,5 +1,4 @@
-"""Run what ``star export`` wrote, with numpy and onnxruntime alone. It needs nothing else of the package: a product may
-copy this file.
+"""Run what ``star export`` wrote, with numpy and onnxruntime alone; a product may copy this file.
 
     model = Model("model.onnx")
     wave = read("a.wav")
@@ -20,8 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-KEY, FORMAT = "star_upstream", "star_upstream.onnx"
-RATE = 16_000
+KEY, FORMAT, RATE = "star_upstream", "star_upstream.onnx", 16_000
 
 
 class Model:
@@ -33,7 +31,8 @@ class Model:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class for every reason
-            raise ValueError(f"{path}: cannot be run by onnxruntime ({str(error).strip().splitlines()[0]})") from None
+            reason = f"cannot be run by onnxruntime ({str(error).strip().splitlines()[0]})"
+            raise ValueError(f"{path}: {reason if Path(path).exists() else 'no such file'}") from None
         self.about: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
         if self.about.get("format") != getattr(self, "format", FORMAT):
             raise ValueError(f"{path}: not a file of star export")
@@ -94,7 +93,8 @@ def read(path: str | Path) -> np.ndarray:
                 x = np.frombuffer(raw, kind).reshape(-1, file.getnchannels()).astype(np.float32)
                 x = x / 2 ** (8 * width - 1) - (width == 1)
     except Exception as error:  # wav.Error, OSError, soundfile's
-        raise ValueError(f"{path}: cannot be read as audio ({error}); without soundfile: wav of 16 bits") from None
+        reason = f"cannot be read as audio ({error}); without soundfile: wav of 16 bits"
+        raise ValueError(f"{path}: {reason if Path(path).exists() else 'no such file'}") from None
     if rate != RATE or not len(x):
         raise ValueError(f"{path}: {len(x)} samples at {rate} Hz; this model hears 16 kHz: resample it first")
     return x.mean(1)

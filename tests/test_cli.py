@@ -97,6 +97,9 @@ def test_profile_of_a_recipe_and_of_a_checkpoint(capsys, tiny):
 def test_convert_writes_a_checkpoint(capsys, tiny, tmp_path):
     cli.main(["convert", str(tiny), str(tmp_path / "copy")])
     assert json.loads(capsys.readouterr().out)["checkpoint"] == str(tmp_path / "copy")
+    cli.main(["convert", str(tiny), str(tmp_path / "half"), "--dtype", "float16"])
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "copy")]
+    assert sizes[0] < sizes[1]
     assert checkpoint.digest(checkpoint.load(tmp_path / "copy")) == checkpoint.digest(checkpoint.load(tiny))
 
 

@@ -198,6 +198,8 @@ def test_wrong_input_to_listen_is_one_line(answers, tmp_path, capsys):
         ([answers / "tuned.onnx", tmp_path / "text.wav"], "cannot be read as audio"),
         ([answers / "tuned.onnx", tmp_path / "slow.wav"], "400 samples at 8000 Hz"),
         ([tmp_path / "text.wav", answers / "0.wav"], "cannot be run by onnxruntime"),
+        ([tmp_path / "none.onnx", answers / "0.wav"], "none.onnx: no such file\n"),
+        ([answers / "tuned.onnx", tmp_path / "none.wav"], "none.wav: no such file\n"),
         ([tmp_path / "states.onnx", answers / "0.wav"], "gives no answers"),
     ):
         with pytest.raises(SystemExit, match="2"):

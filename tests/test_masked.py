@@ -157,6 +157,8 @@ def test_the_teachers_vector():
     mean = made.teacher_masked(teacher, heard, torch.zeros(2, 3, dtype=torch.bool)).vector_D
     assert torch.equal(mean, torch.tensor([2.0, 1.0])[:, None, None].expand(2, 1, 16))
     assert MaskedLoss.calibrate(MaskedConfig(), teacher, (), 0) == {"teacher_vector": "mean"}
+    assert "holds no vector for masked frames" in losses.explain("masked", {"teacher_vector": "mean"})
+    assert "pre-trained with" in losses.explain("masked", {"teacher_vector": "own"})
     with pytest.raises(StarError, match="masked.teacher_vector: the teacher's file holds no vector.* take 'mean'"):
         MaskedLoss.calibrate(MaskedConfig(teacher_vector="own"), teacher, (), 0)
     teacher.mask_vector = torch.arange(16.0)

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import torchaudio
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_transformers import CONVS, LENGTHS, STABLE, WAVES, check, close, randomised, tiny, transformers
 
 from star_upstream.encoder import Encoder, EncoderConfig
@@ -301,6 +301,36 @@ def test_converting_a_transformers_folder(tmp_path):
     assert origin["format"] == "transformers" and set(origin["sha256"]) == {"config.json", "model.safetensors"}
     ours, theirs = checkpoint.load(tmp_path / "ours"), sources.load(tmp_path / "theirs")
     assert checkpoint.digest(ours) == checkpoint.digest(theirs) and torch.equal(ours.mask_vector, theirs.mask_vector)
+
+
+def test_converting_one_of_ours_keeps_its_type_and_what_it_says_of_itself(tmp_path):
+    encoder = Encoder(EncoderConfig(conv_layers=((8, 10, 5),), width=16, heads=2, head_width=8, ffn=8, layers=1))
+    before = {"made_by": "star distill", "recipe": {"method": "star"}, "validation_loss": 1.5}
+
+    def stored(folder):
+        return {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        short = str(dtype).removeprefix("torch.")
+        ours, copy, again, wide = (tmp_path / f"{short}_{name}" for name in ("ours", "copy", "again", "wide"))
+        checkpoint.save(ours, encoder, before, dtype)
+        sources.convert(ours, copy)
+        written = checkpoint.describe(copy)["provenance"]
+        assert stored(copy) == {dtype} and written["converted_from"]["path"] == str(ours)
+        assert {name: written[name] for name in before} == before and sources.method(copy) == "star"
+        sources.convert(copy, again)
+        written = checkpoint.describe(again)["provenance"]
+        assert written["converted_from"]["path"] == str(copy) and written["validation_loss"] == 1.5
+        assert written["converted_from"]["converted_from"]["path"] == str(ours)
+        sources.convert(ours, wide, dtype=torch.float32)
+        assert stored(wide) == {torch.float32}
+        assert len({checkpoint.digest(checkpoint.load(folder)) for folder in (ours, copy, again, wide)}) == 1
+    with torch.no_grad():
+        encoder.norm.weight[0] = 1e30
+    checkpoint.save(tmp_path / "large", encoder, {})
+    with pytest.raises(StarError, match="norm.weight has values that float16 has no room for"):
+        sources.convert(tmp_path / "large", tmp_path / "small", dtype=torch.float16)
+    assert not (tmp_path / "small").exists()
 
 
 @pytest.mark.parametrize(

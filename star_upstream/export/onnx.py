@@ -285,6 +285,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     try:
         proto = onnx.load(path, load_external_data=False)
         return json.loads({entry.key: entry.value for entry in proto.metadata_props}[KEY])
+    except FileNotFoundError:
+        raise StarError(f"{path}: no such file") from None
     except OSError as error:
         raise StarError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception:  # protobuf has errors of its own
@@ -359,5 +361,6 @@ def _record(file: str | Path) -> dict[str, Any]:
     except (OSError, ValueError):
         record = None
     if not isinstance(record, dict) or not {"task", "layer_weights", "upstream_digest"} <= record.keys():
-        raise StarError(f"{file}: neither a file of star finetune nor a task's record of star-eval")
+        reason = "neither a file of star finetune nor a task's record of star-eval"
+        raise StarError(f"{file}: {reason if Path(file).exists() else 'no such file'}")
     return record

@@ -65,6 +65,9 @@ def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype
     if not all(isinstance(value, torch.Tensor) and not value.is_quantized for value in state.values()):
         raise StarError(f"{folder}: a quantised model is not kept in this format; save it as it was before")
     weights = {k: v.detach().cpu().to(dtype or v.dtype).contiguous() for k, v in state.items()}
+    for name, value in weights.items():
+        if not value.isfinite().all() and state[name].isfinite().all():
+            raise StarError(f"{folder}: {name} has values that {str(dtype).removeprefix('torch.')} has no room for")
     with replacing(folder, OWN) as part:
         part.mkdir()
         write_tensors(part / WEIGHTS, weights)
@@ -74,6 +77,15 @@ def save(folder: str | Path, encoder: Encoder, provenance: dict[str, Any], dtype
             "provenance": provenance,
         }
         write_json(part / CONFIG, _sealed(content))
+
+
+def shortest_type(encoder: Encoder) -> torch.dtype:
+    """bfloat16 or float16 where it holds every weight of an fp32 encoder as it is, else float32."""
+    values = [*encoder.state_dict().values(), *([] if encoder.mask_vector is None else [encoder.mask_vector])]
+    for dtype in (torch.bfloat16, torch.float16):
+        if all(torch.equal(value, value.to(dtype).to(value.dtype)) for value in values):
+            return dtype
+    return torch.float32
 
 
 def amend(path: str | Path, extra: dict[str, Any]) -> None:

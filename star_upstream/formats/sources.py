@@ -47,12 +47,15 @@ def load(source: str | Path, reference_padding: bool = False, config: str | Path
     return encoder.requires_grad_(False).float().eval()
 
 
-def convert(source: str | Path, folder: str | Path, config: str | Path | None = None) -> dict[str, Any]:
+def convert(
+    source: str | Path, folder: str | Path, config: str | Path | None = None, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
     """Write ``source`` (anything that :func:`load` takes) as a checkpoint of ours; returns the provenance that it
-    records.
+    records: of a checkpoint of ours what stands there, and ``converted_from``.
 
-    ``folder`` is new or empty, or holds what this function made of the same source. Raises :class:`StarError` for any
-    other.
+    ``dtype``: of the weights on disk; None: the shortest that holds every one of them as it is, so that a source in
+    half precision stays in it. ``folder`` is new or empty, or holds what this function made of the same source. Raises
+    :class:`StarError` for any other.
     """
 
     def conversion(there: Path) -> bool:
@@ -65,13 +68,15 @@ def convert(source: str | Path, folder: str | Path, config: str | Path | None = 
     ):
         raise StarError(f"{folder}: is the source itself; choose another folder")
     encoder, origin = _open(source, False, config)
-    provenance = {"converted_from": origin}
-    if conversion(folder) and checkpoint.describe(folder)["provenance"] != provenance:
-        before = checkpoint.describe(folder)["provenance"]["converted_from"]
+    provenance = origin.pop("provenance", {})
+    if "converted_from" in provenance:
+        origin["converted_from"] = provenance["converted_from"]
+    if conversion(folder) and (before := checkpoint.describe(folder)["provenance"]["converted_from"]) != origin:
         raise StarError(
             f"{folder}: holds another conversion, of {before.get('name') or before.get('path')}; choose another folder"
         )
-    checkpoint.save(folder, encoder.float(), provenance)
+    encoder, provenance = encoder.float(), {**provenance, "converted_from": origin}
+    checkpoint.save(folder, encoder, provenance, dtype or checkpoint.shortest_type(encoder))
     return provenance
 
 
@@ -141,7 +146,8 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
     if config is not None and (path.is_dir() or checkpoint.is_checkpoint(path)):
         raise StarError(f"{path}: holds its own configuration; leave out {config}")
     if checkpoint.is_checkpoint(path):
-        return checkpoint.load(path, reference_padding), {"format": "star_upstream", **origin}
+        provenance = checkpoint.describe(path).get("provenance", {})
+        return checkpoint.load(path, reference_padding), {"format": "star_upstream", **origin, "provenance": provenance}
     folder = path.parent if path.name in (*huggingface.WEIGHTS, "config.json") else path
     if huggingface.is_folder(folder):
         return huggingface.load(folder, reference_padding), {

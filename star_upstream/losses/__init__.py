@@ -19,6 +19,9 @@ class
         def calibrate(config: MyConfig, teacher: Encoder, clips: Sequence[Clip], seed: int) -> dict[str, Any]:
             "The measured options, as they would be written in the recipe."
 
+        @staticmethod                 # only where those options do not speak for themselves
+        def explain(measured: Mapping[str, Any]) -> str: ...
+
 and a row of :data:`TABLE`. A loss with ``masks = True`` (:mod:`.masked`) draws the frames that the student does not
 hear, and its forward takes a third argument, a :class:`~.common.Masking`, in training. A loss of another package is
 added by :func:`register`, or is found by its name where that package is installed and declares an entry point
@@ -27,6 +30,7 @@ added by :func:`register`, or is found by its name where that package is install
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, cast
@@ -131,6 +135,15 @@ def calibrate(
         if hasattr(loss, "calibrate") and (found := loss.calibrate(_config(name, options), teacher, clips, seed)):
             measured[name] = strict.plain(found)
     return measured
+
+
+def explain(name: str, measured: Mapping[str, Any]) -> str:
+    """What :func:`calibrate` found for one loss, in a line for people."""
+    loss = find(name)
+    if hasattr(loss, "explain"):
+        return f"loss {name}: {loss.explain(measured)}"
+    text = "; ".join(f"{key}: {json.dumps(value)}" for key, value in measured.items())
+    return f"measured for the loss {name}: {text}"
 
 
 def complete(sections: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ is masked. Shapes: B utterances, T frames, D width, V valid frames of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,6 +136,15 @@ class MaskedLoss(nn.Module):
                 "that was saved in pre-training (mask_emb, masked_spec_embed)"
             )
         return {} if config.teacher_vector else {"teacher_vector": _kind(teacher)}
+
+    @staticmethod
+    def explain(measured: Mapping[str, str]) -> str:
+        if measured["teacher_vector"] == "own":
+            return "the teacher's masked frames are the vector that it was pre-trained with"
+        return (
+            "the teacher's file holds no vector for masked frames, so that the mean of an utterance's frames takes "
+            "their place: the teacher never learnt from that (teacher_vector)"
+        )
 
     @staticmethod
     def trained_layers(config: MaskedConfig, student: EncoderConfig) -> TrainedLayers:

@@ -239,6 +239,5 @@ def _calibrated(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: Run
     measured = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if folder.lead:
         for name, options in measured.items():
-            text = "; ".join(f"{key}: {json.dumps(value)}" for key, value in options.items())
-            say(f"{folder.path}: measured for the loss {name}: {text}")
+            say(f"{folder.path}: {losses.explain(name, options)}")
     return losses.complete(recipe.loss, measured)

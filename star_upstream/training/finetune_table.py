@@ -46,7 +46,8 @@ def collect(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     for folder in map(Path, folders):
         file = folder / "result.json"
         if not file.is_file():
-            raise StarError(f"{folder}: no {file.name}; a finished run of star finetune has one")
+            lacks = f"no {file.name}" if folder.exists() else "no such folder"
+            raise StarError(f"{folder}: {lacks}; a finished run of star finetune has one")
         result = json.loads(file.read_text(encoding="utf-8"))
         key = (result["model"], result["parameters"], result["setting"])
         groups.setdefault(key, []).append((result, np.load(folder / "outcomes.npz", allow_pickle=False), folder))

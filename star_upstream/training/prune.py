@@ -215,7 +215,8 @@ def load_gated(folder: str | Path, **changes: Any) -> GatedEncoder:
     ``changes``: options of the gates that shall differ, such as ``round_channels``."""
     file = Path(folder) / "gates.json"
     if not file.is_file():
-        raise StarError(f"{folder}: no gates.json; the gated student of a pruned run is in RUN/{FOLDER}/gated")
+        lacks = "no gates.json" if Path(folder).exists() else "no such folder"
+        raise StarError(f"{folder}: {lacks}; the gated student of a pruned run is in RUN/{FOLDER}/gated")
     options = strict.build(GateConfig, {**json.loads(file.read_text(encoding="utf-8")), **changes}, "gates")
     model = GatedEncoder(checkpoint.load(folder), options)
     missing, unknown = model.load_state_dict(checkpoint.load_tensors(Path(folder) / "gates.safetensors"), strict=False)
