@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from .encoder import Encoder, EncoderConfig
 from .errors import StarError
 from .files import replacing
 from .say import say
+
+if TYPE_CHECKING:
+    from sklearn.cluster import MiniBatchKMeans
 
 FITTED = 8_000.0
 """Seconds of audio, of clips drawn from all, that k-means is fitted on."""
@@ -82,21 +86,27 @@ def layers(
     return [[found[place][i] for place in range(len(clips))] for i in range(len(wanted))]
 
 
-def cluster(clips: Sequence[Clip], features: Features, count: int, seed: int, label: str = "units") -> list[np.ndarray]:
-    """One T array of unit numbers a clip, by mini-batch k-means.
-
-    Features are made twice for the clips that k-means is fitted on, so that those of a large corpus never have to be
-    kept.
-    """
+def fit(clips: Sequence[Clip], features: Features, count: int, seed: int, seconds: float) -> MiniBatchKMeans:
+    """Mini-batch k-means of ``count`` units on ``seconds`` of ``clips``, drawn by ``seed``. Raises :class:`StarError`
+    for fewer frames than units."""
     from sklearn.cluster import MiniBatchKMeans
 
     order = np.random.default_rng(seed).permutation(len(clips))
     heard = np.cumsum([clips[i].samples for i in order]) / audio.RATE
-    drawn = [clips[i] for i in sorted(order[: int(np.searchsorted(heard, FITTED)) + 1])]
+    drawn = [clips[i] for i in sorted(order[: int(np.searchsorted(heard, seconds)) + 1])]
     sample = np.concatenate([x_TF for _, x_TF in sorted(features(drawn), key=lambda pair: pair[0])]).astype(np.float32)
     if len(sample) < count:
         raise StarError(f"units: {count} of {len(sample)} frames; lower the number of units, or add audio")
-    kmeans = MiniBatchKMeans(count, batch_size=10_000, n_init=3, max_iter=100, random_state=seed).fit(sample)
+    return MiniBatchKMeans(count, batch_size=10_000, n_init=3, max_iter=100, random_state=seed).fit(sample)
+
+
+def cluster(clips: Sequence[Clip], features: Features, count: int, seed: int, label: str = "units") -> list[np.ndarray]:
+    """One T array of unit numbers a clip, by :func:`fit`.
+
+    Features are made twice for the clips that k-means is fitted on, so that those of a large corpus never have to be
+    kept.
+    """
+    kmeans = fit(clips, features, count, seed, FITTED)
     found: dict[int, np.ndarray] = {}
     told = time.monotonic()
     for place, x_TF in features(clips):

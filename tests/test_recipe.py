@@ -416,7 +416,7 @@ def test_a_wrong_file_is_named(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("name", "kind", "command"),
     [
-        ("dicehubert", Recipe, "pretrain"),
+        ("hubert_mini", Recipe, "pretrain"),
         ("star_mini", FinetuneRecipe, "distill"),
         ("multitask_mini", Recipe, "finetune"),
     ],

@@ -22,10 +22,11 @@ class
         @staticmethod                 # only where those options do not speak for themselves
         def explain(measured: Mapping[str, Any]) -> str: ...
 
-and a row of :data:`TABLE`. A loss with ``masks = True`` (:mod:`.masked`) draws the frames that the student does not
-hear, and its forward takes a third argument, a :class:`~.common.Masking`, in training. A loss of another package is
-added by :func:`register`, or is found by its name where that package is installed and declares an entry point
-``mine = my_package:MyLoss`` of the group ``star_upstream.losses``.
+and a row of :data:`TABLE`. A loss with ``masks = True`` (:mod:`.masked`, :mod:`.units`) is a :class:`~.common.Masker`,
+and its forward takes a third argument, a :class:`~.common.Masking`, in training. One with a method ``fit(teacher,
+clips, seed)`` sets its buffers on audio before the first update (:mod:`.units`). A loss of another package is added by
+:func:`register`, or is found by its name where that package is installed and declares an entry point ``mine =
+my_package:MyLoss`` of the group ``star_upstream.losses``.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ from .. import strict
 from ..data.clips import Clip
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..errors import StarError, nearest
-from .common import Masking, TrainedLayers
+from .common import Masker, Masking, TrainedLayers
 from .hint import HintLoss
 from .masked import MaskedLoss
 from .prediction import PredictionLoss
 from .skill import SkillLoss
 from .star import StarLoss
+from .units import UnitsLoss
 
 GROUP = "star_upstream.losses"
 
@@ -56,6 +58,7 @@ TABLE: dict[str, type[nn.Module]] = {
     "hint": HintLoss,
     "masked": MaskedLoss,
     "skill": SkillLoss,
+    "units": UnitsLoss,
 }
 
 
@@ -72,10 +75,16 @@ class LossSum(nn.Module):
         return any(loss.needs_attention for loss in self.losses.values())
 
     @property
-    def masker(self) -> MaskedLoss | None:
+    def masker(self) -> Masker | None:
         """The loss that draws the frames which are masked in training, if there is one."""
-        found = (cast(MaskedLoss, loss) for loss in self.losses.values() if getattr(loss, "masks", False))
+        found = (cast(Masker, loss) for loss in self.losses.values() if getattr(loss, "masks", False))
         return next(found, None)
+
+    def fit(self, teacher: Encoder, clips: Sequence[Clip], seed: int) -> None:
+        """Set what the losses measure on audio and keep among their buffers."""
+        for loss in self.losses.values():
+            if callable(fit := getattr(loss, "fit", None)):
+                fit(teacher, clips, seed)
 
     def forward(
         self, teacher: EncoderOutput, student: EncoderOutput, masking: Masking | None = None

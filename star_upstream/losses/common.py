@@ -5,13 +5,14 @@ Shapes: B utterances, T frames, D width, V valid frames of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..encoder import EncoderConfig, EncoderOutput
+from ..encoder import Encoder, EncoderConfig, EncoderOutput, Masked
 from ..encoder.frontend import valid_mask
 from ..errors import StarError
 
@@ -20,12 +21,33 @@ Weights = tuple[float, ...]
 
 
 class Masking(NamedTuple):
-    """What a loss of masking distillation is given besides the unmasked teacher and the masked student."""
+    """What a loss that masks frames is given besides the unmasked teacher and the masked student."""
 
     mask_BT: Tensor
     """True where the front end's frame was replaced."""
-    teacher: EncoderOutput
-    """With the same frames replaced."""
+    teacher: EncoderOutput | None
+    """With the same frames replaced, where the loss asked for it."""
+
+
+class Masker(Protocol):
+    """A loss that draws the frames which the student does not hear in training."""
+
+    vector: nn.Parameter
+    """What the student is given in their place."""
+
+    def draw(self, frames_B: Tensor, size: int, places: Sequence[int]) -> Tensor:
+        """B x ``size``, True where a frame is masked; ``places``: of the utterances in the corpus."""
+
+    def teacher_masked(self, teacher: Encoder, output: EncoderOutput, mask_BT: Tensor) -> Masked | None:
+        """What the second teacher's frames are replaced by; ``output``: the first's. None: there is no second one."""
+
+
+def stacked(masks: Sequence[np.ndarray], size: int, like: Tensor) -> Tensor:
+    """B x ``size`` on the device of ``like``, False beyond an utterance's end."""
+    found_BT = np.zeros((len(masks), size), bool)
+    for row_T, mask_T in zip(found_BT, masks):
+        row_T[: len(mask_T)] = mask_T
+    return torch.from_numpy(found_BT).to(like.device)
 
 
 class TrainedLayers(NamedTuple):

@@ -25,7 +25,17 @@ from ..encoder import Encoder, EncoderConfig, EncoderOutput, Masked
 from ..encoder.frontend import valid_mask
 from ..encoder.numerics import wide
 from ..errors import StarError
-from .common import Masking, TrainedLayers, Weights, check_heads, check_rates, head_states, spread, valid_frames
+from .common import (
+    Masking,
+    TrainedLayers,
+    Weights,
+    check_heads,
+    check_rates,
+    head_states,
+    spread,
+    stacked,
+    valid_frames,
+)
 
 FEWEST = 2
 """Spans of an utterance, at least (fairseq's ``min_masks`` in HuBERT and WavLM)."""
@@ -84,14 +94,15 @@ class MaskedLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (a scalar, fp32 or wider) and its terms, weighted by layer: ``masked`` and ``unmasked`` frames, or
         ``whole`` where nothing was masked."""
-        own = head_states(student)
+        own, hiding = head_states(student), None if masking is None else masking.teacher
         picked = valid_frames(teacher, student, own[0])
         masked_V1 = None if masking is None else picked(masking.mask_BT[..., None])
         total_V: Tensor | float = 0.0
         for layer, (weight, own_BTD) in enumerate(zip(self.weights, own), start=1):
             target_VD = picked(teacher.states[layer])
-            if masking is not None and masked_V1 is not None:
-                target_VD = torch.where(masked_V1, target_VD, picked(masking.teacher.states[layer]))
+            if masked_V1 is not None:
+                assert hiding is not None
+                target_VD = torch.where(masked_V1, target_VD, picked(hiding.states[layer]))
             total_V = total_V + weight * (wide(picked(own_BTD)) - wide(target_VD)).square().mean(-1)
         assert isinstance(total_V, Tensor)
         if masked_V1 is None:
@@ -109,10 +120,7 @@ class MaskedLoss(nn.Module):
         if self.config.even:
             random, fewest = np.random.default_rng(seed), min(int(mask_T.sum()) for mask_T in masks)
             masks = [_thinned(mask_T, fewest, random) for mask_T in masks]
-        found_BT = np.zeros((len(masks), size), bool)
-        for row_T, mask_T in zip(found_BT, masks):
-            row_T[: len(mask_T)] = mask_T
-        return torch.from_numpy(found_BT).to(frames_B.device)
+        return stacked(masks, size, frames_B)
 
     def teacher_masked(self, teacher: Encoder, output: EncoderOutput, mask_BT: Tensor) -> Masked:
         """What the second teacher's frames are replaced by; ``output``: the first's."""

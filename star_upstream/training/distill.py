@@ -111,7 +111,7 @@ class Objective(nn.Module):
             return self.loss(target, self.student(batch.waveforms_BN, lengths_B, maps))
         mask_BT = masker.draw(target.lengths_B, target.features_BTD.shape[1], batch.indices)
         masked = masker.teacher_masked(self.teacher.encoder, target, mask_BT)
-        other = self.teacher.masked(target, masked, padded=lengths_B is not None)
+        other = None if masked is None else self.teacher.masked(target, masked, padded=lengths_B is not None)
         student = self.student(batch.waveforms_BN, lengths_B, maps, Masked(mask_BT, masker.vector))
         return self.loss(target, student, losses.Masking(mask_BT, other))
 
@@ -155,6 +155,9 @@ class Distillation(Training):
             per_epoch = len(self.sampler(0, self.config.processes)) / self.config.batches_each
             self.total = max(1, round(recipe.training.epochs * per_epoch))
         self._bad: set[str] = set()
+
+    def prepare(self) -> None:
+        self.model.loss.fit(self.teacher.encoder, self.clips["train"], self.config.seed)
 
     def others(self) -> dict[str, nn.Module]:
         return {"teacher": self.teacher.encoder}

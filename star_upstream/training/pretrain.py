@@ -1,9 +1,8 @@
 """Pretraining: an encoder learns to predict, where it is masked, units of a simpler model (HuBERT, Hsu et al. 2021).
 
-Round 1 takes units of MFCC frames or of a layer of a teacher (which makes it DiceHuBERT's distillation), the others of
-a layer of the model before. Each round is a training of its own in a folder of its own (``round1/`` and so on): log,
-state, ``units.npz`` and ``encoder/``, the checkpoint that the next one begins with. Shapes: B crops, N samples, T
-frames.
+Round 1 takes units of MFCC frames or of a layer of a teacher, the others of a layer of the model before. Each round is
+a training of its own in a folder of its own (``round1/`` and so on): log, state, ``units.npz`` and ``encoder/``, the
+checkpoint that the next one begins with. Shapes: B crops, N samples, T frames.
 """
 
 from __future__ import annotations

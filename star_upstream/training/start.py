@@ -82,6 +82,8 @@ class Start:
         state = folder.load_state()
         if state is not None and state["identity"] != training.identity():
             raise self.other(training, state["identity"])
+        if state is None:
+            training.prepare()
         if self.folder.lead:
             update = state["update"] if state else 0
             self.folder.record_environment({"resumed_at": update, **({"part": part} if part else {})})

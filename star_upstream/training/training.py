@@ -32,6 +32,9 @@ class Training:
     too_few_updates = ""
     """At the end of a run whose budget of time bought too few updates to learn: that it did."""
 
+    def prepare(self) -> None:
+        """Measure what a run without a state has to know before its first update."""
+
     def others(self) -> dict[str, nn.Module]:
         """What takes part without being trained or saved (a teacher), by name."""
         return {}
