@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from star_upstream import cluster, compat, cores, extras, jobs, outputs
+from star_upstream import cluster, compat, cores, jobs, outputs
 from star_upstream.audio import RATE
 from star_upstream.data import corpora
 from star_upstream.environment import cache_home
@@ -72,12 +72,9 @@ def run(options: Run) -> int:
         raise StarError(f"--cache-gb {options.cache_gb:g}: must be a number of at least 0")
     for task in wanted:
         pick_schedule(task, options.schedule or "mini", options.steps)
-    away = options.launcher == "submitit"
-    if away:
-        extras.need("cluster")
-        cluster.pairs(options.slurm)
-    elif options.slurm or options.cluster != "auto":
-        raise StarError("--slurm and --cluster are for --launcher submitit")
+    launch = cluster.Launch(options.launcher, options.cluster, options.slurm)
+    launch.check()
+    away = launch.away
     alone = not away and (options.jobs == 1 or len(wanted) == 1)
     if torch.get_num_threads() > cores.available():  # a container's quota, which torch does not see
         torch.set_num_threads(cores.available())
@@ -93,7 +90,7 @@ def run(options: Run) -> int:
     if alone:
         results = {task.name: _attempt(task, upstream, options, device) for task in wanted}
     elif away:
-        results = _array(wanted, upstream, options, device)
+        results = _array(wanted, upstream, options, device, launch)
     else:
         results = _side_by_side([task.name for task in wanted], options)
     with contextlib.suppress(OSError):  # not there, or not empty
@@ -168,7 +165,9 @@ def _side_by_side(names: list[str], options: Run) -> dict[str, dict[str, Any] | 
     return {name: results[name] for name in names}
 
 
-def _array(wanted: list[Task], upstream, options: Run, device: torch.device) -> dict[str, dict[str, Any] | Failure]:
+def _array(
+    wanted: list[Task], upstream, options: Run, device: torch.device, launch: cluster.Launch
+) -> dict[str, dict[str, Any] | Failure]:
     """Records or failures in the order of ``wanted``: what is there is read, a job makes each of the others."""
     results = {
         task.name: _attempt(task, upstream, options, device)
@@ -179,17 +178,9 @@ def _array(wanted: list[Task], upstream, options: Run, device: torch.device) -> 
     if not names:
         return results
     say(f"submitted, a job each: {', '.join(names)}; what they say is in {options.out}/{JOBS}")
-    gpu = device.type == "cuda"
+    work, folder = functools.partial(_by_itself, options), (options.out / JOBS).absolute()
     at_once = options.jobs if options.jobs > 1 else None
-    for ended in cluster.array(
-        functools.partial(_by_itself, options),
-        names,
-        (options.out / JOBS).absolute(),
-        options.cluster,
-        cluster.pairs(options.slurm),
-        gpu,
-        at_once,
-    ):
+    for ended in cluster.array(work, names, folder, launch, "star-eval", int(device.type == "cuda"), at_once):
         results[ended.name] = ended.result if not ended.why else Failure(ended.why, ended.log)
         _say_end(ended.name, results[ended.name], len(results), len(wanted))
     return {task.name: results[task.name] for task in wanted}

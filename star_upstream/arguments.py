@@ -169,6 +169,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--cache", help="of star-eval run: folder for features")
     command.add_argument("--cache-gb", type=float, help="of star-eval run")
     command.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
+    about = "local (this process, or --jobs of them) or submitit (a job for each run that is missing, all of one array)"
+    command.add_argument("--launcher", choices=["local", "submitit"], default="local", help=about)
+    about = "where submitit runs jobs: auto (slurm where srun is, else local), slurm, local or debug (in this process)"
+    command.add_argument("--cluster", choices=["auto", "slurm", "local", "debug"], default="auto", help=about)
+    about = "sbatch's parameters, as in partition=gpu time=600 (minutes) gpus_per_node=1 mem=32G"
+    command.add_argument("--slurm", nargs="+", default=(), metavar="KEY=VALUE", help=about)
     command.add_argument("--out", type=path, metavar="DIR", help="the comparison's folder; a rerun goes on")
     command.add_argument(
         "--dry-run", action="store_true", help="print each student's size and what is changed, and stop"

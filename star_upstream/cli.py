@@ -203,7 +203,7 @@ def _finetune(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     extras.need("train")
-    from . import compare
+    from . import cluster, compare
 
     scoring = compare.Scoring(**{name: getattr(args, name) for name in compare.Scoring.__dataclass_fields__})
     # words with an equals sign are overrides, also between the recipes
@@ -219,7 +219,8 @@ def _compare(args: argparse.Namespace) -> None:
         return
     if args.out is None:
         raise StarError("--out: name the comparison's folder (or give --dry-run)")
-    compare.run(asked, args.out, args.jobs)
+    launch = cluster.Launch(args.launcher, args.cluster, tuple(args.slurm))
+    compare.run(asked, args.out, compare.Where(args.jobs, launch))
     print((args.out / "table.md").read_text(encoding="utf-8"), end="")
 
 

@@ -35,6 +35,31 @@ _LISTS = {"setup", "teardown", "srun_args"}
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How a command starts its work: ``--launcher``, ``--cluster`` and ``--slurm``."""
+
+    launcher: str = "local"
+    """``local``: without this module; ``submitit``."""
+    cluster: str = "auto"
+    """``slurm``, ``local`` (processes here, all at once, which share the cores), ``debug`` (one after another in this
+    process) or ``auto`` (Slurm where there is ``srun``, else local)."""
+    slurm: tuple[str, ...] = ()
+    """sbatch's parameters, as ``KEY=VALUE``."""
+
+    @property
+    def away(self) -> bool:
+        return self.launcher == "submitit"
+
+    def check(self) -> None:
+        """Raises :class:`StarError` for what cannot be, before anything runs."""
+        if self.away:
+            extras.need("cluster")
+            pairs(self.slurm)
+        elif self.slurm or self.cluster != "auto":
+            raise StarError("--slurm and --cluster are for --launcher submitit")
+
+
+@dataclass(frozen=True)
 class Ended:
     """How a job ended: its result, or why there is none; and the file of what it said."""
 
@@ -52,6 +77,8 @@ def pairs(words: Sequence[str]) -> dict[str, str]:
         key = key.lstrip("-").replace("-", "_")
         if not key or not sign or not value:
             raise StarError(f"--slurm {word}: expected KEY=VALUE, as in partition=gpu or gpus_per_node=1")
+        if "." in key:
+            raise StarError(f"--slurm {word}: is a recipe's key, it seems; write it before --slurm")
         if key in OURS:
             raise StarError(f"--slurm {word}: {key} is decided here, for each job is one process with its own log")
         if key == "time" and not value.isdigit():
@@ -64,25 +91,26 @@ def array(
     work: Callable[[str], Any],
     names: Sequence[str],
     folder: Path,
-    cluster: str = "auto",
-    slurm: Mapping[str, str] | None = None,
-    gpu: bool = False,
+    launch: Launch,
+    title: str,
+    gpus: int = 0,
     at_once: int | None = None,
 ) -> Iterator[Ended]:
     """``work(name)`` for each name, as a job each of one array: how each ended, as it ends.
 
     ``work`` and its results must be picklable. ``folder``, which every node must see, takes what submitit writes:
-    scripts, pickles and ``JOB/..._log.out``. ``cluster``: ``slurm``, ``local`` (processes here, all at once, which
-    share the cores), ``debug`` (one after another in this process) or ``auto`` (Slurm where there is ``srun``, else
-    local). ``slurm``: sbatch's parameters. ``gpu``: a GPU for each job, unless ``slurm`` says. ``at_once``: at most so
-    many jobs of Slurm's array at a time. Jobs that have not ended when the caller stops early are cancelled.
+    scripts, pickles and ``JOB/..._log.out``. ``title``: the array's name in Slurm's queue. ``gpus``: of each job,
+    unless sbatch's parameters say. ``at_once``: at most so many jobs of Slurm's array at a time. Jobs that have not
+    ended when the caller stops early are cancelled.
 
     Raises :class:`StarError` where submitit is not installed, Slurm is not there or refuses the jobs.
     """
     extras.need("cluster")
     import submitit
 
-    chosen = submitit.AutoExecutor.which() if cluster == "auto" else cluster
+    chosen, slurm = launch.cluster, pairs(launch.slurm)
+    if chosen == "auto":
+        chosen = submitit.AutoExecutor.which()
     if slurm and chosen != "slurm":
         raise StarError(f"--slurm: these jobs go to {chosen}, which takes none of it; leave it out, or --cluster slurm")
     try:
@@ -93,13 +121,13 @@ def array(
         ) from None
     if chosen != "debug":
         executor.update_parameters(
-            name="star-eval",
+            name=title,
             timeout_min=MINUTES if chosen == "slurm" else 30 * MINUTES,
-            gpus_per_node=1 if gpu and "gpus_per_node" not in (slurm or {}) else None,
+            gpus_per_node=gpus if gpus and "gpus_per_node" not in slurm else None,
             stderr_to_stdout=True,
         )
     if chosen == "slurm":
-        executor.update_parameters(**_parameters(slurm or {}, at_once))
+        executor.update_parameters(**_parameters(slurm, at_once))
     share = max(1, cores.available() // len(names)) if chosen == "local" else None
     try:
         with _environment(share):

@@ -6,7 +6,7 @@ comparison.json   what was asked for, and what that made of each recipe
 recipes/          each recipe as it is trained: ``star distill OUT/recipes/NAME.yaml training.seed=S`` repeats a run
 search/           runs of the learning-rate search, each with its outcome beside it
 runs/ scores/     a distillation a recipe and seed, and what ``python -m eval run`` measured of it
-logs/             what each job said, where there are several at once
+logs/ jobs/       what each job said, where there are several at once (jobs: of an array)
 latency.json      time of a forward pass of each model, in turns
 table.json table.csv table.md page.html   what ``python -m eval comparison OUT`` makes of all that
 
@@ -20,30 +20,26 @@ import dataclasses
 import io
 import json
 import math
-import runpy
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import extras, losses, outputs, strict, training
+from . import extras, losses, outputs, strict
 from .analysis import latency
+from .compare_jobs import Scoring, Where, cell, each, evaluate, is_complete, score, trial
 from .encoder import EncoderConfig
 from .errors import StarError
 from .files import replacing, write_json
 from .formats import sources
-from .jobs import side_by_side
 from .say import say
-from .training import grid, scale, start
 from .training import recipe as recipes
+from .training import scale, start
 from .training.recipe import Recipe
 
 MAKER = "star compare"
-SEARCH_SEED = 1000
-"""Of the learning-rate search: no seed that is compared sees the runs that chose its rate."""
 SHARED = (
     "accumulate", "batches_per_update", "precision", "accelerator", "devices", "nodes", "log_every", "validate_every",
     "save_every",
@@ -51,24 +47,6 @@ SHARED = (
 """What all take from the first recipe's ``training``, besides its whole ``data``."""
 OWN = ("teacher", "training.updates", "training.epochs", "training.minutes", "training.seed")
 """Keys that a comparison sets itself."""
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Options of ``python -m eval run``; None leaves one out."""
-
-    tasks: str = "all"
-    data: str = "mini"
-    schedule: str | None = None
-    steps: int | None = None
-    limit: int | None = None
-    lr_grid: str | None = None
-    cache: str | None = None
-    cache_gb: float | None = None
-
-    def words(self) -> list[str]:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 @dataclass(frozen=True)
@@ -85,7 +63,7 @@ class Asked:
     search_rates: tuple[float, ...] = ()
     search_updates: int | None = None
     """None: as many as are compared."""
-    scoring: Scoring = Scoring()
+    scoring: Scoring = field(default_factory=Scoring)
     seconds: float = 10.0
     """Audio of the forward pass that is timed, on one thread of the CPU."""
 
@@ -116,34 +94,35 @@ class Entry:
     """What is not as in the recipe's file, in words."""
 
 
-def run(asked: Asked, out: Path, jobs: int = 1) -> Path:
-    """Make what is missing of the comparison in ``out``, ``jobs`` at once; its page.
+def run(asked: Asked, out: Path, where: Where | None = None) -> Path:
+    """Make what is missing of the comparison in ``out``; its page.
 
     Raises :class:`StarError` for recipes that cannot be compared before anything runs, for a folder with another
     comparison, and at the end where jobs failed.
     """
-    if jobs < 1:
-        raise StarError(f"--jobs {jobs}: must be at least 1")
     for extra in ("train", "eval"):
         extras.need(extra)
-    out = outputs.check_folder(out, MAKER).resolve()
+    where, out = where or Where(), outputs.check_folder(out, MAKER).resolve()
     entries = plan(asked)
+    config = next(iter(entries.values())).recipe.training
+    where.check(config)
     _check(asked, entries, out)
     outputs.claim_folder(out, MAKER)
     for name, entry in entries.items():
         say(f"{name}: {entry.parameters:,} parameters; {'; '.join(entry.changed) or 'as in its file'}")
-    # a run of several processes starts them by the command line, which is then its own
-    apart = jobs > 1 or next(iter(entries.values())).recipe.training.processes > 1
-    rates = _search(asked, entries, out, jobs, apart) if asked.search_rates else {}
+    rates = _search(asked, entries, out, where) if asked.search_rates else {}
     chosen = {name: _at_rate(entry.recipe, rates[name]) if rates else entry.recipe for name, entry in entries.items()}
     _write(asked, entries, chosen, out)
     # seed by seed, so that a table is there early
     cells = {f"{name}-s{seed}": (name, seed) for seed in range(asked.seeds) for name in entries}
-    failed, left = {}, dict(cells)
-    for cell, error in _each(partial(_cell, str(out), asked.scoring, cells), list(cells), jobs, out, apart):
-        _, seed = left.pop(cell)
+    made = [name for name in cells if where.launch.away and is_complete(out, asked.scoring, name)]
+    checked = {name: score(str(out), asked.scoring, cells, name) for name in made}
+    failed = {name: error for name, error in checked.items() if error != "done"}
+    left = {name: at for name, at in cells.items() if name not in made}
+    for name, error in each(partial(cell, str(out), asked.scoring, cells), list(left), out, where, config):
+        _, seed = left.pop(name)
         if error:
-            failed[cell] = error
+            failed[name] = error
         if left and not failed and seed not in {other for _, other in left.values()}:
             page(out)
     if not failed:
@@ -161,21 +140,8 @@ def run(asked: Asked, out: Path, jobs: int = 1) -> Path:
 def page(out: Path) -> None:
     """Table and page of what is there."""
     with contextlib.redirect_stdout(io.StringIO()):
-        if _eval(["comparison", str(out)]):
+        if evaluate(["comparison", str(out)]):
             raise StarError(f"{out}: has no page; its runs and scores are there")
-
-
-def _eval(words: Sequence[str]) -> int:
-    """``python -m eval WORDS``, which this package does not import, in this process, so that none outlives it; the exit
-    code."""
-    before, sys.argv = sys.argv, ["star-eval", *words]
-    try:
-        runpy.run_module("eval", run_name="__main__")
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    return 0
 
 
 def plan(asked: Asked) -> dict[str, Entry]:
@@ -310,52 +276,10 @@ def _write(asked: Asked, entries: Mapping[str, Entry], chosen: Mapping[str, Reci
     )
 
 
-# the jobs
-
-
-def _each(
-    work: Callable[[str], Any], names: Sequence[str], jobs: int, out: Path, apart: bool
-) -> Iterator[tuple[str, str]]:
-    """Run ``work`` for each name, in this process or ``apart``, and say how each ended: its name, and what went wrong
-    or an empty text."""
-    begun, logs = time.monotonic(), out / "logs"
-    alone = ((name, work(name), 0) for name in names)
-    ended = side_by_side(work, names, jobs, lambda name: logs / f"{name}.txt") if apart else alone
-    for i, (name, result, code) in enumerate(ended, 1):
-        error = "" if result == "done" else result or f"ended with exit code {code}, see {logs / name}.txt"
-        say(f"[{i}/{len(names)}, {time.monotonic() - begun:.0f} s] {name}: {error or 'done'}")
-        yield name, error
-
-
-def _cell(out: str, scoring: Scoring, cells: Mapping[str, tuple[str, int]], cell: str) -> str:
-    """Train a recipe with a seed, and score it."""
-    name, seed = cells[cell]
-    file, run_ = Path(out) / "recipes" / f"{name}.yaml", Path(out) / "runs" / cell
-    ended = _distil(file, [f"training.seed={seed}"], run_)
-    if ended != "done":
-        return ended
-    where = ["--upstream", str(run_ / recipes.load(file).result), "--out", str(Path(out) / "scores" / cell)]
-    if _eval(["run", *where, "--seed", str(seed), *scoring.words()]):
-        return "scoring failed; what it said says why"
-    return "done"
-
-
-def _distil(file: Path, overrides: list[str], folder: Path) -> str:
-    recipe = recipes.load(file, overrides)
-    if recipe.training.processes > 1:
-        grid.command_line(["distill", str(file), *overrides, "--out", str(folder)])
-    try:
-        training.run(recipe, folder)
-    except StarError as error:
-        say(f"star: {error}")
-        return str(error)
-    return "done"
-
-
 # the learning rates
 
 
-def _search(asked: Asked, entries: Mapping[str, Entry], out: Path, jobs: int, apart: bool) -> dict[str, float]:
+def _search(asked: Asked, entries: Mapping[str, Entry], out: Path, where: Where) -> dict[str, float]:
     """Name -> the learning rate of the lowest validation loss, among the same rates for every recipe."""
     updates = asked.search_updates or asked.updates
     cells = {}
@@ -367,7 +291,8 @@ def _search(asked: Asked, entries: Mapping[str, Entry], out: Path, jobs: int, ap
             with replacing(out / "search" / f"{cell}.yaml") as part:
                 part.write_text(recipes.dump(_at_rate(short, rate)), encoding="utf-8")
     left = [cell for cell in cells if not (out / "search" / f"{cell}.json").is_file()]
-    failed = {cell: error for cell, error in _each(partial(_try, str(out)), left, jobs, out, apart) if error}
+    config = next(iter(entries.values())).recipe.training
+    failed = {cell: error for cell, error in each(partial(trial, str(out)), left, out, where, config) if error}
     if failed:
         name, error = next(iter(failed.items()))
         raise StarError(f"{len(failed)} runs of the search failed; the first: {name}: {error}")
@@ -383,19 +308,6 @@ def _search(asked: Asked, entries: Mapping[str, Entry], out: Path, jobs: int, ap
         edge = ", at the edge of what was tried" if chosen[name] in (min(values), max(values)) else ""
         say(f"{name}: learning rate {chosen[name]:g}{edge}")
     return chosen
-
-
-def _try(out: str, cell: str) -> str:
-    folder = Path(out) / "search" / cell
-    ended = _distil(folder.with_name(f"{cell}.yaml"), [f"training.seed={SEARCH_SEED}"], folder)
-    if ended == "done":
-        loss = json.loads((folder / "done.json").read_text(encoding="utf-8"))["validation_loss"]
-    elif ended.startswith(("the loss is", "the validation loss is")):
-        loss = None  # this rate is too high, which is an outcome
-    else:
-        return ended
-    write_json(folder.with_name(f"{cell}.json"), {"validation_loss": loss, "ended": ended})
-    return "done"
 
 
 # the time of a forward pass

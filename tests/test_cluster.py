@@ -20,6 +20,8 @@ from eval.__main__ import main
 from star_upstream import cluster, cores
 from star_upstream.errors import StarError
 
+LOCAL = cluster.Launch(cluster="local")
+
 
 class Holding(tiny_corpus.TinyUpstream):
     """Stops for good at the long utterances, which sid alone has, while there is a file to say by whom."""
@@ -81,13 +83,13 @@ def share(name):
 def test_local_jobs_share_the_cores_and_debug_is_this_process(tmp_path, monkeypatch):
     monkeypatch.setenv(cores.LIMIT, "2")
     running = cores.available()
-    ended = list(cluster.array(share, ["a", "b"], tmp_path / "jobs", "local"))
+    ended = list(cluster.array(share, ["a", "b"], tmp_path / "jobs", LOCAL, "test"))
     assert {one.name for one in ended} == {"a", "b"} and not any(one.why for one in ended)
     for one in ended:
         name, count, threads, pid = one.result
         assert name == one.name and threads <= count == max(1, running // 2) and pid != os.getpid()
     assert os.environ[cores.LIMIT] == "2"
-    (one,) = cluster.array(share, ["a"], tmp_path / "debug", "debug")
+    (one,) = cluster.array(share, ["a"], tmp_path / "debug", cluster.Launch(cluster="debug"), "test")
     assert one.result[3] == os.getpid()
 
 
@@ -96,7 +98,7 @@ def raises(name):
 
 
 def test_what_a_job_raises_is_in_its_log(tmp_path):
-    (one,) = cluster.array(raises, ["a"], tmp_path / "jobs", "local")
+    (one,) = cluster.array(raises, ["a"], tmp_path / "jobs", LOCAL, "test")
     assert one.result is None and "without a result" in one.why and "ValueError: no good" in one.log.read_text()
 
 
@@ -110,7 +112,7 @@ def sleeps(folder, name):
 
 
 def test_who_stops_early_cancels_what_runs(tmp_path):
-    ended = cluster.array(functools.partial(sleeps, tmp_path), ["long", "short"], tmp_path / "jobs", "local")
+    ended = cluster.array(functools.partial(sleeps, tmp_path), ["long", "short"], tmp_path / "jobs", LOCAL, "test")
     assert next(ended).result == "short"
     pid = int((tmp_path / "pid").read_text())
     assert _alive(pid)
@@ -159,6 +161,7 @@ def test_slurm_is_told_what_it_knows_and_the_rest_as_it_is():
         (["--launcher", "submitit", "--slurm", "time=1:00:00"], "time in minutes"),
         (["--launcher", "submitit", "--slurm", "nodes=2"], "nodes is decided here"),
         (["--launcher", "submitit", "--cluster", "local", "--slurm", "mem=1G"], "these jobs go to local"),
+        (["--launcher", "submitit", "--slurm", "mem=1G", "data.train=/a"], "write it before --slurm"),
         (["--slurm", "mem=1G"], "are for --launcher submitit"),
         (["--cluster", "local"], "are for --launcher submitit"),
     ],
@@ -173,7 +176,7 @@ def test_mistakes_are_one_line_and_exit_2(words, message, tmp_path, capsys):
 def test_no_slurm_and_no_submitit_are_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StarError, match="there is no srun here"):
-        next(cluster.array(share, ["a"], tmp_path / "jobs", "slurm"))
+        next(cluster.array(share, ["a"], tmp_path / "jobs", cluster.Launch(cluster="slurm"), "test"))
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(StarError, match=r"star-upstream\[cluster\]"):
-        next(cluster.array(share, ["a"], tmp_path / "jobs", "local"))
+        next(cluster.array(share, ["a"], tmp_path / "jobs", LOCAL, "test"))

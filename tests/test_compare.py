@@ -3,18 +3,24 @@
 import csv
 import io
 import json
+import os
 import re
+import threading
+import time
+from pathlib import Path
 
 import pytest
+import submitit
 import tiny_corpus
 import torch
 import yaml
-from tiny_runs import killed, log, write_audio
+from test_cluster import kill_who_holds
+from tiny_runs import PATIENCE, killed, log, write_audio
 
-from star_upstream import cli, compare
+from star_upstream import cli, compare, compare_jobs
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.formats import checkpoint
-from star_upstream.training import recipe, scale
+from star_upstream.training import recipe, run_folder, scale
 
 CONVS = [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]]
 SMALL = {"conv_layers": CONVS, "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2}
@@ -54,24 +60,15 @@ def world(tmp_path_factory):
     return folder
 
 
-def words(world, *more):
+def plain(world, *more):
     scoring = ["--tasks", "ks", "--data", world / "tones", "--steps", 4, "--cache", world / "cache"]
-    size = [
-        "--teacher",
-        world / "teacher",
-        "--parameters",
-        SIZE,
-        "--updates",
-        6,
-        "--search-rates",
-        "1e-9,2e-2",
-        *scoring,
-    ]
-    return [
-        *map(
-            str, ["compare", world / "width.yaml", world / "pruned.yaml", f"data.train={world / 'audio'}", *size, *more]
-        )
-    ]
+    size = ["--teacher", world / "teacher", "--parameters", SIZE, "--updates", 6]
+    recipes = [world / "width.yaml", world / "pruned.yaml", f"data.train={world / 'audio'}"]
+    return [*map(str, ["compare", *recipes, *size, *scoring, *more])]
+
+
+def words(world, *more):
+    return plain(world, "--search-rates", "1e-9,2e-2", *more)
 
 
 @pytest.fixture(scope="module")
@@ -179,5 +176,59 @@ def test_a_rate_that_diverges_is_an_outcome(world, tmp_path):
     wild = compare.recipes.load(file, [*values, "training.learning_rate=1e30", "training.warmup=0"])
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "wild.yaml").write_text(recipe.dump(wild))
-    assert compare._try(str(tmp_path), "wild") == "done"
+    assert compare_jobs.trial(str(tmp_path), "wild") == "done"
     assert json.loads((tmp_path / "search" / "wild.json").read_text())["validation_loss"] is None
+
+
+def held(out, scoring, cells, name):
+    """A job that stops for good at the first line of its second recipe's log, while there is a file to say by whom."""
+    log, hold = run_folder.RunFolder.log, Path(os.environ["HOLD"])
+
+    def holding(self, row):
+        log(self, row)
+        if self.path.name == "pruned-s0" and hold.is_file():
+            hold.write_text(f"{os.getpid()}\n")
+            time.sleep(PATIENCE)
+
+    run_folder.RunFolder.log = holding
+    return compare_jobs.cell(out, scoring, cells, name)
+
+
+def test_a_killed_job_of_an_array_is_named_and_alone_submitted_again(world, tmp_path, monkeypatch, capsys):
+    out, hold = tmp_path / "out", tmp_path / "hold"
+    monkeypatch.setattr(submitit.Job, "_results_timeout_s", 1)
+    monkeypatch.setattr(compare, "cell", held)
+    monkeypatch.setenv("HOLD", str(hold))
+    hold.touch()
+    given = [*plain(world), "--launcher", "submitit", "--cluster", "local", "--out", str(out)]
+    killer = threading.Thread(target=kill_who_holds, args=(hold,))
+    killer.start()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(given)
+    killer.join()
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and "1 of 2 runs failed; the first: pruned-s0: job" in told
+    assert "submitted, a job each: width-s0, pruned-s0; what they say is in" in told
+    log = Path(re.search(r"ended without a result.*, see (\S+);", told)[1])
+    assert log.is_relative_to(out / "jobs") and log.stat().st_size
+    assert (out / "scores" / "width-s0" / "ks.json").is_file() and not (out / "scores" / "pruned-s0").exists()
+    rows = len((out / "runs" / "pruned-s0" / "stage1" / "log.csv").read_text().splitlines())
+
+    hold.unlink()
+    cli.main(given)
+    assert "submitted, a job each: pruned-s0;" in capsys.readouterr().err and rows > 1
+    found = json.loads((out / "table.json").read_text())
+    assert found["same_audio"] and [row["recipe"] for row in found["rows"]] == ["width", "pruned"]
+    cli.main(given)
+    told = capsys.readouterr().err
+    assert "submitted" not in told and told.count("ks: already done") == 2
+
+
+def test_nodes_and_sbatchs_parameters_are_refused_where_they_mean_nothing(world, tmp_path, capsys):
+    for more, message in (
+        (["--slurm", "mem=1G"], "are for --launcher submitit"),
+        (["--launcher", "submitit", "training.nodes=2", "training.batches_per_update=2"], "is on one machine"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([*plain(world), "--out", str(tmp_path / "new"), *more])
+        assert message in capsys.readouterr().err and not (tmp_path / "new").exists()

@@ -51,7 +51,7 @@ ORDER = (
     ("formats.upstream", "export"),
     ("analysis",),
     ("mini.study", "mini.leaks"),
-    ("compare",),
+    ("compare", "compare_jobs"),
     ("arguments",),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,172 @@
+"""The jobs of ``star compare``: a recipe trained with a seed and scored, or one run of the learning-rate search."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import cluster, training
+from .errors import StarError
+from .files import write_json
+from .jobs import side_by_side
+from .say import say
+from .training import grid
+from .training import recipe as recipes
+from .training.config import TrainingConfig
+
+SEARCH_SEED = 1000
+"""Of the learning-rate search: no seed that is compared sees the runs that chose its rate."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Options of ``python -m eval run``; None leaves one out."""
+
+    tasks: str = "all"
+    data: str = "mini"
+    schedule: str | None = None
+    steps: int | None = None
+    limit: int | None = None
+    lr_grid: str | None = None
+    cache: str | None = None
+    cache_gb: float | None = None
+
+    def words(self) -> list[str]:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@dataclass(frozen=True)
+class Where:
+    """How a comparison's jobs are run."""
+
+    jobs: int = 1
+    """At once: processes here, or jobs of Slurm's array (1: as many as Slurm starts)."""
+    launch: cluster.Launch = field(default_factory=cluster.Launch)
+
+    def check(self, config: TrainingConfig) -> None:
+        """Raises :class:`StarError` for what cannot be with these trainings, before anything runs."""
+        if self.jobs < 1:
+            raise StarError(f"--jobs {self.jobs}: must be at least 1")
+        self.launch.check()
+        if self.launch.away and config.nodes > 1:
+            raise StarError("training.nodes: a job of --launcher submitit is on one machine; leave it at 1")
+
+
+def each(
+    work: Callable[[str], str], names: Sequence[str], out: Path, where: Where, config: TrainingConfig
+) -> Iterator[tuple[str, str]]:
+    """Run ``work`` for each name, here, in processes side by side or as jobs of an array, and say how each ended: its
+    name, and what went wrong or an empty text. ``config``: a training as all of them are."""
+    begun = time.monotonic()
+    for i, (name, error) in enumerate(_ended(work, names, out, where, config), 1):
+        say(f"[{i}/{len(names)}, {time.monotonic() - begun:.0f} s] {name}: {error or 'done'}")
+        yield name, error
+
+
+def _ended(
+    work: Callable[[str], str], names: Sequence[str], out: Path, where: Where, config: TrainingConfig
+) -> Iterator[tuple[str, str]]:
+    if not names:
+        return
+    if where.launch.away:
+        folder = out / "jobs"
+        say(f"submitted, a job each: {', '.join(names)}; what they say is in {folder}")
+        at_once = where.jobs if where.jobs > 1 else None
+        for job in cluster.array(work, names, folder, where.launch, "star-compare", _gpus(config), at_once):
+            error = f"{job.why}, see {job.log}" if job.why else _error(job.result)
+            yield job.name, error
+    elif where.jobs > 1 or config.processes > 1:  # a run of several processes starts them by its own command line
+        logs = out / "logs"
+        for name, result, code in side_by_side(work, names, where.jobs, lambda name: logs / f"{name}.txt"):
+            yield name, _error(result) if result else f"ended with exit code {code}, see {logs / name}.txt"
+    else:
+        for name in names:
+            yield name, _error(work(name))
+
+
+def _error(result: str) -> str:
+    return "" if result == "done" else result
+
+
+def _gpus(config: TrainingConfig) -> int:
+    """Of each job: as many as a training takes, where it takes some."""
+    import torch
+
+    taken = config.accelerator == "gpu" or (config.accelerator == "auto" and torch.cuda.is_available())
+    return config.devices if taken else 0
+
+
+# what a job does
+
+
+def cell(out: str, scoring: Scoring, cells: Mapping[str, tuple[str, int]], name: str) -> str:
+    """Train a recipe with a seed, and score it; ``done``, or what went wrong."""
+    recipe, seed = cells[name]
+    ended = distil(Path(out) / "recipes" / f"{recipe}.yaml", [f"training.seed={seed}"], Path(out) / "runs" / name)
+    return score(out, scoring, cells, name) if ended == "done" else ended
+
+
+def score(out: str, scoring: Scoring, cells: Mapping[str, tuple[str, int]], name: str) -> str:
+    """Score a run, or check the scores that are there; ``done``, or what went wrong."""
+    recipe, seed = cells[name]
+    model = Path(out) / "runs" / name / recipes.load(Path(out) / "recipes" / f"{recipe}.yaml").result
+    where = ["--upstream", str(model), "--out", str(Path(out) / "scores" / name)]
+    if evaluate(["run", *where, "--seed", str(seed), *scoring.words()]):
+        return "scoring failed; what it said says why"
+    return "done"
+
+
+def is_complete(out: Path, scoring: Scoring, name: str) -> bool:
+    """Whether a run has ended, and has a record of each task."""
+    tasks = importlib.import_module("eval.tasks").parse(scoring.tasks)
+    records = (out / "scores" / name / f"{task.name}.json" for task in tasks)
+    return (out / "runs" / name / "done.json").is_file() and all(record.is_file() for record in records)
+
+
+def trial(out: str, name: str) -> str:
+    """One run of the search, with its outcome beside it; ``done``, or what went wrong."""
+    folder = Path(out) / "search" / name
+    ended = distil(folder.with_name(f"{name}.yaml"), [f"training.seed={SEARCH_SEED}"], folder)
+    if ended == "done":
+        loss = json.loads((folder / "done.json").read_text(encoding="utf-8"))["validation_loss"]
+    elif ended.startswith(("the loss is", "the validation loss is")):
+        loss = None  # this rate is too high, which is an outcome
+    else:
+        return ended
+    write_json(folder.with_name(f"{name}.json"), {"validation_loss": loss, "ended": ended})
+    return "done"
+
+
+def distil(file: Path, overrides: Sequence[str], folder: Path) -> str:
+    """Train what the recipe in ``file`` says; ``done``, or what went wrong."""
+    recipe = recipes.load(file, overrides)
+    if recipe.training.processes > 1:
+        grid.command_line(["distill", str(file), *overrides, "--out", str(folder)])
+        os.environ.pop("SLURM_NTASKS", None)  # else Lightning waits for Slurm to start the other processes
+    try:
+        training.run(recipe, folder)
+    except StarError as error:
+        say(f"star: {error}")
+        return str(error)
+    return "done"
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """``python -m eval WORDS``, which this package does not import, in this process, so that none outlives it; the exit
+    code."""
+    before, sys.argv = sys.argv, ["star-eval", *words]
+    try:
+        runpy.run_module("eval", run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+    return 0
