@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -24,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
+from script import processor, write
 
 from star_upstream import audio, outputs
 from star_upstream.data.clips import Clip, scan
-from star_upstream.files import replacing
 from star_upstream.say import command, say
 
 TITLE = "# Decoding"
@@ -84,15 +83,6 @@ def rate(clips: list[Clip], rounds: int) -> float:
     return statistics.median(found)
 
 
-def cpu() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("audio", type=Path, help="a folder of utterances")
@@ -122,10 +112,9 @@ Seconds of audio that one core decodes in a second: {len(waves)} utterances of {
 
 {chr(10).join(lines)}
 
-`python {shlex.join([MAKER, *(arguments or sys.argv[1:])])}` on {cpu()}, {versions}.
+`python {shlex.join([MAKER, *(arguments or sys.argv[1:])])}` on {processor()}, {versions}.
 """
-    with replacing(args.out) as part:
-        part.write_text(text, encoding="utf-8")
+    write(args.out, text)
     print(args.out)
     return 0
 

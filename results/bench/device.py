@@ -8,26 +8,24 @@ by ``star-eval run`` (a rerun goes on where the last one stopped). The scores ta
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import platform
-import re
 import shlex
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import turns
+from script import processor, write
 
 import star_upstream
 from star_upstream import environment, outputs
 from star_upstream.analysis.latency import PEAK, peak_memory
-from star_upstream.files import replacing, write_json
 from star_upstream.say import command, say
 
 REPO = Path(__file__).resolve().parents[2]
@@ -96,20 +94,9 @@ def times(source: str, files: dict[str, Path], rounds: int) -> dict[str, Any]:
     for threads in THREADS:
         models = {kind: runner(kind, source, files.get(kind), threads) for kind in KINDS}
         for seconds in SECONDS:
-            wave = _wave(seconds)
-            taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
-            for turn in range(rounds + 1):
-                for i in range(len(KINDS)):
-                    kind = list(KINDS)[(i + turn) % len(KINDS)]
-                    start = time.perf_counter()
-                    models[kind](wave)
-                    taken[kind] += [time.perf_counter() - start] if turn else []
-            for kind, each in taken.items():
-                found[kind][f"{threads} threads, {seconds:g} s"] = [
-                    statistics.median(each),
-                    min(each),
-                    max(each),
-                ]
+            calls = {kind: functools.partial(model, _wave(seconds)) for kind, model in models.items()}
+            for kind, taken in turns.in_turns(calls, rounds).items():
+                found[kind][f"{threads} threads, {seconds:g} s"] = [turns.median(taken), min(taken), max(taken)]
     return found
 
 
@@ -208,10 +195,8 @@ def page(found: dict[str, Any]) -> str:
         )
     if found["scores"]:
         tasks = list(found["scores"]["torch_fp32"])
-        title = [
-            f"{found['scores']['torch_fp32'][task]['title']} ({found['scores']['torch_fp32'][task]['metric']})"
-            for task in tasks
-        ]
+        plain = found["scores"]["torch_fp32"]
+        header = [f"{plain[task]['title']} ({plain[task]['metric']})" for task in tasks]
         lines += [
             "",
             "## Scores",
@@ -220,15 +205,15 @@ def page(found: dict[str, Any]) -> str:
             "",
         ]
         lines += [
-            "| | " + " | ".join(title) + " |",
+            "| | " + " | ".join(header) + " |",
             "| --- | " + " | ".join("---:" for _ in tasks) + " |",
         ]
         for kind, each in found["scores"].items():
             cells = []
             for task in tasks:
                 low, high = each[task]["interval_95"]
-                plain = found["scores"]["torch_fp32"][task]["interval_95"]
-                outside = "" if plain[0] <= each[task]["value"] <= plain[1] else " *outside*"
+                least, most = plain[task]["interval_95"]
+                outside = "" if least <= each[task]["value"] <= most else " *outside*"
                 cells.append(f"{each[task]['value']:.2f} [{low:.2f}, {high:.2f}]{outside}")
             lines.append(f"| {KINDS[kind]} | {' | '.join(cells)} |")
         lines += [
@@ -241,15 +226,6 @@ def page(found: dict[str, Any]) -> str:
 
 def _wave(seconds: float) -> np.ndarray:
     return np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds)).astype(np.float32)
-
-
-def _processor() -> str:
-    try:
-        found = re.findall(r"^(?:model name|flags)\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
-        known = [flag for flag in ("avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8") if flag in found[1].split()]
-        return f"{found[0]} ({', '.join(known)})"
-    except (OSError, IndexError):
-        return platform.processor()
 
 
 def _env() -> dict[str, str]:
@@ -294,7 +270,7 @@ def main() -> int:
         "made_by": MAKER,
         "source": Path(args.source).name,
         "command": f"python {MAKER} {shlex.join(sys.argv[1:])}".strip(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "load": round(os.getloadavg()[0], 1),
         "versions": environment.versions(("torch", "onnx", "onnxruntime")),
         "sha256": star_upstream.load(args.source).digest,
@@ -309,9 +285,7 @@ def main() -> int:
         "scored_by": f"star-eval run --tasks {args.tasks} --data {Path(args.data).name} --schedule mini",
         "scores": measured,
     }
-    write_json(out.with_suffix(".json"), found)
-    with replacing(out) as part:
-        part.write_text(page(found), encoding="utf-8")
+    write(out, page(found), found)
     say(f"device: wrote {out}")
     return 0
 

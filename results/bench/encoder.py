@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import torch
 import turns
 from page import number, table
-from script import check_page, guarded, path, processor
+from script import check_page, guarded, path, processor, write
 from torch import Tensor
 
 from star_upstream import runtime, strict
@@ -28,8 +29,6 @@ from star_upstream.encoder.size import macs, parameters
 from star_upstream.environment import environment
 from star_upstream.errors import StarError
 from star_upstream.export import onnx
-from star_upstream.files import replacing, write_json
-from star_upstream.formats.published import huggingface
 from star_upstream.say import say
 from star_upstream.training import recipe
 
@@ -45,13 +44,10 @@ Side = Callable[[Tensor], Any]
 def bases() -> tuple[dict[str, Side], EncoderConfig]:
     """HuBERT Base in three implementations, and its shape."""
     import torchaudio
-    import transformers
 
     torch.manual_seed(0)
-    theirs = transformers.HubertModel(transformers.HubertConfig(attn_implementation="sdpa")).eval()
-    weights, config = theirs.state_dict(), theirs.config.to_dict()
-    ours = huggingface.load_weights(weights, config, {"do_normalize": False}, "random", "config", False)
-    other = torchaudio.models.wav2vec2.utils.import_huggingface_model(theirs).eval()
+    theirs, ours = models.hubert()
+    other = torchaudio.models.wav2vec2.utils.import_huggingface_model(theirs.eval()).eval()
     return {
         FIRST: lambda x_BN: theirs(x_BN).last_hidden_state,
         "torchaudio HuBERT Base": lambda x_BN: other(x_BN)[0],
@@ -82,10 +78,10 @@ def students(
             onnx.write(onnx.Graph(encoder, layers=[-1]), file, {"of": {}, "licence": ""}, seconds=(0.3, 1.0))
             files = [file, *files]
     for file in files:
-        models = {count: runtime.Model(file, count) for count in counts}
-        about = models[counts[0]].about
+        loaded = {count: runtime.Model(file, count) for count in counts}
+        about = loaded[counts[0]].about
         name = f"{file.stem}, {about['precision']}, onnxruntime"
-        sides[name] = {count: exported(model) for count, model in models.items()}
+        sides[name] = {count: exported(model) for count, model in loaded.items()}
         shapes[name] = strict.build(EncoderConfig, about["encoder"])
     return sides, shapes
 
@@ -95,7 +91,7 @@ def exported(model: runtime.Model) -> Side:
     return lambda x_BN: torch.from_numpy(model.run(list(x_BN.numpy()), [name])[name])
 
 
-def agree(sides: dict[str, Side], students_: dict[str, Any], waves_BN: Tensor) -> dict[str, float]:
+def agree(sides: dict[str, Any], students_: dict[str, Any], waves_BN: Tensor) -> dict[str, float]:
     """Relative difference of last states, of each side from the one that it must equal. Raises :class:`StarError`."""
     found = {}
     right_BTD = sides[FIRST](waves_BN)
@@ -145,10 +141,7 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
         "environment": environment(), "differences": off, "encoders": rows,
         "parameters": {name: parameters(shape) for name, shape in shapes.items()},
     }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out.with_suffix(".json"), result)
-    with replacing(args.out) as part:
-        part.write_text(page(result), encoding="utf-8")
+    write(args.out, page(result), result)
     print(json.dumps({"out": str(args.out)}))
     return 0
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from evaluation import Upstream, load_upstream
 
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
+from star_upstream.formats.published import huggingface
 from star_upstream.formats.upstream import UpstreamExpert
 from star_upstream.training import recipe
 
@@ -45,3 +48,13 @@ def get(name: str) -> Upstream:
         torch.manual_seed(0)
         expert = UpstreamExpert(Encoder(config), name)
     return Upstream(name, expert.eval(), expert.digest, padded=True)
+
+
+def hubert(**shape: Any) -> tuple[torch.nn.Module, Encoder]:
+    """transformers' HuBERT (Base, but for ``shape``) with random weights, and ours with the same."""
+    import transformers
+
+    config = transformers.HubertConfig(**{"attn_implementation": "sdpa", **shape})
+    theirs = transformers.HubertModel(config)
+    weights, prepared = theirs.state_dict(), {"do_normalize": False}
+    return theirs, huggingface.load_weights(weights, config.to_dict(), prepared, "random", "config", False)

@@ -30,12 +30,11 @@ from follow import Side
 from ours import table_of
 from parity_page import TITLE, page
 from pipelines import PIPELINES, Case
-from script import check_page, guarded, path
+from script import check_page, guarded, path, write
 
 import star_upstream
 from star_upstream import compat, metrics
 from star_upstream.errors import StarError
-from star_upstream.files import replacing, write_json
 from star_upstream.say import command
 
 FORMAT = 2
@@ -115,9 +114,7 @@ def run(options: Options) -> int:
         result = _begun(file, identity)  # another process may have written its tasks meanwhile
         others = [old for old in result["runs"] if old["task"] != task.name]
         result["runs"] = sorted([*others, record], key=lambda r: list(PIPELINES).index(r["task"]))
-        write_json(file, result)
-        with replacing(options.out) as part:
-            part.write_text(page(result), encoding="utf-8")
+        write(options.out, page(result), result)
     print(json.dumps({"out": str(options.out), "failed": failed}))
     return 1 if failed else 0
 

@@ -1,4 +1,4 @@
-"""What the commands of this folder share: where a page may be written, mistakes in the input, the processor's name."""
+"""What the commands of this folder share: where a page may be written, mistakes in the input, the processor."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import platform
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from star_upstream import outputs
 from star_upstream.errors import StarError
+from star_upstream.files import replacing, write_json
+
+FAST = ("avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+"""Of a processor's flags, those that make bf16 and int8 fast."""
 
 
 def check_page(out: Path, maker: str, title: str, key: str) -> None:
@@ -28,12 +33,23 @@ def check_page(out: Path, maker: str, title: str, key: str) -> None:
     outputs.check_file(out.with_suffix(".json"), maker, numbers)
 
 
+def write(out: Path, page: str, numbers: dict[str, Any] | None = None) -> None:
+    """The page, and beside it, in .json, its numbers."""
+    if numbers is not None:
+        write_json(out.with_suffix(".json"), numbers)
+    with replacing(out) as part:
+        part.write_text(page, encoding="utf-8")
+
+
 def processor() -> str:
+    """The processor's name, with those of :data:`FAST` that it has."""
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        found = dict(re.findall(r"^(model name|flags)\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M))
     except OSError:
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine()
+        found = {}
+    fast = [flag for flag in FAST if flag in found.get("flags", "").split()]
+    name = found.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({', '.join(fast)})" if fast else name
 
 
 def path(text: str) -> Path:

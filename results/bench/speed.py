@@ -21,10 +21,9 @@ import models
 import torch
 from evaluation import Task, corpora_folder, environment, say, tasks
 from page import TITLE, page
-from script import check_page, guarded, path, processor
+from script import check_page, guarded, path, processor, write
 
 from star_upstream.errors import StarError, nearest
-from star_upstream.files import replacing, write_json
 from star_upstream.say import command
 
 FORMAT = 2
@@ -76,9 +75,7 @@ def run(options: Options) -> int:
                 "lengths": {n: lengths.about for n, lengths in generated.LENGTHS.items()},
                 "about": models.shapes(),
             }
-            write_json(file, result)
-            with replacing(options.out) as part:
-                part.write_text(page(result), encoding="utf-8")
+            write(options.out, page(result), result)
     records = [record for name in options.upstreams for record in result["upstreams"][name].values()]
     ratios = {f"{r['upstream']}/{r['task']}": r["projected_hours"]["ratio"] for r in records if "projected_hours" in r}
     print(json.dumps({"out": str(options.out), "ratios": ratios}))

@@ -17,19 +17,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import models
 import torch
 import turns
 from page import number, table
-from script import check_page, guarded, path, processor
+from script import check_page, guarded, path, processor, write
 from torch import Tensor, nn
 
 from star_upstream import losses
-from star_upstream.encoder import EncoderConfig
+from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.encoder.size import macs
 from star_upstream.environment import environment
 from star_upstream.errors import StarError
-from star_upstream.files import replacing, write_json
-from star_upstream.formats.published import huggingface
 from star_upstream.say import say
 from star_upstream.training import recipe
 
@@ -38,31 +37,21 @@ TOLERANCE = {"32": 1e-4, "bf16-mixed": 0.05}
 """Largest relative difference of the two losses."""
 
 
-def models() -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-    """Teacher and student of transformers, and of ours with the same weights.
+def pairs() -> tuple[tuple[nn.Module, Encoder], tuple[nn.Module, Encoder]]:
+    """Teacher and student, each of transformers and of ours with the same weights.
 
     transformers always has a projection, of 432 x 432 here, which star_hubert has not; ours has it here too.
     """
-    import transformers
-
     star = recipe.load("star_hubert").student_config()
     channels, kernels, strides = (list(values) for values in zip(*star.conv_layers))
     torch.manual_seed(0)
-    teacher = transformers.HubertModel(transformers.HubertConfig(attn_implementation="sdpa", layerdrop=0.0))
-    student = transformers.HubertModel(
-        transformers.HubertConfig(
-            attn_implementation="sdpa", conv_dim=channels, conv_kernel=kernels, conv_stride=strides,
-            num_feat_extract_layers=len(channels), hidden_size=star.width, num_hidden_layers=star.layers,
-            num_attention_heads=star.heads[0], intermediate_size=star.ffn[0], hidden_dropout=star.dropout,
-            attention_dropout=star.attention_dropout, activation_dropout=star.activation_dropout,
-            feat_proj_dropout=star.feature_dropout, layerdrop=0.0, apply_spec_augment=False,
-        )
+    return models.hubert(layerdrop=0.0), models.hubert(
+        conv_dim=channels, conv_kernel=kernels, conv_stride=strides, num_feat_extract_layers=len(channels),
+        hidden_size=star.width, num_hidden_layers=star.layers, num_attention_heads=star.heads[0],
+        intermediate_size=star.ffn[0], hidden_dropout=star.dropout, attention_dropout=star.attention_dropout,
+        activation_dropout=star.activation_dropout, feat_proj_dropout=star.feature_dropout, layerdrop=0.0,
+        apply_spec_augment=False,
     )  # fmt: skip
-    ours = [
-        huggingface.load_weights(m.state_dict(), m.config.to_dict(), {"do_normalize": False}, "random", "config", False)
-        for m in (teacher, student)
-    ]
-    return teacher, student, *ours
 
 
 class Plain(nn.Module):
@@ -120,9 +109,10 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
     """Compare, measure, and write the page and, beside it, the numbers."""
     check_page(args.out, MAKER, TITLE, "steps")
     device = torch.device(args.device)
-    their_teacher, their_student, teacher, student = (model.to(device) for model in models())
+    (their_teacher, teacher), (their_student, student) = pairs()
     configs = (teacher.config, student.config)
-    sides = {"plain": Plain(their_teacher, their_student), "ours": Ours(teacher, student, configs)}
+    plain, ours = Plain(their_teacher, their_student).to(device), Ours(teacher, student, configs).to(device)
+    sides: dict[str, Plain | Ours] = {"plain": plain, "ours": ours}
     generator = torch.Generator().manual_seed(0)
     waves_BN = (0.1 * torch.randn(args.batch, round(args.seconds * 16_000), generator=generator)).to(device)
     compared = {}
@@ -137,7 +127,7 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
         side.train()
         side.teacher.eval()
     if args.compile:
-        sides["ours"].student = torch.compile(sides["ours"].student)
+        ours.student.compile()
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
     size = 8192 if device.type == "cuda" else 1024
     with turns.threads(args.threads):
@@ -168,10 +158,7 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
         "product_type": str(kind).removeprefix("torch."), "batch": args.batch, "seconds": args.seconds,
         "threads": args.threads, "macs_g": work,
     }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out.with_suffix(".json"), result)
-    with replacing(args.out) as part:
-        part.write_text(page(result), encoding="utf-8")
+    write(args.out, page(result), result)
     print(json.dumps({"out": str(args.out)}))
     say(page(result))
     return 0
