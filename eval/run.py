@@ -9,7 +9,7 @@ import json
 import math
 import os
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from star_upstream import cluster, compat, cores, jobs, outputs
+from star_upstream import cluster, compat, cores, outputs
 from star_upstream.audio import RATE
 from star_upstream.data import corpora
 from star_upstream.environment import cache_home
@@ -32,6 +32,7 @@ from .features.exact import Padded
 from .heads import train
 from .heads.probe import Task
 from .heads.probe import schedule as pick_schedule
+from .launch import Failure, Result, launched
 from .machine import environment, peak_memory, reset_peak_memory
 from .options import Run
 
@@ -40,19 +41,8 @@ FORMAT = 1
 MAKER = "python -m eval run"
 PROGRESS = ".progress"
 """Folder in ``out`` for what a broken run goes on from."""
-JOBS = "jobs"
-"""Folder in ``out`` for what submitit writes: a folder a job, with its log."""
 RESAMPLES = ".resamples.npz"
 """Ending, after the task's name, of what paired tests need: each metric's values over resamples of the test items."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A task without a record."""
-
-    message: str
-    log: Path | None
-    """None where the input is to blame, and the message says it all."""
 
 
 def run(options: Run) -> int:
@@ -87,12 +77,11 @@ def run(options: Run) -> int:
         f"{upstream.name}: {upstream.parameters / 1e6:.2f} M parameters, {upstream.layers} layers of {upstream.width}, "
         f"digest {upstream.digest[:12]}"
     )
-    if alone:
-        results = {task.name: _attempt(task, upstream, options, device) for task in wanted}
-    elif away:
-        results = _array(wanted, upstream, options, device, launch)
-    else:
-        results = _side_by_side([task.name for task in wanted], options)
+    here = wanted if alone else [task for task in wanted if away and _is_there(task, options)]
+    results = {task.name: _attempt(task, upstream, options, device) for task in here}
+    others = [task.name for task in wanted if task.name not in results]
+    results |= launched(functools.partial(_by_itself, options), others, options, launch, int(device.type == "cuda"))
+    results = {task.name: results[task.name] for task in wanted}
     with contextlib.suppress(OSError):  # not there, or not empty
         (options.out / PROGRESS).rmdir()
     done = [result for result in results.values() if not isinstance(result, Failure)]
@@ -119,7 +108,12 @@ def is_record(path: Path) -> bool:
         return False
 
 
-def _attempt(task: Task, upstream, options: Run, device: torch.device) -> dict[str, Any] | Failure:
+def _is_there(task: Task, options: Run) -> bool:
+    """Whether a task's record is there, and to stay."""
+    return (options.out / f"{task.name}.json").is_file() and not options.overwrite
+
+
+def _attempt(task: Task, upstream, options: Run, device: torch.device) -> Result:
     try:
         root, kind = corpora_folder(options.data)
         store = encode.Store(options.cache or cache_home() / "features", options.cache_gb)
@@ -135,7 +129,7 @@ def _attempt(task: Task, upstream, options: Run, device: torch.device) -> dict[s
         return Failure(_one_line(error), log)
 
 
-def _by_itself(options: Run, name: str) -> dict[str, Any] | Failure:
+def _by_itself(options: Run, name: str) -> Result:
     """A task in a process of its own, which shares nothing but the cache with the others."""
     device = _device(options.device)
     return _attempt(tasks.get(name), _upstream(options, device), options, device)
@@ -146,48 +140,6 @@ def _upstream(options: Run, device: torch.device | str):
     if options.exact:
         upstream.autocast = None
     return upstream
-
-
-def _side_by_side(names: list[str], options: Run) -> dict[str, dict[str, Any] | Failure]:
-    """Records or failures in the order of ``names``; what each task says is in its own log."""
-    logs = {name: options.out / f"{name}.log" for name in names}
-    say(f"{min(options.jobs, len(names), cores.available())} tasks at once; what they say is in {options.out}/TASK.log")
-    results = {}
-    for name, result, code in jobs.side_by_side(
-        functools.partial(_by_itself, options), names, options.jobs, logs.__getitem__
-    ):
-        if result is None:
-            result = Failure(
-                f"its process ended with {f'signal {-code}' if code and code < 0 else f'exit code {code}'}", logs[name]
-            )
-        results[name] = result
-        _say_end(name, result, len(results), len(names))
-    return {name: results[name] for name in names}
-
-
-def _array(
-    wanted: list[Task], upstream, options: Run, device: torch.device, launch: cluster.Launch
-) -> dict[str, dict[str, Any] | Failure]:
-    """Records or failures in the order of ``wanted``: what is there is read, a job makes each of the others."""
-    results = {
-        task.name: _attempt(task, upstream, options, device)
-        for task in wanted
-        if (options.out / f"{task.name}.json").is_file() and not options.overwrite
-    }
-    names = [task.name for task in wanted if task.name not in results]
-    if not names:
-        return results
-    say(f"submitted, a job each: {', '.join(names)}; what they say is in {options.out}/{JOBS}")
-    work, folder = functools.partial(_by_itself, options), (options.out / JOBS).absolute()
-    at_once = options.jobs if options.jobs > 1 else None
-    for ended in cluster.array(work, names, folder, launch, "star-eval", int(device.type == "cuda"), at_once):
-        results[ended.name] = ended.result if not ended.why else Failure(ended.why, ended.log)
-        _say_end(ended.name, results[ended.name], len(results), len(wanted))
-    return {task.name: results[task.name] for task in wanted}
-
-
-def _say_end(name: str, result: dict[str, Any] | Failure, count: int, of: int) -> None:
-    say(f"{name}: {f'failed: {result.message}' if isinstance(result, Failure) else 'done'} ({count} of {of})")
 
 
 def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, device: torch.device) -> dict[str, Any]:
@@ -216,9 +168,8 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
         "limit": options.limit,
         "encoding": "every step" if exact else "once",
     }
-    target = options.out / f"{task.name}.json"
-    if target.is_file() and not options.overwrite:
-        return _finished(target, settings, asdict(schedule))
+    if _is_there(task, options):
+        return _finished(options.out / f"{task.name}.json", settings, asdict(schedule))
 
     reset_peak_memory(device)
     parts = task.probe.splits(task, table)
@@ -278,7 +229,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
     }
     with replacing(options.out / f"{task.name}{RESAMPLES}") as part, open(part, "wb") as file:
         np.savez_compressed(file, **{name: values.astype(np.float32) for name, values in resamples.items()})  # type: ignore[arg-type]
-    write_json(target, record)
+    write_json(options.out / f"{task.name}.json", record)
     mark.unlink(missing_ok=True)
     (options.out / f"{task.name}.error.txt").unlink(missing_ok=True)
     return record

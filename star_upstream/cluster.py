@@ -14,6 +14,8 @@ from typing import Any
 
 from . import cores, extras
 from .errors import StarError
+from .jobs import Ended, side_by_side
+from .say import say
 
 MINUTES = 24 * 60
 """A job's time on Slurm, unless ``time`` says another; a job that runs out of it, or gives way to another, is queued
@@ -59,16 +61,6 @@ class Launch:
             raise StarError("--slurm and --cluster are for --launcher submitit")
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a job ended: its result, or why there is none; and the file of what it said."""
-
-    name: str
-    result: Any
-    why: str
-    log: Path
-
-
 def pairs(words: Sequence[str]) -> dict[str, str]:
     """``KEY=VALUE`` words as sbatch's parameters, with underscores. Raises :class:`StarError`."""
     found = {}
@@ -85,6 +77,26 @@ def pairs(words: Sequence[str]) -> dict[str, str]:
             raise StarError(f"--slurm {word}: give time in minutes, as in time=240")
         found[key] = value
     return found
+
+
+def each(
+    work: Callable[[str], Any],
+    names: Sequence[str],
+    out: Path,
+    launch: Launch,
+    title: str,
+    gpus: int,
+    jobs: int,
+    log: Callable[[str], Path],
+) -> Iterator[Ended]:
+    """``work(name)`` for each name, as ``launch`` says: :func:`.jobs.side_by_side`, or an :func:`array` in
+    ``out/jobs``, of which ``jobs`` run at a time (1: as many as Slurm starts)."""
+    if launch.away and names:
+        folder = (out / "jobs").absolute()
+        say(f"submitted, a job each: {', '.join(names)}; what they say is in {folder}")
+        yield from array(work, names, folder, launch, title, gpus, jobs if jobs > 1 else None)
+    else:
+        yield from side_by_side(work, names, jobs, log)
 
 
 def array(

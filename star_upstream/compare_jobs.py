@@ -15,7 +15,6 @@ from pathlib import Path
 from . import cluster, training
 from .errors import StarError
 from .files import write_json
-from .jobs import side_by_side
 from .say import say
 from .training import grid
 from .training import recipe as recipes
@@ -74,19 +73,14 @@ def each(
 def _ended(
     work: Callable[[str], str], names: Sequence[str], out: Path, where: Where, config: TrainingConfig
 ) -> Iterator[tuple[str, str]]:
-    if not names:
-        return
-    if where.launch.away:
-        folder = out / "jobs"
-        say(f"submitted, a job each: {', '.join(names)}; what they say is in {folder}")
-        at_once = where.jobs if where.jobs > 1 else None
-        for job in cluster.array(work, names, folder, where.launch, "star-compare", _gpus(config), at_once):
-            error = f"{job.why}, see {job.log}" if job.why else _error(job.result)
-            yield job.name, error
-    elif where.jobs > 1 or config.processes > 1:  # a run of several processes starts them by its own command line
-        logs = out / "logs"
-        for name, result, code in side_by_side(work, names, where.jobs, lambda name: logs / f"{name}.txt"):
-            yield name, _error(result) if result else f"ended with exit code {code}, see {logs / name}.txt"
+    # a run of several processes starts them by its own command line
+    if where.launch.away or where.jobs > 1 or config.processes > 1:
+        gpus, logs = _gpus(config), out / "logs"
+        launched = cluster.each(
+            work, names, out, where.launch, "star-compare", gpus, where.jobs, lambda name: logs / f"{name}.txt"
+        )
+        for job in launched:
+            yield job.name, f"{job.why}, see {job.log}" if job.why else _error(job.result)
     else:
         for name in names:
             yield name, _error(work(name))

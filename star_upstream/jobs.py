@@ -7,6 +7,7 @@ import multiprocessing.connection
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
@@ -17,14 +18,23 @@ from . import cores
 from .say import say
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a piece of work ended: its result, or why there is none; and the file of what it said."""
+
+    name: str
+    result: Any
+    why: str
+    log: Path
+
+
 def side_by_side(
     work: Callable[[str], Any], names: Sequence[str], jobs: int, log: Callable[[str], Path]
-) -> Iterator[tuple[str, Any, int | None]]:
-    """``work(name)`` for each name, at most ``jobs`` at once and no more than there are cores: name, result and exit
-    code of each as it ends.
+) -> Iterator[Ended]:
+    """``work(name)`` for each name, at most ``jobs`` at once and no more than there are cores: how each ended, as it
+    ends.
 
-    The result is None where the process died (exit code not 0; below 0, the signal's number). ``work`` and its result
-    must be picklable and the result not None. What the process prints is added to ``log(name)``. The cores are divided
+    ``work`` and its result must be picklable. What the process prints is added to ``log(name)``. The cores are divided
     among the processes, and none outlives the caller.
     """
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -46,13 +56,15 @@ def side_by_side(
                 sender.close()  # so that the child's end is the only one, and its death is noticed
             for ready in multiprocessing.connection.wait(list(running)):
                 receiver = cast(Connection, ready)
+                result, why, process = None, "", running.pop(receiver)
                 try:
                     result = receiver.recv()
                 except EOFError:
-                    result = None
-                process = running.pop(receiver)
+                    process.join()
+                    code = process.exitcode
+                    why = f"its process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
                 process.join()
-                yield process.name, result, process.exitcode
+                yield Ended(process.name, result, why, log(process.name))
     finally:
         for process in running.values():
             process.terminate()

@@ -16,7 +16,7 @@ from tiny_finetune import QUICK, make
 from tiny_runs import killed
 
 import star_upstream
-from star_upstream import audio, cli
+from star_upstream import audio, cli, jobs
 from star_upstream.data import tasks
 from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint, sources
@@ -267,9 +267,9 @@ def test_a_damaged_file_is_named(joint, tmp_path):
 # many runs
 
 
-def in_place(work, names, jobs, log):
+def in_place(work, names, at_once, log):
     for name in names:
-        yield name, work(name), 0
+        yield jobs.Ended(name, work(name), "", log(name))
 
 
 def test_the_grid_makes_the_table_and_goes_on(world, tmp_path, monkeypatch, capsys):

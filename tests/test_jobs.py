@@ -24,9 +24,11 @@ def work(name):
 
 def test_results_logs_and_deaths(tmp_path):
     ended = {
-        name: rest for name, *rest in side_by_side(work, ["dies", "a", "fails"], 2, lambda n: tmp_path / f"{n}.log")
+        one.name: (one.result, one.why)
+        for one in side_by_side(work, ["dies", "a", "fails"], 2, lambda n: tmp_path / f"{n}.log")
     }
-    assert ended == {"a": ["A", 0], "dies": [None, -signal.SIGKILL], "fails": [None, 1]}
+    died, failed = (f"its process ended with {how}" for how in (f"signal {int(signal.SIGKILL)}", "exit code 1"))
+    assert ended == {"a": ("A", ""), "dies": (None, died), "fails": (None, failed)}
     for name in ended:
         assert (tmp_path / f"{name}.log").read_text().startswith(f"here is {name}\n")
     assert "ValueError: no good" in (tmp_path / "fails.log").read_text()
@@ -41,7 +43,7 @@ def counts(name):
 def test_cores_are_divided(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv(cores.LIMIT, "2")
     running, names = cores.available(), ["a", "b", "c"]
-    found = [result for _, result, _ in side_by_side(counts, names, 3, lambda n: tmp_path / f"{n}.log")]
+    found = [one.result for one in side_by_side(counts, names, 3, lambda n: tmp_path / f"{n}.log")]
     assert all(threads <= share == 1 for threads, share in found) and len(found) == 3
     assert f"3 at once were asked for; {running} run, as there are cores" in capsys.readouterr().err
 

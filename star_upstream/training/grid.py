@@ -70,12 +70,11 @@ def run(
     failed, begun = {}, time.monotonic()
     if left:
         work = partial(_one, source, {name: plan[name] for name in left}, str(out))
-        for i, (name, error, code) in enumerate(
-            side_by_side(work, left, jobs, lambda name: out / "logs" / f"{name}.txt"), 1
-        ):
-            if error != "done":
-                failed[name] = error or f"ended with exit code {code}, see {out / 'logs' / name}.txt"
-            say(f"[{i}/{len(left)}, {time.monotonic() - begun:.0f} s] {name}: {failed.get(name, 'done')}")
+        for i, run in enumerate(side_by_side(work, left, jobs, lambda name: out / "logs" / f"{name}.txt"), 1):
+            ended = f"{run.why}, see {run.log}" if run.why else run.result
+            if ended != "done":
+                failed[run.name] = ended
+            say(f"[{i}/{len(left)}, {time.monotonic() - begun:.0f} s] {run.name}: {ended}")
     if failed:
         name, error = next(iter(failed.items()))
         raise StarError(
