@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from eval.__main__ import main
-from eval.report import comparison
+from eval.report import paired
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.formats import checkpoint
 
@@ -21,25 +21,25 @@ TINY = EncoderConfig(
 
 def test_holm_by_hand():
     # sorted .01 .02 .03 .04 times 4, 3, 2, 1: .04 .06 .06 .04, and none below the one before it
-    assert comparison.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert comparison.holm([0.6, 0.9]) == [1.0, 1.0] and comparison.holm([]) == []
+    assert paired.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert paired.holm([0.6, 0.9]) == [1.0, 1.0] and paired.holm([]) == []
 
 
 def test_errors_of_items_and_seeds_by_hand():
     """Items: standard deviation 3 of the mean over seeds; seeds: 4, 6, 8 have 2 / sqrt(3)."""
     resamples = np.array([[1.0, 4.0, 7.0]] * 3) + np.array([[-1.0], [0.0], [1.0]])
-    found = comparison.estimate(np.array([4.0, 6.0, 8.0]), resamples)
+    found = paired.estimate(np.array([4.0, 6.0, 8.0]), resamples)
     error = (9 + 4 / 3) ** 0.5
     freedom = 2 * error**4 / (4 / 3) ** 2
     assert found.value == 6 and found.p == pytest.approx(2 * stats.t.sf(6 / error, freedom))
     assert found.high - 6 == pytest.approx(6 - found.low) == pytest.approx(stats.t.ppf(0.975, freedom) * error)
     # without an error of items it is the t-test over seeds
-    still = comparison.estimate(np.array([4.0, 6.0, 8.0]), np.full((3, 5), 6.0))
+    still = paired.estimate(np.array([4.0, 6.0, 8.0]), np.full((3, 5), 6.0))
     assert still.p == pytest.approx(stats.ttest_1samp([4.0, 6.0, 8.0], 0).pvalue)
     # of one seed it is the normal approximation of the bootstrap
-    alone = comparison.estimate(np.array([3.0]), np.array([[1.0, 2.0, 3.0]]))
+    alone = paired.estimate(np.array([3.0]), np.array([[1.0, 2.0, 3.0]]))
     assert alone.p == pytest.approx(2 * stats.norm.sf(3.0)) and alone.low == pytest.approx(3 - 1.959964)
-    assert comparison.estimate(np.zeros(2), np.zeros((2, 4))).p == 1.0
+    assert paired.estimate(np.zeros(2), np.zeros((2, 4))).p == 1.0
 
 
 def compared(folder, gains, items=400, seeds=3, **more):
@@ -93,7 +93,7 @@ def test_a_difference_is_found_and_none_is_not(tmp_path, capsys):
     gap, score = better["ks_acc"]["difference"], better["ks_acc"]
     assert gap["high"] - gap["low"] < 0.8 * (score["high"] - score["low"])
     tests = [row["scores"][m]["difference"] for row in found["rows"][1:] for m in ("ks_acc", "asv_eer")]
-    assert [t["p_holm"] for t in tests] == pytest.approx(comparison.holm([t["p"] for t in tests]))
+    assert [t["p_holm"] for t in tests] == pytest.approx(paired.holm([t["p"] for t in tests]))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     assert len(rows) == 9 and {row["recipe"] for row in rows} == {"first", "better", "same"}
     without_heads = found["rows"][0]["parameters"]

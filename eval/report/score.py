@@ -4,6 +4,7 @@ published.csv."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,13 @@ def overall(metrics: Mapping[str, float]) -> float:
     Raises :class:`StarError` naming every metric that is missing.
     """
     _complete("overall", metrics, METRICS)
-    return float(np.mean([_goodness(name, metrics[name]) for name in METRICS]))
+    return float(np.mean([goodness(float(metrics[name]), vars(SUPERB[name])) for name in METRICS]))
+
+
+def goodness(values: Any, facts: Mapping[str, Any]) -> Any:
+    """A number or an array of the metric with these ``unit`` and ``direction``, in percent, more being better."""
+    percent = values if facts["unit"] == "%" else 100.0 * values
+    return 100.0 - percent if facts["direction"] == "min" else percent
 
 
 def generalizability(metrics: Mapping[str, float]) -> float:
@@ -70,11 +77,6 @@ def generalizability(metrics: Mapping[str, float]) -> float:
 def missing(metrics: Mapping[str, float]) -> list[str]:
     """The metrics of :data:`METRICS` that ``metrics`` lacks (absent, None or NaN)."""
     return [name for name in METRICS if not _there(metrics, name)]
-
-
-def _goodness(name: str, value: float) -> float:
-    percent = float(value) if SUPERB[name].unit == "%" else 100.0 * float(value)
-    return 100.0 - percent if SUPERB[name].direction == "min" else percent
 
 
 def _there(metrics: Mapping[str, float], name: str) -> bool:
