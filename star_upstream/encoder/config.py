@@ -29,6 +29,17 @@ CONVS = {
 """What ``conv_layers`` stands for where it is left out, by front end. All have HuBERT's frames: one every 320 samples,
 centred on the same ones."""
 
+LEAST = {
+    1: (
+        "mel_bins", "width", "position_kernel", "position_groups", "position_layers", "head_width", "chunk",
+        "time_reduction",
+    ),
+    0: (
+        "left_context", "look_ahead", "layers", "adapter", "output_projection", "prediction_inner", "prediction_width",
+    ),
+}  # fmt: skip
+"""Values of :class:`EncoderConfig` that are so much or more."""
+
 HiddenStates = Literal["all", "features", "layers", "projections", "last"]
 
 
@@ -153,28 +164,10 @@ class EncoderConfig:
                 raise StarError(
                     f"conv_layers[{i}]: kernels over log-mel frames must be odd (frontend: mel), got {list(layer)}"
                 )
-        for name in (
-            "mel_bins",
-            "width",
-            "position_kernel",
-            "position_groups",
-            "position_layers",
-            "head_width",
-            "chunk",
-        ):
-            if getattr(self, name) < 1:
-                raise StarError(f"{name}: must be 1 or more, got {getattr(self, name)}")
-        for name in (
-            "left_context",
-            "look_ahead",
-            "layers",
-            "adapter",
-            "output_projection",
-            "prediction_inner",
-            "prediction_width",
-        ):
-            if getattr(self, name) < 0:
-                raise StarError(f"{name}: must be 0 or more, got {getattr(self, name)}")
+        for least, names in LEAST.items():
+            for name in names:
+                if getattr(self, name) < least:
+                    raise StarError(f"{name}: must be {least} or more, got {getattr(self, name)}")
         if self.adapter and self.norm == "post":
             raise StarError("adapter: only models with norm 'pre' have one")
         if self.position_layers > 1 and self.position_norm != "layer":
@@ -219,8 +212,6 @@ class EncoderConfig:
             raise StarError(f"hidden_states: {self.hidden_states!r} needs one layer or more; take 'all'")
 
     def _check_time_reduction(self) -> None:
-        if self.time_reduction < 1:
-            raise StarError(f"time_reduction: must be 1 or more, got {self.time_reduction}")
         if self.upsampling != "none" and (self.time_reduction == 1 or not self.layers):
             raise StarError(f"upsampling: {self.upsampling!r} needs a time_reduction of 2 or more, and a layer")
         if self.upsampling == "last" and self.output_projection:
@@ -350,14 +341,10 @@ class EncoderConfig:
     @property
     def _front_end(self) -> tuple[int, int]:
         """Samples that one frame of the front end sees, and from one to the next."""
-        if self.frontend == "mel":
-            jump = HOP
-            for _, _, stride in self.conv_layers:
-                jump *= stride
-            return WINDOW, jump
-        field, jump = 1, 1
+        mel = self.frontend == "mel"
+        field, jump = (WINDOW, HOP) if mel else (1, 1)
         for _, kernel, stride in self.conv_layers:
-            field += (kernel - 1) * jump
+            field += 0 if mel else (kernel - 1) * jump
             jump *= stride
         return field, jump
 
