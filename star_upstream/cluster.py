@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +35,8 @@ OURS = {
 """Of Slurm's parameters, those that are decided here."""
 LOOK = 20.0
 """Seconds between looks at Slurm's queue; a job that is missing twice, and has no result, is lost."""
+GRACE = 30.0
+"""Seconds between SIGTERM and SIGKILL for local jobs that are cancelled, as Slurm has it."""
 _LISTS = {"setup", "teardown", "srun_args"}
 
 
@@ -113,7 +117,7 @@ def array(
     ``work`` and its results must be picklable. ``folder``, which every node must see, takes what submitit writes:
     scripts, pickles and ``JOB/..._log.out``. ``title``: the array's name in Slurm's queue. ``gpus``: of each job,
     unless sbatch's parameters say. ``at_once``: at most so many jobs of Slurm's array at a time. Jobs that have not
-    ended when the caller stops early are cancelled.
+    ended when the caller stops early are cancelled; local ones do not outlive a killed caller either.
 
     Raises :class:`StarError` where submitit is not installed, Slurm is not there or refuses the jobs.
     """
@@ -143,7 +147,7 @@ def array(
     share = max(1, cores.available() // len(names)) if chosen == "local" else None
     try:
         with _environment(share):
-            jobs = executor.map_array(_Work(work), names)
+            jobs: list[Any] = executor.map_array(_Work(work, os.getpid() if chosen == "local" else None), names)
     except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError, OSError) as error:
         raise StarError(f"the jobs were not taken: {' '.join(str(error).split())}") from None
     except subprocess.CalledProcessError as error:
@@ -158,8 +162,24 @@ def array(
             why = "" if ended_well else f"job {job.job_id} ended without a result{_state(job)}"
             yield Ended(name, job.result() if ended_well else None, why, Path(job.paths.stdout))
     finally:
-        for job, _ in left.values():
-            job.cancel(check=False)
+        if chosen == "local":
+            _end([job._process for job, _ in left.values()])
+        else:
+            for job, _ in left.values():
+                job.cancel(check=False)
+
+
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+    """Not by submitit's SIGINT, which is ignored in whatever a script starts in its background."""
+    for process in processes:
+        process.terminate()
+    limit = time.monotonic() + GRACE
+    for process in processes:
+        try:
+            process.wait(max(0.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()  # the job itself follows it
+            process.wait()
 
 
 def _endings(jobs: Sequence[Any], slurm: bool) -> Iterator[tuple[Any, bool]]:
@@ -204,10 +224,15 @@ class _Work:
     """What a job does; queued again, it does the same."""
 
     work: Callable[[str], Any]
+    caller: int | None
+    """The process that must not be outlived."""
 
     def __call__(self, name: str) -> Any:
         import torch
 
+        if self.caller is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which submitit ignores
+            threading.Thread(target=_follow, args=(self.caller,), daemon=True).start()
         torch.set_num_threads(min(torch.get_num_threads(), cores.available()))
         return self.work(name)
 
@@ -215,6 +240,18 @@ class _Work:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, name)
+
+
+def _follow(caller: int) -> None:
+    """End this job with the process that submitit starts for it, and with the caller."""
+    parent = int(os.environ["SUBMITIT_LOCAL_JOB_ID"])
+    try:
+        while os.getppid() == parent:
+            os.kill(caller, 0)
+            time.sleep(0.5)
+    except ProcessLookupError:
+        pass
+    os._exit(1)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def _child(work: Callable[[str], Any], name: str, log: Path, share: int, threads
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ignored, it may be, where the caller was started
     threading.Thread(target=_follow, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.environ[cores.LIMIT] = str(share)
     torch.set_num_threads(min(threads, share))

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ import submitit
 import tiny_corpus
 import torch
 from test_jobs import _alive, _soon
-from tiny_runs import PATIENCE
+from tiny_runs import HERE, PATIENCE
 
 from eval.__main__ import main
 from star_upstream import cluster, cores
@@ -102,8 +103,10 @@ def test_what_a_job_raises_is_in_its_log(tmp_path):
     assert one.result is None and "without a result" in one.why and "ValueError: no good" in one.log.read_text()
 
 
-def sleeps(folder, name):
+def sleeps(folder, number, name):
+    """``long`` sleeps until a signal other than ``number`` ends it."""
     if name == "long":
+        signal.signal(number, signal.SIG_IGN)
         (folder / "pid").write_text(str(os.getpid()))
         time.sleep(PATIENCE)
     while not (folder / "pid").is_file():
@@ -111,13 +114,37 @@ def sleeps(folder, name):
     return name
 
 
-def test_who_stops_early_cancels_what_runs(tmp_path):
-    ended = cluster.array(functools.partial(sleeps, tmp_path), ["long", "short"], tmp_path / "jobs", LOCAL, "test")
-    assert next(ended).result == "short"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_stops_early_ends_what_runs_whatever_it_ignores(tmp_path, monkeypatch, number):
+    """SIGINT is ignored in what a script starts with ``&``, SIGTERM by a training that writes its state."""
+    monkeypatch.setattr(cluster, "GRACE", PATIENCE if number == signal.SIGINT else 0.5)
+    work = functools.partial(sleeps, tmp_path, number)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ended = cluster.array(work, ["long", "short"], tmp_path / "jobs", LOCAL, "test")
+        assert next(ended).result == "short"
+    finally:
+        signal.signal(signal.SIGINT, before)
     pid = int((tmp_path / "pid").read_text())
     assert _alive(pid)
     ended.close()
     assert _soon(lambda: not _alive(pid))
+
+
+def test_local_jobs_do_not_outlive_a_killed_caller(tmp_path):
+    code = (
+        "import functools, pathlib, sys; from test_cluster import LOCAL, cluster, signal, sleeps; "
+        "folder = pathlib.Path(sys.argv[1]); work = functools.partial(sleeps, folder, signal.SIGINT); "
+        "list(cluster.array(work, ['long'], folder / 'jobs', LOCAL, 'test'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
+    caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    assert _soon(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text())
+    job, pid = (int(next((tmp_path / "jobs").glob("*/*.out")).name.split("_")[0]), int((tmp_path / "pid").read_text()))
+    assert _alive(job) and _alive(pid)
+    caller.kill()
+    caller.wait()
+    assert _soon(lambda: not _alive(job) and not _alive(pid))
 
 
 def test_a_job_that_left_slurms_queue_without_a_result_is_lost(tmp_path, monkeypatch):

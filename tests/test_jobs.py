@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from tiny_runs import PATIENCE
 
 from star_upstream import cores
@@ -53,7 +54,13 @@ def sleeps(name):
     time.sleep(PATIENCE)
 
 
-def test_none_outlives_a_killed_caller(tmp_path):
+def as_a_shell_may_leave_it():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_none_outlives_a_killed_caller_even_where_sigterm_is_ignored(tmp_path, number):
     log = tmp_path / "x.log"
     code = (
         "import pathlib, sys, test_jobs; from star_upstream.jobs import side_by_side; "
@@ -61,10 +68,12 @@ def test_none_outlives_a_killed_caller(tmp_path):
     )
     here = Path(__file__).resolve().parent
     environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
-    caller = subprocess.Popen([sys.executable, "-c", code, str(log)], env=environment)
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code, str(log)], env=environment, preexec_fn=as_a_shell_may_leave_it
+    )
     child = int(_soon(lambda: log.is_file() and log.read_text().strip()))
-    caller.kill()
-    caller.wait()
+    caller.send_signal(number)
+    caller.wait(PATIENCE)
     assert _soon(lambda: not _alive(child))
 
 
