@@ -143,6 +143,13 @@ def test_two_processes_killed_and_resumed_equal_unbroken(world):
     weights = [load_file(run / "last" / "model.safetensors") for run in runs.values()]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
+    process = start(["distill", file, "training.shard_teacher=true"], world / "two-sharded")
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err.decode()
+    for whole, sharded in zip(log(runs["unbroken"]), log(world / "two-sharded"), strict=True):
+        for name in ("train/loss", "valid/loss"):
+            assert float(whole[name] or 0) == pytest.approx(float(sharded[name] or 0), rel=1e-6)
+
 
 def test_the_last_checkpoint_can_be_the_result_and_an_older_state_is_refused(world, tmp_path, capsys):
     file = make(
@@ -178,6 +185,13 @@ def test_the_last_checkpoint_can_be_the_result_and_an_older_state_is_refused(wor
     torch.save({**state, "version": run_folder.STATE_VERSION + 1}, run / "state.pt")
     with pytest.raises(StarError, match=f"is the state of version {run_folder.STATE_VERSION + 1} of"):
         distill.run(recipe.load(file), run)
+
+
+def test_a_teacher_is_shared_by_several_processes_alone(world, tmp_path):
+    with pytest.raises(StarError, match="shard_teacher: one process has nobody to share with; raise devices or nodes"):
+        TrainingConfig(updates=1, shard_teacher=True)
+    with pytest.raises(StarError, match="set precision to bf16-mixed or 32"):
+        TrainingConfig(updates=1, devices=2, shard_teacher=True, precision="auto")
 
 
 BUDGET = {"updates": None, "minutes": 0.02, "validate_every": 10_000, "crop": "shortest", "workers": 0}

@@ -297,14 +297,16 @@ def test_out_of_memory_is_recovered_from(device, windows, waves, monkeypatch, ca
 
 @gpu
 @pytest.mark.skipif(GPUS < 2, reason=f"{GPUS} GPUs here, two are needed")
+@pytest.mark.parametrize("shared", [False, True], ids=["whole teacher", "shared teacher"])
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_two_gpus_are_two_processes_on_the_cpu(precision, folder):
+def test_two_gpus_are_two_processes_on_the_cpu(precision, shared, folder):
     recipe = distillation("star_mini", folder)
     (folder / "two.yaml").write_text(recipes.dump(recipe))
     found = {}
     for device, kind in (("cpu", "32"), ("gpu", precision)):
-        out = folder / f"two-{device}-{precision}"
+        out = folder / f"two-{device}-{precision}-{shared}"
         words = ["distill", folder / "two.yaml", "training.devices=2", f"training.accelerator={device}"]
+        words.append(f"training.shard_teacher={shared and device == 'gpu'}".lower())
         process = start([*words, f"training.precision={kind}"], out)
         _, told = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, told.decode()

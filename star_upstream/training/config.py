@@ -141,6 +141,9 @@ class TrainingConfig:
     """Processes of a machine: GPUs, or on the CPU gloo processes."""
     nodes: int = 1
     """Machines. Beyond one, torchrun or Slurm (srun) starts the processes."""
+    shard_teacher: bool = False
+    """Each process keeps its share of the weights of the teacher's layers, and has a layer whole while it computes it
+    (FSDP): for a teacher that does not fit beside the student."""
     seed: int = 0
     log_every: int = 50
     """Updates; so are the next two."""
@@ -178,6 +181,11 @@ class TrainingConfig:
             raise StarError(
                 f"batches_per_update: must be a multiple of the number of processes ({self.processes}), got {together}"
             )
+        if self.shard_teacher and self.processes == 1:
+            raise StarError("shard_teacher: one process has nobody to share with; raise devices or nodes")
+        if self.shard_teacher and self.precision == "auto":
+            # each process measures how often it likes, and all must run the teacher equally often
+            raise StarError("shard_teacher: precision auto is not chosen with it; set precision to bf16-mixed or 32")
         if not 0.0 <= self.warmup < 1.0:
             raise StarError(f"warmup: must be at least 0 and below 1, got {self.warmup}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
@@ -258,6 +266,7 @@ def changed(there: Any, here: Any, free: tuple[str, ...] = ()) -> str:
     """The first value in which the recipe of a run, ``there``, differs from the one that is to go on with it; the
     number of processes may where they share an update's batches."""
     processes = ("training.devices", "training.nodes")
+    free += ("training.shard_teacher",)
     if here.training.batches_per_update is not None:
         free += processes
     found = strict.difference(there, here, free)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from ..errors import StarError
 from .config import TrainingConfig
@@ -42,6 +43,18 @@ def launched(config: TrainingConfig) -> Fabric:
             f"training.devices x training.nodes is {config.processes}, but {fabric.world_size} processes were started"
         )
     return fabric
+
+
+def shard(model: nn.Module, fabric: Fabric) -> None:
+    """Divide the weights of a frozen encoder's layers among all processes; the rest of it is whole in each. Every
+    process has to run it equally often from here on: a layer's weights are gathered from all each time."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(fabric.device.type, (fabric.world_size,))
+    # from the CPU's memory a layer at a time: no device has to hold all of them
+    for layer in cast(nn.ModuleList, model.layers):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
 
 
 def everyones(fabric: Fabric, value: Any) -> list[Any]:

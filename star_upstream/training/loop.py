@@ -21,7 +21,7 @@ from ..data.batches import BatchStream
 from ..errors import StarError
 from ..say import say
 from . import stop
-from .fabric import launched
+from .fabric import launched, shard
 from .means import Means
 from .optimizer import adamw, rate, too_few
 from .precision import RunPrecision
@@ -106,7 +106,11 @@ class _Loop:
     def begin(self, state: dict[str, Any] | None) -> None:
         training, config = self.training, self.config
         self.fabric = launched(config)
+        if config.shard_teacher and not training.others():
+            raise StarError("training.shard_teacher: there is no teacher in this training; leave it out")
         for module in training.others().values():
+            if config.shard_teacher:
+                shard(module, self.fabric)
             module.to(self.fabric.device)
         self.model, self.optimizer = self.fabric.setup(training.model, adamw(training.groups(), config))
         self.model.train()
@@ -229,8 +233,10 @@ class _Loop:
         rank, world, training = self.fabric.global_rank, self.fabric.world_size, self.training
         self.progress.validating()
         batches = training.validation_batches()
-        # with too few to share, every process takes all of them: the mean is the same
-        batches = batches[rank::world] if len(batches) >= world else batches
+        # with too few to share, or a teacher that all have to run equally often, every process takes all of them: the
+        # mean is the same
+        shared = len(batches) >= world and not self.config.shard_teacher
+        batches = batches[rank::world] if shared else batches
         self.model.eval()
         means = Means()
         for batch in training.loader("valid", batches):

@@ -67,13 +67,13 @@ class Comparison:
     largest: tuple[str, float] = ("", 0.0)
     """The module that deviates most now, and by how much."""
 
-    def told(self, moved: Mapping[str, float] | None = None) -> list[str]:
-        """A line for each module that was moved, here or (``moved``) by any process."""
+    def told(self) -> list[str]:
+        """A line for each module that was moved."""
         kind = str(self.kind).removeprefix("torch.")
         return [
             f"{name}: in {kind} on {self.device} its output is off by {error:.2g} of its size "
             f"(limit {TOLERANCE[self.kind]:g}); computed in fp32 from here on"
-            for name, error in (self.moved if moved is None else moved).items()
+            for name, error in self.moved.items()
         ]
 
     def record(self) -> dict[str, Any]:
@@ -89,10 +89,16 @@ class Comparison:
 
 
 def settle(
-    parts: Mapping[str, nn.Module], call: Callable[[], Any], kind: torch.dtype, device: torch.device | str
+    parts: Mapping[str, nn.Module],
+    call: Callable[[], Any],
+    kind: torch.dtype,
+    device: torch.device | str,
+    together: Callable[[dict[str, float]], dict[str, float]] = dict,
 ) -> Comparison:
     """Compare ``kind`` with fp32 for every module within ``parts`` (models by name) that ``call`` runs, and move to
     fp32 what deviates.
+
+    together: of what deviates here, what deviates in any process, so that all move the same in as many rounds.
 
     Raises :class:`StarError`, with the module's name, where fp32 does not help.
     """
@@ -100,7 +106,7 @@ def settle(
     with _undisturbed(parts.values(), found.device):
         for _ in range(ROUNDS):
             errors = _deviations(parts, call, kind, found.device)
-            wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE[kind]}
+            wrong = together({name: error for name, error in errors.items() if not error <= TOLERANCE[kind]})
             if not wrong:
                 found.largest = max(errors.items(), key=lambda item: item[1], default=("", 0.0))
                 return found
@@ -185,24 +191,26 @@ class RunPrecision:
         kind, here = reduced_type(self.chosen, self.fabric.device), place(self.fabric.device)
         if kind is None or all(everyones(self.fabric, (self.comparison or {}).get("place") == here)):
             return free
-        fault, found = "", Comparison(kind, self.fabric.device)
         try:
-            found = settle(self.parts, lambda: model(batch), kind, self.fabric.device)
+            found = settle(self.parts, lambda: model(batch), kind, self.fabric.device, self._anyones)
         except StarError as error:
-            fault = str(error)
-        if faults := list(filter(None, everyones(self.fabric, fault))):
             if not free:
-                raise StarError(faults[0])
+                raise
             self._take(32)
-            self._tell({"precision": 32}, [f"precision 32, since {faults[0]}"])
+            self._tell({"precision": 32}, [f"precision 32, since {error}"])
             return True
-        moved = {**(self.comparison or {}).get("in_fp32", {})}
-        for record in everyones(self.fabric, found.record()):
-            moved.update(record["in_fp32"])
-        move(self.parts, moved)
-        self.comparison = {**found.record(), "place": here, "in_fp32": moved}
-        self._tell({"compared_with_fp32": self.comparison}, found.told(moved))
+        found.moved = {**(self.comparison or {}).get("in_fp32", {}), **found.moved}
+        self.comparison = {**found.record(), "place": here}
+        self._tell({"compared_with_fp32": self.comparison}, found.told())
         return True
+
+    def _anyones(self, wrong: dict[str, float]) -> dict[str, float]:
+        """What deviates in any process, by its largest deviation there."""
+        found: dict[str, float] = {}
+        for errors in everyones(self.fabric, wrong):
+            for name, error in errors.items():
+                found[name] = max(error, found.get(name, 0.0))
+        return found
 
     def _choose(self, model: nn.Module, batch: Any) -> None:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
