@@ -198,6 +198,14 @@ def test_every_recipe_on_the_gpu(name, precision, folder, run, same_gates):
     compare(name, make(name, folder), run, "cuda", precision)
 
 
+@gpu
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_a_compiled_run_on_the_gpu(precision, folder, run):
+    recipe = distillation("star_hubert", folder)
+    compiled = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, compile="inductor"))
+    check(run("star_hubert", compiled, "cuda", precision), run("star_hubert", recipe, "cpu", "32"), precision)
+
+
 def test_every_combination_of_losses_in_bf16(folder, run, same_gates):
     """On the CPU, in the recipe of the fewest layers."""
     found: dict[tuple, tuple] = {}

@@ -136,6 +136,9 @@ class TrainingConfig:
     precision: Literal[32, "bf16-mixed", "16-mixed", "auto"] = 32
     """``auto``: bf16 where it is right and an update takes at most 0.87 of fp32's time with it (AMX, GPUs), fp32
     elsewhere; decided once, on the run's first batch, and kept in its state."""
+    compile: Literal["inductor", "aot_eager", "eager"] | None = None
+    """The backend of torch.compile for student and teacher: ``inductor`` makes kernels, the others show what it would
+    compile; null does not compile. A teacher that is shared is left as it is."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     """Processes of a machine: GPUs, or on the CPU gloo processes."""
@@ -266,7 +269,7 @@ def changed(there: Any, here: Any, free: tuple[str, ...] = ()) -> str:
     """The first value in which the recipe of a run, ``there``, differs from the one that is to go on with it; the
     number of processes may where they share an update's batches."""
     processes = ("training.devices", "training.nodes")
-    free += ("training.shard_teacher",)
+    free += ("training.shard_teacher", "training.compile")
     if here.training.batches_per_update is not None:
         free += processes
     found = strict.difference(there, here, free)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from ..encoder import Encoder
 from ..errors import StarError
 from .config import TrainingConfig
 
@@ -55,6 +56,13 @@ def shard(model: nn.Module, fabric: Fabric) -> None:
     # from the CPU's memory a layer at a time: no device has to hold all of them
     for layer in cast(nn.ModuleList, model.layers):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+
+
+def compiled(model: nn.Module, backend: str | None) -> None:
+    """Have torch.compile make the forward pass of every encoder in ``model``, for batches of any size."""
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            module.compile(backend=backend, dynamic=True)
 
 
 def everyones(fabric: Fabric, value: Any) -> list[Any]:

@@ -21,7 +21,7 @@ from ..data.batches import BatchStream
 from ..errors import StarError
 from ..say import say
 from . import stop
-from .fabric import launched, shard
+from .fabric import compiled, launched, shard
 from .means import Means
 from .optimizer import adamw, rate, too_few
 from .precision import RunPrecision
@@ -114,6 +114,8 @@ class _Loop:
             module.to(self.fabric.device)
         self.model, self.optimizer = self.fabric.setup(training.model, adamw(training.groups(), config))
         self.model.train()
+        others = () if config.shard_teacher else training.others().values()
+        self.to_compile = [training.model, *others] if config.compile else []
         parts = {**dict(training.model.named_children()), **training.others()}
         self.precision = RunPrecision(self.fabric, config.precision, parts, self.folder)
         self.sampler = training.sampler(self.fabric.global_rank, self.fabric.world_size)
@@ -164,6 +166,10 @@ class _Loop:
         batch = self.fabric.to_device(batch)
         if self.precision.settle(training.model, batch):
             self.clock = self.since = clock()  # it took some updates' time, and is none
+        if self.to_compile:  # behind the comparison, which looks into every module
+            for module in self.to_compile:
+                compiled(module, self.config.compile)
+            self.to_compile = []
         # dropout depends on the batch's place in the run alone, so a resumed run draws what an unbroken one draws
         place = sampler.start * self.fabric.world_size + self.fabric.global_rank
         seed = np.random.SeedSequence((self.config.seed, sampler.epoch, place, 0))
