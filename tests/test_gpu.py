@@ -199,6 +199,7 @@ def test_every_recipe_on_the_gpu(name, precision, folder, run, same_gates):
 
 
 @gpu
+@without
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_a_compiled_run_on_the_gpu(precision, folder, run):
     recipe = distillation("star_hubert", folder)
