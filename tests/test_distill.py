@@ -353,36 +353,6 @@ def test_teacher_is_neither_trained_nor_saved(world, tmp_path):
     assert not teacher.training and checkpoint.digest(teacher) == before
 
 
-def test_biases_and_norms_have_no_weight_decay():
-    encoder = Encoder(EncoderConfig(**STUDENT))
-    decayed, others = optimizer.parameter_groups([encoder], 0.01)
-    names = {id(p): name for name, p in encoder.named_parameters()}
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
-    assert all(names[id(p)].endswith(("bias", "norm.weight", "norms.0.weight")) for p in others["params"])
-    assert not any("norm" in names[id(p)] or "bias" in names[id(p)] for p in decayed["params"])
-    assert len(decayed["params"]) + len(others["params"]) == len(names)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "share", "expected"),
-    [
-        ("cosine", 0.0, 0.0),
-        ("cosine", 0.1, 0.5),
-        ("cosine", 0.2, 1.0),
-        ("cosine", 0.4, 0.5 + 0.5 * math.cos(math.pi / 4)),
-        ("cosine", 0.6, 0.5),
-        ("cosine", 1.0, 0.0),
-        ("cosine", 1.5, 0.0),
-        ("linear", 0.1, 0.5),
-        ("linear", 0.6, 0.5),
-        ("linear", 0.8, 0.25),
-    ],
-)
-def test_schedule(schedule, share, expected):
-    config = TrainingConfig(updates=10, learning_rate=3.0, warmup=0.2, schedule=schedule)
-    assert optimizer.rate(share, config) == pytest.approx(3.0 * expected, abs=1e-12)
-
-
 def test_the_logged_learning_rate_follows_the_schedule(unbroken):
     file, run = unbroken
     config = recipe.load(file).training
@@ -423,28 +393,3 @@ def test_student_starts_from_named_teacher_parts():
 def test_parts_that_do_not_fit_are_named(config, message):
     with pytest.raises(StarError, match=message):
         student.initialise(Encoder(EncoderConfig(**STUDENT)), Encoder(EncoderConfig(**TEACHER)), config)
-
-
-def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
-    folder = run_folder.RunFolder(tmp_path)
-    folder.open_log(0)
-    folder.log({"update": 1, "train/loss": 0.1})
-    folder.log({"update": 2, "train/loss": 1 / 3})
-    folder.log({"update": 2, "valid/loss": 5.0})
-    folder.log({"update": 3, "train/loss": 0.3})
-    with open(tmp_path / "log.csv", "a") as file:
-        file.write("4,0.")  # cut short by a kill
-    again = run_folder.RunFolder(tmp_path)
-    again.open_log(2)
-    again.log({"update": 3, "train/loss": 0.3, "valid/loss": 4.0})
-    assert (
-        tmp_path / "log.csv"
-    ).read_text() == f"update,train/loss,valid/loss\n1,0.1,\n2,{1 / 3!r},\n2,,5.0\n3,0.3,4.0\n"
-
-
-def test_a_checkpoint_lost_in_a_replacement_is_put_back(tmp_path):
-    run_folder.outputs.claim_folder(tmp_path, "star distill")
-    (tmp_path / ".best.123.old").mkdir()
-    (tmp_path / "recipe.yaml").write_text("x")
-    assert run_folder.RunFolder(tmp_path).claim(lambda text: "") == "unfinished"
-    assert (tmp_path / "best").is_dir()
