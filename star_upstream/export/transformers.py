@@ -24,6 +24,7 @@ from ..errors import StarError
 from ..files import replacing, write_json, write_tensors
 from ..formats import checkpoint
 from ..formats.published import huggingface
+from ..formats.published.names import backwards, rename
 from . import origin
 
 MAKER = "star export --transformers"
@@ -35,37 +36,6 @@ CLASSES = {
     "wavlm": "WavLMModel",
     "data2vec-audio": "Data2VecAudioModel",
 }
-_TABLE = tuple(
-    (re.compile(ours), theirs)
-    for ours, theirs in (
-        (r"frontend\.convs\.(\d+)\.(\w+)", r"feature_extractor.conv_layers.\1.conv.\2"),
-        (r"frontend\.norms\.(\d+)\.(\w+)", r"feature_extractor.conv_layers.\1.layer_norm.\2"),
-        (r"frontend\.norm\.(\w+)", r"feature_projection.layer_norm.\1"),
-        (r"frontend\.projection\.(\w+)", r"feature_projection.projection.\1"),
-        (r"position\.magnitude", r"encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
-        (r"position\.direction", r"encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
-        (r"position\.(weight|bias)", r"encoder.pos_conv_embed.conv.\1"),
-        (r"position\.scale", r"encoder.pos_conv_embed.batch_norm.weight"),
-        (r"position\.shift", r"encoder.pos_conv_embed.batch_norm.bias"),
-        (r"position\.weights\.(\d+)", r"encoder.pos_conv_embed.layers.\1.conv.weight"),
-        (r"position\.biases\.(\d+)", r"encoder.pos_conv_embed.layers.\1.conv.bias"),
-        (r"norm\.(\w+)", r"encoder.layer_norm.\1"),
-        (r"relative_position\.embedding\.weight", r"encoder.layers.0.attention.rel_attn_embed.weight"),
-        (r"layers\.(\d+)\.attention\.query\.(\w+)", r"encoder.layers.\1.attention.q_proj.\2"),
-        (r"layers\.(\d+)\.attention\.key\.(\w+)", r"encoder.layers.\1.attention.k_proj.\2"),
-        (r"layers\.(\d+)\.attention\.value\.(\w+)", r"encoder.layers.\1.attention.v_proj.\2"),
-        (r"layers\.(\d+)\.attention\.output\.(\w+)", r"encoder.layers.\1.attention.out_proj.\2"),
-        (r"layers\.(\d+)\.attention\.gate\.linear\.(\w+)", r"encoder.layers.\1.attention.gru_rel_pos_linear.\2"),
-        (r"layers\.(\d+)\.attention\.gate\.scale", r"encoder.layers.\1.attention.gru_rel_pos_const"),
-        (r"layers\.(\d+)\.attention_norm\.(\w+)", r"encoder.layers.\1.layer_norm.\2"),
-        (r"layers\.(\d+)\.ffn_in\.(\w+)", r"encoder.layers.\1.feed_forward.intermediate_dense.\2"),
-        (r"layers\.(\d+)\.ffn_out\.(\w+)", r"encoder.layers.\1.feed_forward.output_dense.\2"),
-        (r"layers\.(\d+)\.ffn_norm\.(\w+)", r"encoder.layers.\1.final_layer_norm.\2"),
-        (r"layers\.(\d+)\.adapter\.norm\.(\w+)", r"encoder.layers.\1.adapter_layer.norm.\2"),
-        (r"layers\.(\d+)\.adapter\.down\.(\w+)", r"encoder.layers.\1.adapter_layer.linear_1.\2"),
-        (r"layers\.(\d+)\.adapter\.up\.(\w+)", r"encoder.layers.\1.adapter_layer.linear_2.\2"),
-    )
-)
 
 
 def export(
@@ -192,21 +162,22 @@ def _missing(config: EncoderConfig) -> Iterator[tuple[str, str]]:
 
 def weights(encoder: Encoder) -> dict[str, Tensor]:
     """The encoder's tensors under transformers' names."""
-    config, found = encoder.config, {}
-    for name, tensor in encoder.state_dict().items():
-        for pattern, theirs in _TABLE:
-            if match := pattern.fullmatch(name):
-                tensor = tensor.reshape(1, -1, 1, 1) if name.endswith("gate.scale") else tensor
-                found[match.expand(theirs)] = tensor.detach().cpu().float().contiguous()
+    config, own = encoder.config, encoder.state_dict()
+    tensors = {name: tensor.cpu().float() for name, tensor in own.items() if not name.startswith("predictions.")}
+    found = rename(tensors, backwards(huggingface.TABLE), (), "this model")
+    for name in found:
+        if name.endswith("gru_rel_pos_const"):
+            found[name] = found[name].reshape(1, -1, 1, 1)
     if not config.projection:
         found["feature_projection.projection.weight"] = torch.eye(config.width)
         found["feature_projection.projection.bias"] = torch.zeros(config.width)
     if config.position_norm == "batch":
-        norm = "encoder.pos_conv_embed.batch_norm"
+        norm = huggingface.NORM
+        found[f"{norm}.weight"], found[f"{norm}.bias"] = (found.pop(f"{norm}.{name}") for name in ("scale", "shift"))
         found[f"{norm}.running_mean"] = torch.zeros(config.width)
         found[f"{norm}.running_var"] = torch.full((config.width,), 1.0 - 1e-5)  # 1 with what batch norm adds
         found[f"{norm}.num_batches_tracked"] = torch.tensor(1)
-    return found
+    return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
 def preprocessor(config: EncoderConfig) -> dict[str, Any]:

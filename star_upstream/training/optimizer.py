@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from . import decay
 from .config import TrainingConfig
 
 ENOUGH = 50
 """Updates that a run needs at least: as far back as AdamW's average of squared gradients reaches (beta 0.98)."""
 RISE = 3
 """Updates that the warm-up needs at least: with fewer the learning rate does not rise, it jumps."""
+NOT_DECAYED = ("bias", "LayerNorm.weight", "position.shift", "relative_position.embedding")
+"""What s3prl looks for in a name (its third word, ``LayerNorm.bias``, holds the first), and what has another name here
+than in the authors' modules: ``pos_conv.0.bias`` and ``relative_attention_bias``."""
 
 
 def enough(config: TrainingConfig) -> int:
@@ -45,11 +47,25 @@ def rate(share: float, config: TrainingConfig) -> float:
 
 
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, rule: str = "matrices") -> list[dict[str, Any]]:
-    """Two groups, with weight decay and without, by ``rule`` (:mod:`.decay`).
+    """The trained parameters in two groups, with weight decay and without.
+
+    ``rule``: ``matrices``: kernels and matrices have it; biases, norms and other vectors do not. ``s3prl``: all but
+    those whose name in the authors' modules holds ``bias`` or ``LayerNorm.weight`` (s3prl v0.4.18, optimizers.py,
+    ``get_grouped_parameters``, whatever the configuration file says about weight decay). fairseq's names are
+    ``layer_norm.weight``, ``self_attn_layer_norm.weight`` and so on, which do not hold the latter: the weights of all
+    norms are decayed, and so is the magnitude of the positional convolution (``weight_g``); the embedding of relative
+    positions (``relative_attention_bias.weight``) is not. So trained were DistilHuBERT, FitHuBERT, ARMHuBERT,
+    MaskHuBERT and, as far as is known, STaRHuBERT.
 
     A group's ``scale`` (1 where it has none) is its learning rate as a multiple of the run's.
     """
-    decayed, others = decay.split(modules, rule)
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                has = parameter.dim() > 1 if rule == "matrices" else not any(word in name for word in NOT_DECAYED)
+                (decayed if has else others).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 

@@ -16,27 +16,27 @@ from torch import Tensor
 
 from ...encoder import HUBERT_CONVS, Encoder
 from ...errors import StarError
-from .names import build, divide, inside, rename, rules, split_joint
+from .names import build, divide, inside, rename, split_joint
 
 _HEADS = 12
 _FIRST = "feature_extractor.conv0.weight"
-_TABLE = rules(
-    (r"feature_extractor\.conv(\d+)\.weight", r"frontend.convs.\1.weight"),
-    (r"feature_extractor\.norm0\.(weight|bias)", r"frontend.norms.0.\1"),
-    (r"feature_projection\.norm\.(weight|bias)", r"frontend.norm.\1"),
-    (r"feature_projection\.projection\.(weight|bias)", r"frontend.projection.\1"),
-    (r"positional_embedding\.conv\.bias", r"position.bias"),
-    (r"positional_embedding\.conv\.(?:weight_g|parametrizations\.weight\.original0)", r"position.magnitude"),
-    (r"positional_embedding\.conv\.(?:weight_v|parametrizations\.weight\.original1)", r"position.direction"),
-    (r"norm\.(weight|bias)", r"norm.\1"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.v_proj\.(weight|bias)", r"layers.\1.attention.value.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(weight|bias)", r"layers.\1.attention.output.\2"),
-    (r"encoder\.layers\.(\d+)\.norm1\.(weight|bias)", r"layers.\1.attention_norm.\2"),
-    (r"encoder\.layers\.(\d+)\.linear1\.(weight|bias)", r"layers.\1.ffn_in.\2"),
-    (r"encoder\.layers\.(\d+)\.linear2\.(weight|bias)", r"layers.\1.ffn_out.\2"),
-    (r"encoder\.layers\.(\d+)\.norm2\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
+_TABLE = (
+    ("feature_extractor.conv#.weight", "frontend.convs.#.weight"),
+    ("feature_extractor.norm0.@", "frontend.norms.0.@"),
+    ("feature_projection.norm.@", "frontend.norm.@"),
+    ("feature_projection.projection.@", "frontend.projection.@"),
+    ("positional_embedding.conv.bias", "position.bias"),
+    ("positional_embedding.conv.{weight_g|parametrizations.weight.original0}", "position.magnitude"),
+    ("positional_embedding.conv.{weight_v|parametrizations.weight.original1}", "position.direction"),
+    ("norm.@", "norm.@"),
+    ("encoder.layers.#.self_attn.q_proj.@", "layers.#.attention.query.@"),
+    ("encoder.layers.#.self_attn.k_proj.@", "layers.#.attention.key.@"),
+    ("encoder.layers.#.self_attn.v_proj.@", "layers.#.attention.value.@"),
+    ("encoder.layers.#.self_attn.out_proj.@", "layers.#.attention.output.@"),
+    ("encoder.layers.#.norm1.@", "layers.#.attention_norm.@"),
+    ("encoder.layers.#.linear1.@", "layers.#.ffn_in.@"),
+    ("encoder.layers.#.linear2.@", "layers.#.ffn_out.@"),
+    ("encoder.layers.#.norm2.@", "layers.#.ffn_norm.@"),
 )
 _IGNORED = ("masked_spec_embed", "proj.", "label_embedding.")
 

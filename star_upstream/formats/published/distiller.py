@@ -16,7 +16,7 @@ from torch import Tensor
 from ...encoder import Encoder
 from ...errors import StarError
 from . import fairseq, literals, pickles
-from .names import build, divide, expect, fill, rename, rules, split_heads
+from .names import build, divide, expect, fill, rename, split_heads
 
 # what DistillerConfig takes where a file has no such option
 _DEFAULTS = {
@@ -37,9 +37,10 @@ _DEFAULTS = {
     "out_layer_inter_dim": -1,
     "n_tasks": 12,
 }
-_TABLE = fairseq.TABLE + rules(
-    (r"output_layer\.0\.(weight|bias)", r"predictions.shared.\1"),
-    (r"output_layer\.2\.(\d+)\.(weight|bias)", r"predictions.each.\1.\2"),
+TABLE = (
+    *fairseq.TABLE,
+    ("output_layer.0.@", "predictions.shared.@"),
+    ("output_layer.2.#.@", "predictions.each.#.@"),
 )
 
 _REQUIRED = {"activation_fn": "gelu", "attention_type": "original", "task_emb_type": "expand-last"}
@@ -90,4 +91,4 @@ def load_distiller(content: Mapping[str, Any], where: str, reference_padding: bo
             "prediction_width": option["final_dim"],
         }
         weights = split_heads(weights, "output_layer.2")
-    return build(values, rename(weights, _TABLE, (), where), where, reference_padding)
+    return build(values, rename(weights, TABLE, (), where), where, reference_padding)

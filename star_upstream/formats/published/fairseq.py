@@ -16,7 +16,7 @@ from torch import Tensor
 from ...encoder import Encoder
 from ...errors import StarError
 from . import literals
-from .names import build, divide, expect, fill, fold_batch_norm, inside, rename, rules
+from .names import build, divide, expect, fill, fold_batch_norm, inside, rename
 from .pickles import plain
 
 _DEFAULTS = {
@@ -43,31 +43,32 @@ _REQUIRED = {
     "crop_seq_to_multiple": 1,
     "deep_norm": False,
 }
-TABLE = rules(
-    (r"feature_extractor\.conv_layers\.(\d+)\.0\.(weight|bias)", r"frontend.convs.\1.\2"),
-    (r"feature_extractor\.conv_layers\.(\d+)\.2(?:\.1)?\.(weight|bias)", r"frontend.norms.\1.\2"),
-    (r"layer_norm\.(weight|bias)", r"frontend.norm.\1"),
-    (r"post_extract_proj\.(weight|bias)", r"frontend.projection.\1"),
-    (r"encoder\.pos_conv\.0\.bias", r"position.bias"),
-    (r"encoder\.pos_conv\.0\.(?:weight_g|parametrizations\.weight\.original0)", r"position.magnitude"),
-    (r"encoder\.pos_conv\.0\.(?:weight_v|parametrizations\.weight\.original1)", r"position.direction"),
-    (r"encoder\.pos_conv\.0\.(scale|shift)", r"position.\1"),
-    (r"encoder\.pos_conv\.1\.(weight|bias)", r"position.\1"),
-    (r"encoder\.pos_conv\.(\d+)\.0\.weight", r"position.weights.\1"),
-    (r"encoder\.pos_conv\.(\d+)\.0\.bias", r"position.biases.\1"),
-    (r"encoder\.layer_norm\.(weight|bias)", r"norm.\1"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.v_proj\.(weight|bias)", r"layers.\1.attention.value.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(weight|bias)", r"layers.\1.attention.output.\2"),
-    (r"encoder\.layers\.0\.self_attn\.relative_attention_bias\.weight", r"relative_position.embedding.weight"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.grep_linear\.(weight|bias)", r"layers.\1.attention.gate.linear.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.grep_a", r"layers.\1.attention.gate.scale"),
-    (r"encoder\.layers\.(\d+)\.self_attn_layer_norm\.(weight|bias)", r"layers.\1.attention_norm.\2"),
-    (r"encoder\.layers\.(\d+)\.fc1\.(weight|bias)", r"layers.\1.ffn_in.\2"),
-    (r"encoder\.layers\.(\d+)\.fc2\.(weight|bias)", r"layers.\1.ffn_out.\2"),
-    (r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
-    (r"mask_emb", "mask_vector"),
+TABLE = (
+    ("feature_extractor.conv_layers.#.0.@", "frontend.convs.#.@"),
+    ("feature_extractor.conv_layers.#.2{|.1}.@", "frontend.norms.#.@"),
+    ("layer_norm.@", "frontend.norm.@"),
+    ("post_extract_proj.@", "frontend.projection.@"),
+    ("encoder.pos_conv.0.bias", "position.bias"),
+    ("encoder.pos_conv.0.{weight_g|parametrizations.weight.original0}", "position.magnitude"),
+    ("encoder.pos_conv.0.{weight_v|parametrizations.weight.original1}", "position.direction"),
+    ("encoder.pos_conv.0.scale", "position.scale"),
+    ("encoder.pos_conv.0.shift", "position.shift"),
+    ("encoder.pos_conv.1.@", "position.@"),
+    ("encoder.pos_conv.#.0.weight", "position.weights.#"),
+    ("encoder.pos_conv.#.0.bias", "position.biases.#"),
+    ("encoder.layer_norm.@", "norm.@"),
+    ("encoder.layers.#.self_attn.q_proj.@", "layers.#.attention.query.@"),
+    ("encoder.layers.#.self_attn.k_proj.@", "layers.#.attention.key.@"),
+    ("encoder.layers.#.self_attn.v_proj.@", "layers.#.attention.value.@"),
+    ("encoder.layers.#.self_attn.out_proj.@", "layers.#.attention.output.@"),
+    ("encoder.layers.0.self_attn.relative_attention_bias.weight", "relative_position.embedding.weight"),
+    ("encoder.layers.#.self_attn.grep_linear.@", "layers.#.attention.gate.linear.@"),
+    ("encoder.layers.#.self_attn.grep_a", "layers.#.attention.gate.scale"),
+    ("encoder.layers.#.self_attn_layer_norm.@", "layers.#.attention_norm.@"),
+    ("encoder.layers.#.fc1.@", "layers.#.ffn_in.@"),
+    ("encoder.layers.#.fc2.@", "layers.#.ffn_out.@"),
+    ("encoder.layers.#.final_layer_norm.@", "layers.#.ffn_norm.@"),
+    ("mask_emb", "mask_vector"),
 )
 FIRST = "feature_extractor.conv_layers.0.0.weight"
 """A tensor that every encoder of the kind has."""

@@ -23,7 +23,7 @@ from ...files import pointer
 from ...say import say
 from ..identify import read_safetensors
 from . import pickles
-from .names import build, divide, expect, fold_batch_norm, inside, rename, rules
+from .names import build, divide, expect, fold_batch_norm, inside, rename
 
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -31,37 +31,38 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PART = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
 """Such a part's name."""
 
-_TABLE = rules(
-    (r"feature_extractor\.conv_layers\.(\d+)\.conv\.(weight|bias)", r"frontend.convs.\1.\2"),
-    (r"feature_extractor\.conv_layers\.(\d+)\.layer_norm\.(weight|bias)", r"frontend.norms.\1.\2"),
-    (r"feature_projection\.layer_norm\.(weight|bias)", r"frontend.norm.\1"),
-    (r"feature_projection\.projection\.(weight|bias)", r"frontend.projection.\1"),
-    (r"encoder\.pos_conv_embed\.conv\.bias", r"position.bias"),
-    (r"encoder\.pos_conv_embed\.conv\.(?:weight_g|parametrizations\.weight\.original0)", r"position.magnitude"),
-    (r"encoder\.pos_conv_embed\.conv\.(?:weight_v|parametrizations\.weight\.original1)", r"position.direction"),
-    (r"encoder\.pos_conv_embed\.conv\.weight", r"position.weight"),
-    (r"encoder\.pos_conv_embed\.batch_norm\.(scale|shift)", r"position.\1"),
-    (r"encoder\.pos_conv_embed\.layers\.(\d+)\.conv\.weight", r"position.weights.\1"),
-    (r"encoder\.pos_conv_embed\.layers\.(\d+)\.conv\.bias", r"position.biases.\1"),
-    (r"encoder\.layer_norm\.(weight|bias)", r"norm.\1"),
-    (r"encoder\.layers\.(\d+)\.attention\.q_proj\.(weight|bias)", r"layers.\1.attention.query.\2"),
-    (r"encoder\.layers\.(\d+)\.attention\.k_proj\.(weight|bias)", r"layers.\1.attention.key.\2"),
-    (r"encoder\.layers\.(\d+)\.attention\.v_proj\.(weight|bias)", r"layers.\1.attention.value.\2"),
-    (r"encoder\.layers\.(\d+)\.attention\.out_proj\.(weight|bias)", r"layers.\1.attention.output.\2"),
-    (r"encoder\.layers\.0\.attention\.rel_attn_embed\.weight", r"relative_position.embedding.weight"),
-    (r"encoder\.layers\.(\d+)\.attention\.gru_rel_pos_linear\.(weight|bias)", r"layers.\1.attention.gate.linear.\2"),
-    (r"encoder\.layers\.(\d+)\.attention\.gru_rel_pos_const", r"layers.\1.attention.gate.scale"),
-    (r"encoder\.layers\.(\d+)\.layer_norm\.(weight|bias)", r"layers.\1.attention_norm.\2"),
-    (r"encoder\.layers\.(\d+)\.feed_forward\.intermediate_dense\.(weight|bias)", r"layers.\1.ffn_in.\2"),
-    (r"encoder\.layers\.(\d+)\.feed_forward\.output_dense\.(weight|bias)", r"layers.\1.ffn_out.\2"),
-    (r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
-    (r"encoder\.layers\.(\d+)\.adapter_layer\.norm\.(weight|bias)", r"layers.\1.adapter.norm.\2"),
-    (r"encoder\.layers\.(\d+)\.adapter_layer\.linear_1\.(weight|bias)", r"layers.\1.adapter.down.\2"),
-    (r"encoder\.layers\.(\d+)\.adapter_layer\.linear_2\.(weight|bias)", r"layers.\1.adapter.up.\2"),
-    (r"masked_spec_embed", "mask_vector"),
+TABLE = (
+    ("feature_extractor.conv_layers.#.conv.@", "frontend.convs.#.@"),
+    ("feature_extractor.conv_layers.#.layer_norm.@", "frontend.norms.#.@"),
+    ("feature_projection.layer_norm.@", "frontend.norm.@"),
+    ("feature_projection.projection.@", "frontend.projection.@"),
+    ("encoder.pos_conv_embed.conv.bias", "position.bias"),
+    ("encoder.pos_conv_embed.conv.{parametrizations.weight.original0|weight_g}", "position.magnitude"),
+    ("encoder.pos_conv_embed.conv.{parametrizations.weight.original1|weight_v}", "position.direction"),
+    ("encoder.pos_conv_embed.conv.weight", "position.weight"),
+    ("encoder.pos_conv_embed.batch_norm.scale", "position.scale"),
+    ("encoder.pos_conv_embed.batch_norm.shift", "position.shift"),
+    ("encoder.pos_conv_embed.layers.#.conv.weight", "position.weights.#"),
+    ("encoder.pos_conv_embed.layers.#.conv.bias", "position.biases.#"),
+    ("encoder.layer_norm.@", "norm.@"),
+    ("encoder.layers.#.attention.q_proj.@", "layers.#.attention.query.@"),
+    ("encoder.layers.#.attention.k_proj.@", "layers.#.attention.key.@"),
+    ("encoder.layers.#.attention.v_proj.@", "layers.#.attention.value.@"),
+    ("encoder.layers.#.attention.out_proj.@", "layers.#.attention.output.@"),
+    ("encoder.layers.0.attention.rel_attn_embed.weight", "relative_position.embedding.weight"),
+    ("encoder.layers.#.attention.gru_rel_pos_linear.@", "layers.#.attention.gate.linear.@"),
+    ("encoder.layers.#.attention.gru_rel_pos_const", "layers.#.attention.gate.scale"),
+    ("encoder.layers.#.layer_norm.@", "layers.#.attention_norm.@"),
+    ("encoder.layers.#.feed_forward.intermediate_dense.@", "layers.#.ffn_in.@"),
+    ("encoder.layers.#.feed_forward.output_dense.@", "layers.#.ffn_out.@"),
+    ("encoder.layers.#.final_layer_norm.@", "layers.#.ffn_norm.@"),
+    ("encoder.layers.#.adapter_layer.norm.@", "layers.#.adapter.norm.@"),
+    ("encoder.layers.#.adapter_layer.linear_1.@", "layers.#.adapter.down.@"),
+    ("encoder.layers.#.adapter_layer.linear_2.@", "layers.#.adapter.up.@"),
+    ("masked_spec_embed", "mask_vector"),
 )
 _FIRST = "feature_extractor.conv_layers.0.conv.weight"
-_NORM = "encoder.pos_conv_embed.batch_norm"
+NORM = "encoder.pos_conv_embed.batch_norm"
 _IGNORED = (
     *("quantizer.", "project_q.", "project_hid."),  # of the pre-training
     *(
@@ -121,8 +122,8 @@ def load_weights(
     else:
         values["normalize_waveform"] = values["conv_norm"] == "layer"
     if values["position_norm"] == "batch":
-        weights = fold_batch_norm(weights, _NORM, f"{_NORM}.scale", f"{_NORM}.shift", where)
-    return build(values, rename(weights, _TABLE, _IGNORED, where), where, reference_padding)
+        weights = fold_batch_norm(weights, NORM, f"{NORM}.scale", f"{NORM}.shift", where)
+    return build(values, rename(weights, TABLE, _IGNORED, where), where, reference_padding)
 
 
 def _known(config: Mapping[str, Any], where: str) -> None:

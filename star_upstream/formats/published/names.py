@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,12 +13,15 @@ from ...encoder import Encoder, EncoderConfig
 from ...errors import StarError
 from .. import checkpoint
 
-Rules = list[tuple[re.Pattern, str]]
+Table = Sequence[tuple[str, str]]
+"""Foreign names and ours: ``#`` stands for a number, ``@`` for ``weight`` or ``bias``, ``{a|b}`` in a foreign name for
+``a`` or ``b``. The first pair that fits counts."""
+_SIGNS = {"#": r"(\d+)", "@": "(weight|bias)", "{": "(?:", "|": "|", "}": ")"}
 
 
-def rules(*pairs: tuple[str, str]) -> Rules:
-    """Compiled (pattern of the whole foreign name, our name) pairs; the first that matches counts."""
-    return [(re.compile(pattern), ours) for pattern, ours in pairs]
+def backwards(table: Table) -> Table:
+    """From our names to the foreign ones; of several that one of ours stands for, to the first."""
+    return [(ours, re.sub(r"\{(.*?)\|.*?\}", r"\1", theirs)) for theirs, ours in table]
 
 
 def inside(weights: Mapping[str, Tensor], first: str, where: str) -> dict[str, Tensor]:
@@ -66,23 +69,28 @@ def split_joint(weights: Mapping[str, Tensor], joint: str) -> dict[str, Tensor]:
     return split
 
 
-def rename(weights: Mapping[str, Tensor], table: Rules, ignored: Iterable[str], where: str) -> dict[str, Tensor]:
+def rename(weights: Mapping[str, Tensor], table: Table, ignored: Iterable[str], where: str) -> dict[str, Tensor]:
     """``weights`` under the encoder's names; what starts with one of ``ignored`` (heads of the training) is left out.
 
     Raises :class:`StarError` for a tensor that neither names: the model then holds a part that the encoder does not
     have.
     """
     renamed, ignored = {}, tuple(ignored)
+    patterns = [(_pattern(theirs), re.sub("[#@]", "{}", ours)) for theirs, ours in table]
     for name, tensor in weights.items():
-        for pattern, ours in table:
+        for pattern, ours in patterns:
             match = pattern.fullmatch(name)
             if match:
-                renamed[match.expand(ours)] = tensor.flatten() if ours.endswith("gate.scale") else tensor
+                renamed[ours.format(*match.groups())] = tensor.flatten() if ours.endswith("gate.scale") else tensor
                 break
         else:
             if not name.startswith(ignored):
                 raise StarError(f"{where}: tensor {name!r} belongs to no part of an encoder that star_upstream knows")
     return renamed
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile("".join(_SIGNS.get(part) or re.escape(part) for part in re.split("([#@{|}])", name)))
 
 
 def split_heads(weights: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:

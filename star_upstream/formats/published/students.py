@@ -17,18 +17,19 @@ from torch import Tensor
 from ...encoder import Encoder
 from ...errors import StarError
 from . import fairseq, literals
-from .names import build, expect, rename, rules, split_heads
+from .names import build, expect, rename, split_heads
 
 FORMATS = ("starhubert", "armhubert", "maskhubert", "fithubert")
 
 _PREFIX = "student_model."
-_TABLE = fairseq.TABLE + rules(
-    (r"time_reduction\.(weight|bias)", r"time_reduction.\1"),
-    (r"proj_head\.(\d+)\.lin_proj\.(weight|bias)", r"output_projections.\1.\2"),
-    (r"proj_head\.(\d+)\.upsampler\.(weight|bias)", r"upsampling.\1.\2"),
-    (r"proj_head\.0\.(weight|bias)", r"predictions.shared.\1"),
-    (r"proj_head\.2\.(\d+)\.(weight|bias)", r"predictions.each.\1.\2"),
-    (r"upsampler\.(weight|bias)", r"upsampling.0.\1"),
+TABLE = (
+    *fairseq.TABLE,
+    ("time_reduction.@", "time_reduction.@"),
+    ("proj_head.#.lin_proj.@", "output_projections.#.@"),
+    ("proj_head.#.upsampler.@", "upsampling.#.@"),
+    ("proj_head.0.@", "predictions.shared.@"),
+    ("proj_head.2.#.@", "predictions.each.#.@"),
+    ("upsampler.@", "upsampling.0.@"),
 )
 _REDUCTION = re.compile(r"encoder\.layers\.(\d+)\.(weight|bias)")
 _LAYER = re.compile(r"(encoder\.layers\.)(\d+)(\..+)")
@@ -79,7 +80,7 @@ def load_student(
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("upsampler.")}
     if "prediction_layers" in config:
         weights = split_heads(weights, "proj_head.2")
-    return build(config, rename(weights, _TABLE, fairseq.IGNORED, where), where, reference_padding)
+    return build(config, rename(weights, TABLE, fairseq.IGNORED, where), where, reference_padding)
 
 
 def _name_reduction(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[int]]:

@@ -14,50 +14,29 @@ from torch import Tensor, nn
 
 from ...encoder import HUBERT_CONVS, Encoder
 from ...errors import StarError
-from .names import build, divide, expect, inside, rename, rules, split_joint
+from .names import build, divide, expect, inside, rename, split_joint
 
-_TABLE = rules(
-    (r"feature_extractor\.conv_layers\.(\d+)\.conv\.(weight|bias)", r"frontend.convs.\1.\2"),
-    (r"feature_extractor\.conv_layers\.(\d+)\.layer_norm\.(weight|bias)", r"frontend.norms.\1.\2"),
-    (r"feature_extractor\.dummy_weight", r"frontend.scale"),
-    (r"encoder\.feature_projection\.layer_norm\.(weight|bias)", r"frontend.norm.\1"),
-    (r"encoder\.feature_projection\.projection\.(weight|bias)", r"frontend.projection.\1"),
-    (r"encoder\.transformer\.pos_conv_embed\.conv\.bias", r"position.bias"),
-    (
-        r"encoder\.transformer\.pos_conv_embed\.conv\.(?:weight_g|parametrizations\.weight\.original0)",
-        r"position.magnitude",
-    ),
-    (
-        r"encoder\.transformer\.pos_conv_embed\.conv\.(?:weight_v|parametrizations\.weight\.original1)",
-        r"position.direction",
-    ),
-    (r"encoder\.transformer\.layer_norm\.(weight|bias)", r"norm.\1"),
-    (
-        r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?q_proj\.(weight|bias)",
-        r"layers.\1.attention.query.\2",
-    ),
-    (
-        r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?k_proj\.(weight|bias)",
-        r"layers.\1.attention.key.\2",
-    ),
-    (
-        r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?v_proj\.(weight|bias)",
-        r"layers.\1.attention.value.\2",
-    ),
-    (
-        r"encoder\.transformer\.layers\.(\d+)\.attention\.(?:attention\.)?out_proj\.(weight|bias)",
-        r"layers.\1.attention.output.\2",
-    ),
-    (r"encoder\.transformer\.layers\.0\.attention\.rel_attn_embed\.weight", r"relative_position.embedding.weight"),
-    (
-        r"encoder\.transformer\.layers\.(\d+)\.attention\.gru_rel_pos_linear\.(weight|bias)",
-        r"layers.\1.attention.gate.linear.\2",
-    ),
-    (r"encoder\.transformer\.layers\.(\d+)\.attention\.gru_rel_pos_const", r"layers.\1.attention.gate.scale"),
-    (r"encoder\.transformer\.layers\.(\d+)\.layer_norm\.(weight|bias)", r"layers.\1.attention_norm.\2"),
-    (r"encoder\.transformer\.layers\.(\d+)\.feed_forward\.intermediate_dense\.(weight|bias)", r"layers.\1.ffn_in.\2"),
-    (r"encoder\.transformer\.layers\.(\d+)\.feed_forward\.output_dense\.(weight|bias)", r"layers.\1.ffn_out.\2"),
-    (r"encoder\.transformer\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.ffn_norm.\2"),
+_TABLE = (
+    ("feature_extractor.conv_layers.#.conv.@", "frontend.convs.#.@"),
+    ("feature_extractor.conv_layers.#.layer_norm.@", "frontend.norms.#.@"),
+    ("feature_extractor.dummy_weight", "frontend.scale"),
+    ("encoder.feature_projection.layer_norm.@", "frontend.norm.@"),
+    ("encoder.feature_projection.projection.@", "frontend.projection.@"),
+    ("encoder.transformer.pos_conv_embed.conv.bias", "position.bias"),
+    ("encoder.transformer.pos_conv_embed.conv.{weight_g|parametrizations.weight.original0}", "position.magnitude"),
+    ("encoder.transformer.pos_conv_embed.conv.{weight_v|parametrizations.weight.original1}", "position.direction"),
+    ("encoder.transformer.layer_norm.@", "norm.@"),
+    ("encoder.transformer.layers.#.attention.{attention.|}q_proj.@", "layers.#.attention.query.@"),
+    ("encoder.transformer.layers.#.attention.{attention.|}k_proj.@", "layers.#.attention.key.@"),
+    ("encoder.transformer.layers.#.attention.{attention.|}v_proj.@", "layers.#.attention.value.@"),
+    ("encoder.transformer.layers.#.attention.{attention.|}out_proj.@", "layers.#.attention.output.@"),
+    ("encoder.transformer.layers.0.attention.rel_attn_embed.weight", "relative_position.embedding.weight"),
+    ("encoder.transformer.layers.#.attention.gru_rel_pos_linear.@", "layers.#.attention.gate.linear.@"),
+    ("encoder.transformer.layers.#.attention.gru_rel_pos_const", "layers.#.attention.gate.scale"),
+    ("encoder.transformer.layers.#.layer_norm.@", "layers.#.attention_norm.@"),
+    ("encoder.transformer.layers.#.feed_forward.intermediate_dense.@", "layers.#.ffn_in.@"),
+    ("encoder.transformer.layers.#.feed_forward.output_dense.@", "layers.#.ffn_out.@"),
+    ("encoder.transformer.layers.#.final_layer_norm.@", "layers.#.ffn_norm.@"),
 )
 FIRST = "feature_extractor.conv_layers.0.conv.weight"
 """A tensor that every encoder of the kind has."""
