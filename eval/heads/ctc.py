@@ -14,16 +14,29 @@ from torch import nn
 
 from . import batches
 from .probe import Probe
+from .rnn import unpack
 
 
 class CTC(Probe):
     """s3prl's Speech2TextCTCTask. A subclass sets ``tokenizer`` and, for every row, ``tokens`` (ends with eos)."""
 
+    problem: str
+    """Name of the s3prl problem."""
+    logged: tuple[str, ...]
+    """What its task computes with the loss."""
     tokenizer: Any
     tokens: list[list[int]]
 
-    def sorted_slices(self, number: int) -> list[list[int]]:
-        """The training batches of epoch ``number`` (:func:`eval.heads.batches.slices`)."""
+    def head(self, width: int, stride: int) -> nn.Module:
+        import s3prl.problem
+
+        problem = getattr(s3prl.problem, self.problem)()
+        model = problem.build_downstream(self.schedule.head, width, len(self.tokenizer), stride)
+        if "model_conf" in self.schedule.head:  # an LSTM
+            unpack(model.model)
+        return problem.build_task({"log_metrics": list(self.logged)}, model, self.tokenizer)
+
+    def epoch(self, number: int) -> list[list[int]]:
         rows = self.split["train"]
         tokens, samples = [len(self.tokens[row]) for row in rows], self.table["samples"].iloc[rows].tolist()
         return batches.slices(rows, tokens, samples, self.schedule.batch, self.seed, number)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import pandas as pd
-from torch import nn
 
 from star_upstream.errors import StarError
 
 from ..heads import batches
 from ..heads.ctc import NO_SPECAUG, OWN_CHARACTERS, SPECAUG, WordErrorRate, characters, lstm_head
 from ..heads.probe import Metric, Schedule, Task, protocols
-from ..heads.rnn import unpack
 
 UNUSED = "<s>"
 """The published runs' list of symbols has the start of a sentence too, which no text has."""
 
 
 class SpeechRecognition(WordErrorRate):
+    problem, logged = "SuperbASR", ("wer",)
+
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
         super().__init__(task, table, schedule, seed)
         from s3prl.dataio.encoder.tokenizer import CharacterTokenizer
@@ -28,14 +28,6 @@ class SpeechRecognition(WordErrorRate):
         self.tokenizer = CharacterTokenizer([*known, UNUSED])
         ends = [self.tokenizer.vocab_to_idx(" "), self.tokenizer.eos_idx]
         self.tokens = [[*self.tokenizer.encode(text)[:-1], *ends] for text in self.targets]
-
-    def head(self, width: int, stride: int) -> nn.Module:
-        from s3prl.problem import SuperbASR
-
-        problem = SuperbASR()
-        model = problem.build_downstream(self.schedule.head, width, len(self.tokenizer), stride)
-        unpack(model.model)
-        return problem.build_task({"log_metrics": ["wer"]}, model, self.tokenizer)
 
     def details(self, predictions, rows):
         """Of a weak encoder nearly every word has an error; its characters still tell it from others."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-from torch import nn
 
 from ..heads.ctc import WordErrorRate
 from ..heads.probe import Metric, Schedule, Task, protocols
@@ -11,6 +10,8 @@ from ..heads.probe import Metric, Schedule, Task, protocols
 
 class PhoneRecognition(WordErrorRate):
     """The symbols are s3prl's fixed list where the corpus keeps to it, else those of the training text."""
+
+    problem, logged = "SuperbPR", ("per",)
 
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
         super().__init__(task, table, schedule, seed)
@@ -25,16 +26,6 @@ class PhoneRecognition(WordErrorRate):
     @classmethod
     def labels(cls, task, table):
         return [{("phone", repr(phone)) for phone in phones.split()} for phones in table[task.columns[0]]]
-
-    def head(self, width: int, stride: int) -> nn.Module:
-        from s3prl.problem import SuperbPR
-
-        problem = SuperbPR()
-        model = problem.build_downstream(self.schedule.head, width, len(self.tokenizer), stride)
-        return problem.build_task({"log_metrics": ["per"]}, model, self.tokenizer)
-
-    def epoch(self, number):
-        return self.sorted_slices(number)
 
 
 TASK = Task(

@@ -6,14 +6,12 @@ import re
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from star_upstream.data import corpora
 from star_upstream.errors import StarError
 
 from ..heads.ctc import CTC, OWN_CHARACTERS, SMALL_SPECAUG, SPECAUG, characters, lstm_head
 from ..heads.probe import Metric, Schedule, Task, protocols
-from ..heads.rnn import unpack
 
 _HARMLESS = str.maketrans(":;", "\ue000\ue001")
 """s3prl's slot metrics join and split slots at these two; other characters in their place leave the scores as they
@@ -26,6 +24,8 @@ PUNCTUATION = "?!.,;-"
 
 class SlotFilling(CTC):
     """A text with its slots is ``PLAY B-artist ANNA BELL E-artist``; equal neighbours are one slot, as s3prl has it."""
+
+    problem, logged = "SuperbSF", ("slot_type_f1", "slot_value_cer")
 
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
         super().__init__(task, table, schedule, seed)
@@ -80,17 +80,6 @@ class SlotFilling(CTC):
     @classmethod
     def labels(cls, task, table):
         return [{("slot", repr(_name(slot))) for slot in row.split() if slot != "O"} for row in table["slots"]]
-
-    def head(self, width: int, stride: int) -> nn.Module:
-        from s3prl.problem import SuperbSF
-
-        problem = SuperbSF()
-        model = problem.build_downstream(self.schedule.head, width, len(self.tokenizer), stride)
-        unpack(model.model)
-        return problem.build_task({"log_metrics": ["slot_type_f1", "slot_value_cer"]}, model, self.tokenizer)
-
-    def epoch(self, number):
-        return self.sorted_slices(number)
 
     def predict(self, head, x_BTD, lengths_B, rows):
         """Without the slot that has no name: s3prl's metrics could not read it."""
