@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from star_upstream import extras
+from star_upstream import cluster, extras, flags
 from star_upstream.errors import StarError
 from star_upstream.say import quiet_pipe, say
 
@@ -31,7 +31,7 @@ def _run(arguments: argparse.Namespace) -> int:
     extras.need("eval")
     from . import run
 
-    return run.run(options.take(options.Run, arguments))
+    return run.run(flags.take(options.Run, arguments), flags.take(cluster.Launch, arguments))
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser(
         "run", help="evaluate one upstream", description="Evaluate one upstream; one json a task in --out."
     )
-    options.add(run, options.Run, tasks=", ".join(tasks.names()))
+    flags.add(run, options.Run, tasks=", ".join(tasks.names()))
+    flags.add(run, cluster.Launch, works="tasks")
     run.set_defaults(verb=_run)
 
     report = verbs.add_parser(
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         help="tables and a page of several runs",
         description="Markdown tables of result folders, to stdout.",
     )
-    report.add_argument("folders", nargs="+", type=options.path, metavar="FOLDER", help="folders that `run` wrote")
+    report.add_argument("folders", nargs="+", type=flags.path, metavar="FOLDER", help="folders that `run` wrote")
     report.add_argument(
         "--with",
         dest="beside",
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         help="published models to set beside them, as in DistilHuBERT,STaRHuBERT",
     )
     report.add_argument(
-        "--out", type=options.path, metavar="FILE", help="also write FILE.md, FILE.csv and FILE.html (with pictures)"
+        "--out", type=flags.path, metavar="FILE", help="also write FILE.md, FILE.csv and FILE.html (with pictures)"
     )
     report.set_defaults(verb=_report)
 
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help="table and page of a comparison",
         description="Make table and page of what `star compare --out FOLDER` has done so far; it does so itself.",
     )
-    comparison.add_argument("folder", type=options.path, metavar="FOLDER", help="of a comparison")
+    comparison.add_argument("folder", type=flags.path, metavar="FOLDER", help="of a comparison")
     comparison.set_defaults(verb=_comparison)
 
     data = verbs.add_parser(
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--root",
-        type=options.path,
+        type=flags.path,
         required=True,
         help="folder of corpora in their published layouts, or with manifests",
     )

@@ -10,8 +10,6 @@ from typing import Any
 from star_upstream import cluster, cores
 from star_upstream.say import say
 
-from .options import Run
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -27,15 +25,15 @@ Result = dict[str, Any] | Failure
 
 
 def launched(
-    work: Callable[[str], Result], names: Sequence[str], options: Run, launch: cluster.Launch, gpus: int
+    work: Callable[[str], Result], names: Sequence[str], out: Path, launch: cluster.Launch, gpus: int
 ) -> dict[str, Result]:
     """``work`` of each task's name, by name; what each says is in its own log."""
     if names and not launch.away:
-        count = min(options.jobs, len(names), cores.available())
-        say(f"{count} tasks at once; what they say is in {options.out}/TASK.log")
+        count = min(launch.jobs, len(names), cores.available())
+        say(f"{count} tasks at once; what they say is in {out}/TASK.log")
     results: dict[str, Result] = {}
-    logs = {name: options.out / f"{name}.log" for name in names}
-    for one in cluster.each(work, names, options.out, launch, "star-eval", gpus, options.jobs, logs.__getitem__):
+    logs = {name: out / f"{name}.log" for name in names}
+    for one in cluster.each(work, names, out, launch, "star-eval", gpus, logs.__getitem__):
         result = results[one.name] = Failure(one.why, one.log) if one.why else one.result
         how = f"failed: {result.message}" if isinstance(result, Failure) else "done"
         say(f"{one.name}: {how} ({len(results)} of {len(names)})")

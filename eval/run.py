@@ -45,7 +45,7 @@ RESAMPLES = ".resamples.npz"
 """Ending, after the task's name, of what paired tests need: each metric's values over resamples of the test items."""
 
 
-def run(options: Run) -> int:
+def run(options: Run, launch: cluster.Launch) -> int:
     """Evaluate; one task's failure does not stop the others. Returns the exit code: 0; 1 when a task failed; 2 when
     nothing could be done because of the input.
 
@@ -56,16 +56,13 @@ def run(options: Run) -> int:
         raise StarError(f"--limit {options.limit}: must be at least 1")
     if not all(0 < lr < math.inf for lr in options.lr_grid):
         raise StarError("--lr-grid: learning rates must be numbers above 0")
-    if options.jobs < 1:
-        raise StarError(f"--jobs {options.jobs}: must be at least 1")
     if not 0 <= options.cache_gb < math.inf:
         raise StarError(f"--cache-gb {options.cache_gb:g}: must be a number of at least 0")
     for task in wanted:
         pick_schedule(task, options.schedule or "mini", options.steps)
-    launch = cluster.Launch(options.launcher, options.cluster, options.slurm)
     launch.check()
     away = launch.away
-    alone = not away and (options.jobs == 1 or len(wanted) == 1)
+    alone = not away and (launch.jobs == 1 or len(wanted) == 1)
     if torch.get_num_threads() > cores.available():  # a container's quota, which torch does not see
         torch.set_num_threads(cores.available())
     device = _device(options.device, elsewhere=away)
@@ -80,7 +77,7 @@ def run(options: Run) -> int:
     here = wanted if alone else [task for task in wanted if away and _is_there(task, options)]
     results = {task.name: _attempt(task, upstream, options, device) for task in here}
     others = [task.name for task in wanted if task.name not in results]
-    results |= launched(functools.partial(_by_itself, options), others, options, launch, int(device.type == "cuda"))
+    results |= launched(functools.partial(_by_itself, options), others, options.out, launch, int(device.type == "cuda"))
     results = {task.name: results[task.name] for task in wanted}
     with contextlib.suppress(OSError):  # not there, or not empty
         (options.out / PROGRESS).rmdir()

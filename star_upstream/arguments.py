@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 
-from . import __version__
+from . import __version__, flags
+from .asked import Asked, Scoring
+from .cluster import Launch
+from .flags import path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -151,30 +153,9 @@ def parser() -> argparse.ArgumentParser:
         "recipes", nargs="+", help="shipped recipes or yaml files; the first is tested against each other"
     )
     command.add_argument("values", nargs="*", metavar="key=value", help="for every recipe, e.g. data.train=/data/audio")
-    command.add_argument("--teacher", required=True, help="the same for all, as in a recipe")
-    command.add_argument("--parameters", type=int, required=True, metavar="N", help="of every student, to 5 %%")
-    command.add_argument(
-        "--updates", type=int, required=True, metavar="U", help="of every student, both stages together"
-    )
-    command.add_argument("--seeds", type=int, default=1, metavar="K", help="runs of each recipe (1); 3 or more to tell")
-    about = "train every recipe at each of these rates first, and take the one of its lowest validation loss"
-    command.add_argument("--search-rates", type=_rates, default=(), metavar="R,R,...", help=about)
-    command.add_argument("--search-updates", type=int, metavar="U", help="of each run of the search (--updates)")
-    command.add_argument("--tasks", default="all", help="of star-eval run, with commas between (all)")
-    command.add_argument("--data", default="mini", help="of star-eval run: corpora or manifests to score on (mini)")
-    command.add_argument("--schedule", help="of star-eval run")
-    command.add_argument("--steps", type=int, help="of star-eval run")
-    command.add_argument("--limit", type=int, help="of star-eval run")
-    command.add_argument("--lr-grid", help="of star-eval run: the heads' learning rates")
-    command.add_argument("--cache", help="of star-eval run: folder for features")
-    command.add_argument("--cache-gb", type=float, help="of star-eval run")
-    command.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
-    about = "local (this process, or --jobs of them) or submitit (a job for each run that is missing, all of one array)"
-    command.add_argument("--launcher", choices=["local", "submitit"], default="local", help=about)
-    about = "where submitit runs jobs: auto (slurm where srun is, else local), slurm, local or debug (in this process)"
-    command.add_argument("--cluster", choices=["auto", "slurm", "local", "debug"], default="auto", help=about)
-    about = "sbatch's parameters, as in partition=gpu time=600 (minutes) gpus_per_node=1 mem=32G"
-    command.add_argument("--slurm", nargs="+", default=(), metavar="KEY=VALUE", help=about)
+    flags.add(command, Asked)
+    flags.add(command, Scoring)
+    flags.add(command, Launch, works="runs")
     command.add_argument("--out", type=path, metavar="DIR", help="the comparison's folder; a rerun goes on")
     command.add_argument(
         "--dry-run", action="store_true", help="print each student's size and what is changed, and stop"
@@ -195,22 +176,10 @@ def _layers(text: str) -> list[int] | str:
     return text if text == "all" else _numbers(text)
 
 
-def path(text: str) -> Path:
-    """A path as the shell would give it."""
-    return Path(text).expanduser()  # the shell leaves --out=~/run as it is
-
-
 def _seeds(text: str) -> list[int]:
     if not all(word.isdigit() for word in text.split(",")):
         raise argparse.ArgumentTypeError(f"expected whole numbers such as 0,1,2, got {text!r}")
     return [int(word) for word in text.split(",")]
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected learning rates such as 1e-3,3e-3, got {text!r}") from None
 
 
 def _models(text: str) -> dict[str, str]:

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from . import extras
-from .arguments import parser, path
+from .arguments import parser
+from .asked import Asked, Scoring
+from .cluster import Launch
 from .errors import StarError
+from .flags import path, take
 from .say import quiet_pipe, say
 
 
@@ -203,24 +206,20 @@ def _finetune(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     extras.need("train")
-    from . import cluster, compare
+    from . import compare
 
-    scoring = compare.Scoring(**{name: getattr(args, name) for name in compare.Scoring.__dataclass_fields__})
     # words with an equals sign are overrides, also between the recipes
     words = [*args.recipes, *args.values]
-    names = [word for word in words if "=" not in word or Path(word).is_file()]
-    asked = compare.Asked(
-        tuple(names), tuple(word for word in words if word not in names), args.teacher, args.parameters, args.updates,
-        args.seeds, args.search_rates, args.search_updates, scoring,
-    )  # fmt: skip
+    names = tuple(word for word in words if "=" not in word or Path(word).is_file())
+    others = tuple(word for word in words if word not in names)
+    asked = take(Asked, args, sources=names, overrides=others, scoring=take(Scoring, args))
     if args.dry_run:
         for name, entry in compare.plan(asked).items():
             print(f"{name}: {entry.parameters:,} parameters; {'; '.join(entry.changed) or 'as in its file'}")
         return
     if args.out is None:
         raise StarError("--out: name the comparison's folder (or give --dry-run)")
-    launch = cluster.Launch(args.launcher, args.cluster, tuple(args.slurm))
-    compare.run(asked, args.out, compare.Where(args.jobs, launch))
+    compare.run(asked, args.out, take(Launch, args))
     print((args.out / "table.md").read_text(encoding="utf-8"), end="")
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from . import cores, extras
 from .errors import StarError
+from .flags import flag
 from .jobs import Ended, side_by_side
 from .say import say
 
@@ -42,15 +43,23 @@ _LISTS = {"setup", "teardown", "srun_args"}
 
 @dataclass(frozen=True)
 class Launch:
-    """How a command starts its work: ``--launcher``, ``--cluster`` and ``--slurm``."""
+    """How a command starts its work."""
 
-    launcher: str = "local"
-    """``local``: without this module; ``submitit``."""
-    cluster: str = "auto"
-    """``slurm``, ``local`` (processes here, all at once, which share the cores), ``debug`` (one after another in this
-    process) or ``auto`` (Slurm where there is ``srun``, else local)."""
-    slurm: tuple[str, ...] = ()
-    """sbatch's parameters, as ``KEY=VALUE``."""
+    jobs: int = flag("{works} at once, each a process with its log in --out, or a job (default 1)", 1)
+    """Of Slurm's array, 1 is as many as Slurm starts."""
+    launcher: Literal["local", "submitit"] = flag(
+        "local (default: this process, or --jobs of them) or submitit (a job for each of the {works} that are missing, "
+        "all of one array, with logs in --out/jobs)",
+        "local",
+    )
+    cluster: Literal["auto", "slurm", "local", "debug"] = flag(
+        "where submitit runs jobs: auto (default: slurm where srun is, else local), slurm, local (processes here, all "
+        "at once) or debug (in this process)",
+        "auto",
+    )
+    slurm: tuple[str, ...] = flag(
+        "sbatch's parameters, as in partition=gpu time=600 (minutes) gpus_per_node=1 mem=32G", (), metavar="KEY=VALUE"
+    )
 
     @property
     def away(self) -> bool:
@@ -58,6 +67,8 @@ class Launch:
 
     def check(self) -> None:
         """Raises :class:`StarError` for what cannot be, before anything runs."""
+        if self.jobs < 1:
+            raise StarError(f"--jobs {self.jobs}: must be at least 1")
         if self.away:
             extras.need("cluster")
             pairs(self.slurm)
@@ -90,17 +101,16 @@ def each(
     launch: Launch,
     title: str,
     gpus: int,
-    jobs: int,
     log: Callable[[str], Path],
 ) -> Iterator[Ended]:
     """``work(name)`` for each name, as ``launch`` says: :func:`.jobs.side_by_side`, or an :func:`array` in
-    ``out/jobs``, of which ``jobs`` run at a time (1: as many as Slurm starts)."""
+    ``out/jobs``."""
     if launch.away and names:
         folder = (out / "jobs").absolute()
         say(f"submitted, a job each: {', '.join(names)}; what they say is in {folder}")
-        yield from array(work, names, folder, launch, title, gpus, jobs if jobs > 1 else None)
+        yield from array(work, names, folder, launch, title, gpus, launch.jobs if launch.jobs > 1 else None)
     else:
-        yield from side_by_side(work, names, jobs, log)
+        yield from side_by_side(work, names, launch.jobs, log)
 
 
 def array(
@@ -124,7 +134,8 @@ def array(
     extras.need("cluster")
     import submitit
 
-    chosen, slurm = launch.cluster, pairs(launch.slurm)
+    chosen: str = launch.cluster
+    slurm = pairs(launch.slurm)
     if chosen == "auto":
         chosen = submitit.AutoExecutor.which()
     if slurm and chosen != "slurm":

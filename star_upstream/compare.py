@@ -22,14 +22,16 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import extras, losses, outputs, strict
 from .analysis import latency
-from .compare_jobs import Scoring, Where, cell, each, evaluate, is_complete, score, trial
+from .asked import Asked
+from .cluster import Launch
+from .compare_jobs import cell, each, evaluate, is_complete, score, trial
 from .encoder import EncoderConfig
 from .errors import StarError
 from .files import replacing, write_json
@@ -45,43 +47,6 @@ SHARED = (
     "save_every",
 )  # fmt: skip
 """What all take from the first recipe's ``training``, besides its whole ``data``."""
-OWN = ("teacher", "training.updates", "training.epochs", "training.minutes", "training.seed")
-"""Keys that a comparison sets itself."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is compared. ``sources``: shipped recipes or yaml files, first the one that is tested against each other."""
-
-    sources: tuple[str, ...]
-    overrides: tuple[str, ...]
-    """``key=value`` for every recipe."""
-    teacher: str
-    parameters: int
-    updates: int
-    seeds: int = 1
-    search_rates: tuple[float, ...] = ()
-    search_updates: int | None = None
-    """None: as many as are compared."""
-    scoring: Scoring = field(default_factory=Scoring)
-    seconds: float = 10.0
-    """Audio of the forward pass that is timed, on one thread of the CPU."""
-
-    def __post_init__(self):
-        if len(self.sources) < 2:
-            raise StarError("name two recipes or more: the first is compared with each other")
-        for name in ("parameters", "updates", "seeds"):
-            if getattr(self, name) < 1:
-                raise StarError(f"--{name}: must be 1 or more, got {getattr(self, name)}")
-        if self.updates < 2:
-            raise StarError("--updates: must be 2 or more, one for each stage of a recipe that prunes")
-        if self.search_rates and (
-            len(set(self.search_rates)) < 2 or not all(0 < r < math.inf for r in self.search_rates)
-        ):
-            raise StarError("--search-rates: give two different learning rates above 0, or more")
-        for word in self.overrides:
-            if word.partition("=")[0] in OWN:
-                raise StarError(f"{word}: star compare sets this itself (--teacher, --updates, --seeds); leave it out")
 
 
 @dataclass(frozen=True)
@@ -94,7 +59,7 @@ class Entry:
     """What is not as in the recipe's file, in words."""
 
 
-def run(asked: Asked, out: Path, where: Where | None = None) -> Path:
+def run(asked: Asked, out: Path, launch: Launch | None = None) -> Path:
     """Make what is missing of the comparison in ``out``; its page.
 
     Raises :class:`StarError` for recipes that cannot be compared before anything runs, for a folder with another
@@ -102,24 +67,26 @@ def run(asked: Asked, out: Path, where: Where | None = None) -> Path:
     """
     for extra in ("train", "eval"):
         extras.need(extra)
-    where, out = where or Where(), outputs.check_folder(out, MAKER).resolve()
+    launch, out = launch or Launch(), outputs.check_folder(out, MAKER).resolve()
     entries = plan(asked)
     config = next(iter(entries.values())).recipe.training
-    where.check(config)
+    launch.check()
+    if launch.away and config.nodes > 1:
+        raise StarError("training.nodes: a job of --launcher submitit is on one machine; leave it at 1")
     _check(asked, entries, out)
     outputs.claim_folder(out, MAKER)
     for name, entry in entries.items():
         say(f"{name}: {entry.parameters:,} parameters; {'; '.join(entry.changed) or 'as in its file'}")
-    rates = _search(asked, entries, out, where) if asked.search_rates else {}
+    rates = _search(asked, entries, out, launch) if asked.search_rates else {}
     chosen = {name: _at_rate(entry.recipe, rates[name]) if rates else entry.recipe for name, entry in entries.items()}
     _write(asked, entries, chosen, out)
     # seed by seed, so that a table is there early
     cells = {f"{name}-s{seed}": (name, seed) for seed in range(asked.seeds) for name in entries}
-    made = [name for name in cells if where.launch.away and is_complete(out, asked.scoring, name)]
+    made = [name for name in cells if launch.away and is_complete(out, asked.scoring, name)]
     checked = {name: score(str(out), asked.scoring, cells, name) for name in made}
     failed = {name: error for name, error in checked.items() if error != "done"}
     left = {name: at for name, at in cells.items() if name not in made}
-    for name, error in each(partial(cell, str(out), asked.scoring, cells), list(left), out, where, config):
+    for name, error in each(partial(cell, str(out), asked.scoring, cells), list(left), out, launch, config):
         _, seed = left.pop(name)
         if error:
             failed[name] = error
@@ -279,7 +246,7 @@ def _write(asked: Asked, entries: Mapping[str, Entry], chosen: Mapping[str, Reci
 # the learning rates
 
 
-def _search(asked: Asked, entries: Mapping[str, Entry], out: Path, where: Where) -> dict[str, float]:
+def _search(asked: Asked, entries: Mapping[str, Entry], out: Path, launch: Launch) -> dict[str, float]:
     """Name -> the learning rate of the lowest validation loss, among the same rates for every recipe."""
     updates = asked.search_updates or asked.updates
     cells = {}
@@ -292,7 +259,7 @@ def _search(asked: Asked, entries: Mapping[str, Entry], out: Path, where: Where)
                 part.write_text(recipes.dump(_at_rate(short, rate)), encoding="utf-8")
     left = [cell for cell in cells if not (out / "search" / f"{cell}.json").is_file()]
     config = next(iter(entries.values())).recipe.training
-    failed = {cell: error for cell, error in each(partial(trial, str(out)), left, out, where, config) if error}
+    failed = {cell: error for cell, error in each(partial(trial, str(out)), left, out, launch, config) if error}
     if failed:
         name, error = next(iter(failed.items()))
         raise StarError(f"{len(failed)} runs of the search failed; the first: {name}: {error}")

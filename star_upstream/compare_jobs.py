@@ -9,10 +9,10 @@ import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import cluster, training
+from .asked import Scoring
 from .errors import StarError
 from .files import write_json
 from .say import say
@@ -24,62 +24,24 @@ SEARCH_SEED = 1000
 """Of the learning-rate search: no seed that is compared sees the runs that chose its rate."""
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """Options of ``python -m eval run``; None leaves one out."""
-
-    tasks: str = "all"
-    data: str = "mini"
-    schedule: str | None = None
-    steps: int | None = None
-    limit: int | None = None
-    lr_grid: str | None = None
-    cache: str | None = None
-    cache_gb: float | None = None
-
-    def words(self) -> list[str]:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
-@dataclass(frozen=True)
-class Where:
-    """How a comparison's jobs are run."""
-
-    jobs: int = 1
-    """At once: processes here, or jobs of Slurm's array (1: as many as Slurm starts)."""
-    launch: cluster.Launch = field(default_factory=cluster.Launch)
-
-    def check(self, config: TrainingConfig) -> None:
-        """Raises :class:`StarError` for what cannot be with these trainings, before anything runs."""
-        if self.jobs < 1:
-            raise StarError(f"--jobs {self.jobs}: must be at least 1")
-        self.launch.check()
-        if self.launch.away and config.nodes > 1:
-            raise StarError("training.nodes: a job of --launcher submitit is on one machine; leave it at 1")
-
-
 def each(
-    work: Callable[[str], str], names: Sequence[str], out: Path, where: Where, config: TrainingConfig
+    work: Callable[[str], str], names: Sequence[str], out: Path, launch: cluster.Launch, config: TrainingConfig
 ) -> Iterator[tuple[str, str]]:
     """Run ``work`` for each name, here, in processes side by side or as jobs of an array, and say how each ended: its
     name, and what went wrong or an empty text. ``config``: a training as all of them are."""
     begun = time.monotonic()
-    for i, (name, error) in enumerate(_ended(work, names, out, where, config), 1):
+    for i, (name, error) in enumerate(_ended(work, names, out, launch, config), 1):
         say(f"[{i}/{len(names)}, {time.monotonic() - begun:.0f} s] {name}: {error or 'done'}")
         yield name, error
 
 
 def _ended(
-    work: Callable[[str], str], names: Sequence[str], out: Path, where: Where, config: TrainingConfig
+    work: Callable[[str], str], names: Sequence[str], out: Path, launch: cluster.Launch, config: TrainingConfig
 ) -> Iterator[tuple[str, str]]:
     # a run of several processes starts them by its own command line
-    if where.launch.away or where.jobs > 1 or config.processes > 1:
+    if launch.away or launch.jobs > 1 or config.processes > 1:
         gpus, logs = _gpus(config), out / "logs"
-        launched = cluster.each(
-            work, names, out, where.launch, "star-compare", gpus, where.jobs, lambda name: logs / f"{name}.txt"
-        )
-        for job in launched:
+        for job in cluster.each(work, names, out, launch, "star-compare", gpus, lambda name: logs / f"{name}.txt"):
             yield job.name, f"{job.why}, see {job.log}" if job.why else _error(job.result)
     else:
         for name in names:

@@ -13,8 +13,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from . import cores
 from .say import say
 
@@ -38,6 +36,8 @@ def side_by_side(
     ``work`` and its result must be picklable. What the process prints is added to ``log(name)``. The cores are divided
     among the processes, and none outlives the caller.
     """
+    import torch
+
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     wanted = min(jobs, len(names))
     jobs = min(wanted, cores.available())
@@ -72,6 +72,8 @@ def side_by_side(
 
 
 def _child(work: Callable[[str], Any], name: str, log: Path, share: int, threads: int, sender) -> None:
+    import torch
+
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)

@@ -6,16 +6,19 @@ from pathlib import Path
 import pytest
 
 from eval import options
+from star_upstream import cluster, flags
 
 
 def parsed(*words):
     parser = argparse.ArgumentParser()
-    options.add(parser, options.Run, tasks="ks, pr")
-    return options.take(options.Run, parser.parse_args(words))
+    flags.add(parser, options.Run, tasks="ks, pr")
+    flags.add(parser, cluster.Launch, works="tasks")
+    given = parser.parse_args(words)
+    return flags.take(options.Run, given), flags.take(cluster.Launch, given)
 
 
 def test_without_flags_the_fields_defaults_hold():
-    assert parsed("--upstream", "fbank", "--out", "x") == options.Run("fbank", Path("x"))
+    assert parsed("--upstream", "fbank", "--out", "x") == (options.Run("fbank", Path("x")), cluster.Launch())
 
 
 def test_every_flag_reaches_its_field():
@@ -24,7 +27,9 @@ def test_every_flag_reaches_its_field():
     )
     more = "--device cpu --cache c --cache-gb 0.5 --jobs 8 --exact --overwrite "
     more += "--launcher submitit --cluster slurm --slurm partition=gpu time=60"
-    assert parsed(*words.split(), *more.split()) == options.Run(
+    run, launch = parsed(*words.split(), *more.split())
+    assert launch == cluster.Launch(8, "submitit", "slurm", ("partition=gpu", "time=60"))
+    assert run == options.Run(
         upstream="u",
         out=Path("o"),
         tasks="ks",
@@ -37,17 +42,13 @@ def test_every_flag_reaches_its_field():
         device="cpu",
         cache=Path("c"),
         cache_gb=0.5,
-        jobs=8,
-        launcher="submitit",
-        cluster="slurm",
-        slurm=("partition=gpu", "time=60"),
         exact=True,
         overwrite=True,
     )
 
 
 def test_a_path_may_begin_with_the_home_folder():
-    assert parsed("--upstream", "u", "--out=~/x").out == Path.home() / "x"
+    assert parsed("--upstream", "u", "--out=~/x")[0].out == Path.home() / "x"
 
 
 @pytest.mark.parametrize(
