@@ -22,7 +22,7 @@ class Request(stop.Request):
 
 def pausing(self, row):
     log(self, row)
-    while self.lead and self.path / "log.csv" == file and len(self._log) >= rows and not Request.latest.name:
+    while self.lead and self.path / "log.csv" == file and len(self._rows()) >= rows and not Request.latest.name:
         time.sleep(0.05)
 
 

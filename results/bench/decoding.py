@@ -26,7 +26,7 @@ import soundfile
 from script import processor, write
 
 from star_upstream import audio, outputs
-from star_upstream.data.clips import Clip, scan
+from star_upstream.data.clips import Clips, scan
 from star_upstream.say import command, say
 
 TITLE = "# Decoding"
@@ -72,7 +72,7 @@ def written(folder: Path, ending: str, waves: list[np.ndarray]) -> dict[str, str
     return {place: f"{'file://' if '://' in place else ''}{folder / source}" for place, source in zip(PLACES, sources)}
 
 
-def rate(clips: list[Clip], rounds: int) -> float:
+def rate(clips: Clips, rounds: int) -> float:
     """Seconds of audio a second of CPU time."""
     found = []
     for number in range(rounds):

@@ -19,6 +19,7 @@ import argparse
 import io
 import json
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -39,7 +40,6 @@ from script import check_page, path, processor, write
 from star_upstream import audio
 from star_upstream.data import audio_lists
 from star_upstream.data.batches import AudioDataset, BatchStream, BucketSampler, collate
-from star_upstream.environment import environment
 from star_upstream.say import command, say
 from star_upstream.training import start
 from star_upstream.training.config import DataConfig
@@ -167,9 +167,8 @@ def page(numbers: dict[str, list[dict]], words: str) -> str:
         cells = (f"{part['seconds']:,.1f} | {part['MB']:,.0f}" for part in parts)
         lines.append(f"| {parts[0]['what']} | {' | '.join(cells)} |")
     notes = (__doc__ or "").split("\n\n", 1)[1]
-    return (
-        f"{TITLE}\n\n{notes}\n{chr(10).join(lines)}\n\n`{words}` on {processor()}, Python {environment()['python']}.\n"
-    )
+    where = f"`{words}` on {processor()}, Python {platform.python_version()}."
+    return f"{TITLE}\n\n{notes}\n{chr(10).join(lines)}\n\n{where}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -103,7 +103,7 @@ def find_clips(sources: Sequence[str]) -> list[Clip]:
     corpus = scan(others)
     if corpus.skipped:
         say(f"star: {len(corpus.skipped)} files left out; the first: {': '.join(corpus.skipped[0])}")
-    return corpus.clips + single
+    return [*corpus.clips, *single]
 
 
 def names(groups: similarity.Groups) -> list[str]:

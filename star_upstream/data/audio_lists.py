@@ -17,9 +17,11 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -55,15 +57,18 @@ class Entry(NamedTuple):
     """Why this line names no audio that can be read."""
 
 
-def read(path: Path) -> tuple[list[Entry], Path | None]:
-    """The entries, and the folder that the paths are below where the list says one. Raises :class:`StarError` for what
-    is no list."""
+def read(path: Path) -> tuple[Iterator[Entry], Path | None]:
+    """The entries, read line by line as they are asked for (a json file that is one value is read whole), and the
+    folder that the paths are below where the list says one. Raises :class:`StarError` for what is no list, entries
+    that cannot be read among them."""
     if said := pointer(path):
         raise StarError(f"{path}: {said}")
-    lines = [(number, line.rstrip("\r")) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
-    if not lines:
+    lines = _lines(path)
+    some = list(islice(lines, 100))
+    lines = chain(some, lines)
+    if not some:
         raise StarError(f"{path}: is empty; expected {KNOWN}")
-    first, second = lines[0][1], lines[1][1] if len(lines) > 1 else ""
+    first, second = some[0][1], some[1][1] if len(some) > 1 else ""
     if "\t" not in first and re.fullmatch(r"[^\t]+\t\d+\s*", second):
         named = Path(first.strip()).expanduser()
         root = next((folder for folder in (named, path.parent / named) if folder.is_dir()), None)
@@ -71,26 +76,28 @@ def read(path: Path) -> tuple[list[Entry], Path | None]:
             raise StarError(
                 f"{path}, line 1: the root folder {first.strip()} is not there; write where the audio is now"
             )
-        return list(_fairseq(path, lines[1:])), root
+        return _fairseq(path, islice(lines, 1, None)), root
     if first.lstrip()[0] in "{[" and not first.rstrip().lower().endswith(audio.EXTENSIONS):
-        return [_object(value, f"{path}, {place}") for place, value in _objects(path, lines)], None
+        return (_object(value, f"{path}, {place}") for place, value in _objects(path, lines)), None
     if _is_header(first.split("\t")):
-        return list(_table(path, [(number, line.split("\t")) for number, line in lines])), None
+        return _table(path, ((number, line.split("\t")) for number, line in lines)), None
     if _is_header(next(csv.reader([first]))):
-        # SpeechBrain's own files have a space after each comma
-        reader = csv.reader(io.StringIO("\n".join(line for _, line in lines)), skipinitialspace=True)
-        return list(_table(path, [(number, row) for number, row in zip((n for n, _ in lines), reader)])), None
-    return _paths(path, lines), None
+        return _table(path, _csv(lines)), None
+    return _paths(path, some, lines), None
 
 
-def places(name: str, path: Path, root: Path | None = None) -> list[Path]:
-    """Where a list's path may be: below the list's root folder, the list's own folder, the one above, or the working
-    folder."""
-    name = re.sub(
-        r"^(\$\{?\w+\}?|\{\w+\})/", "", name
-    )  # SpeechBrain's $data_root and {data_root}, replaced when it loads
+def folders(path: Path, root: Path | None = None) -> list[str]:
+    """What a list's paths may be below: the root it names; or its own folder, the one above, the working folder."""
     home = path.absolute().parent
-    return [folder / Path(name).expanduser() for folder in ((root,) if root else (home, home.parent, Path.cwd()))]
+    return [os.fspath(folder) for folder in ((root,) if root else (home, home.parent, Path.cwd()))]
+
+
+def places(name: str, folders: Sequence[str]) -> Iterator[str]:
+    """Where a list's path may be, each of ``folders`` given."""
+    if name[:1] in "${":  # SpeechBrain's $data_root and {data_root}, replaced when it loads
+        name = re.sub(r"^(\$\{?\w+\}?|\{\w+\})/", "", name)
+    name = os.path.expanduser(name)
+    return iter((name,)) if name[:1] == "/" else (f"{folder}/{name}" for folder in folders)
 
 
 def cell(text: str) -> str:
@@ -108,40 +115,55 @@ def uncell(text: str) -> str:
         return text[1:-1].replace('""', '"')
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that hold something, with their numbers."""
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        text = content.decode("utf-8-sig")
-        if "\0" not in text:
-            return text
-        raise UnicodeError
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream: Any = gzip.GzipFile(fileobj=file) if packed else file
+            for number, line in enumerate(io.TextIOWrapper(stream, "utf-8-sig", newline="\n"), 1):
+                if "\0" in line:
+                    raise UnicodeError
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
     except UnicodeError:
         raise StarError(f"{path}: no audio and no UTF-8 text; expected {KNOWN}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise StarError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
 
 
+def _csv(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    at = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal at
+        for at, line in lines:  # noqa: B007 the line that the reader is at
+            yield f"{line}\n"
+
+    for row in csv.reader(texts(), skipinitialspace=True):  # SpeechBrain's own files have a space after each comma
+        yield at, row
+
+
 def _is_header(fields: list[str]) -> bool:
     return any(uncell(field.strip()).lower() in PATHS for field in fields)
 
 
-def _table(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[Entry]:
-    names = [uncell(name.strip()).lower() for name in rows[0][1]]
+def _table(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[Entry]:
+    names = [uncell(name.strip()).lower() for name in next(rows)[1]]
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise StarError(f"{path}: two columns are named {twice!r}; leave one of them")
     if "length" in names and not {"samples", *OWN_RATE, *SECONDS} & set(names):
         raise StarError(f"{path}: column 'length' has no unit; name it samples (at 16 kHz) or duration (seconds)")
-    for number, fields in rows[1:]:
+    for number, fields in rows:
         place = f"{path}, line {number}"
         if len(fields) > len(names):
             raise StarError(f"{place}: {len(fields)} fields, but the header line names {len(names)}")
         yield _entry(dict(zip(names, fields)), place)
 
 
-def _fairseq(path: Path, lines: list[tuple[int, str]]) -> Iterator[Entry]:
+def _fairseq(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[Entry]:
     for number, line in lines:
         fields = line.split("\t")
         if len(fields) != 2:
@@ -150,11 +172,14 @@ def _fairseq(path: Path, lines: list[tuple[int, str]]) -> Iterator[Entry]:
         yield Entry(f"{path}, line {number}", fields[0], length=frames, unit="own rate")
 
 
-def _paths(path: Path, lines: list[tuple[int, str]]) -> list[Entry]:
-    def there(name: str) -> bool:
-        return any(place.is_file() for place in places(name, path))
+def _paths(path: Path, first: list[tuple[int, str]], lines: Iterable[tuple[int, str]]) -> Iterator[Entry]:
+    """``first``: lines by which a path a line is told from wav.scp."""
+    below = folders(path)
 
-    some = [line.strip() for _, line in lines[:100]]
+    def there(name: str) -> bool:
+        return any(os.path.isfile(place) for place in places(name, below))
+
+    some = [line.strip() for _, line in first]
     named = [line.split(None, 1)[-1] for line in some]
     scp = sum(map(there, named)) > sum(map(there, some))
     looks = any(name.lower().endswith(audio.EXTENSIONS) for name in some)
@@ -162,42 +187,43 @@ def _paths(path: Path, lines: list[tuple[int, str]]) -> list[Entry]:
         raise StarError(
             f"{path}: no list of audio that is known here; expected {KNOWN}; its first line is {some[0][:80]!r}"
         )
-    entries = []
     for number, line in lines:
         name = line.split(None, 1)[-1].strip() if scp else line.strip()
         fault = "a command, which is not run; write its audio to a file" if scp and name.endswith("|") else None
-        entries.append(Entry(f"{path}, line {number}", uncell(name), fault=fault))
-    return entries
+        yield Entry(f"{path}, line {number}", uncell(name), fault=fault)
 
 
-def _objects(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _objects(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The objects of a json or jsonl file and where each is."""
+    number, line = next(lines)
+    second = None
     try:
-        found = [(f"line {number}", json.loads(line)) for number, line in lines]
+        first, place = json.loads(line), f"line {number}"
+        second = next(lines, None)
     except ValueError as error:
         try:
-            found = [("", json.loads("\n".join(line for _, line in lines)))]
+            first, place = json.loads("\n".join([line, *(text for _, text in lines)])), ""
         except ValueError:
-            where = next(number for number, line in lines if not _is_json(line))
-            raise StarError(f"{path}, line {where}: not json ({error})") from None
-    if len(found) == 1:
-        whole = found[0][1]
-        if isinstance(whole, list):
-            found = [(f"item {i}", value) for i, value in enumerate(whole, 1)]
-        elif isinstance(whole, dict) and whole and all(isinstance(value, dict) for value in whole.values()):
-            found = [(repr(name), value) for name, value in whole.items()]
+            raise StarError(f"{path}, line {number}: not json ({error})") from None
+    found: Iterable[tuple[str, Any]] = [(place, first)]
+    if second:
+        found = chain(found, _values(path, chain([second], lines)))
+    elif isinstance(first, list):
+        found = ((f"item {i}", value) for i, value in enumerate(first, 1))
+    elif isinstance(first, dict) and first and all(isinstance(value, dict) for value in first.values()):
+        found = ((repr(name), value) for name, value in first.items())
     for place, value in found:
         if not isinstance(value, dict):
             raise StarError(f"{path}, {place}: expected an object with a path, got {str(value)[:60]!r}")
         yield place, value
 
 
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+def _values(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
+    for number, line in lines:
+        try:
+            yield f"line {number}", json.loads(line)
+        except ValueError as error:
+            raise StarError(f"{path}, line {number}: not json ({error})") from None
 
 
 def _object(value: Mapping[str, Any], place: str) -> Entry:

@@ -3,52 +3,37 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
-import json
+import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from .. import audio, members
-from ..environment import cache_home
 from ..errors import StarError
-from ..files import replacing
 from ..say import say
 from . import audio_lists, shards
+from .clip_table import Clip, Clips, Table
+from .headers import Fault, Header, Headers
 
-
-class Clip(NamedTuple):
-    """One utterance: its file (or member of a shard), its length and its first sample in the file, at 16 kHz."""
-
-    path: str
-    samples: int
-    start: int = 0
+Named = Iterator[tuple[str, "Clip | Fault"]]
+"""Clips, or why there is none, with the name of the file."""
 
 
 @dataclass
 class Corpus:
     """Usable clips, shortest first (ties by path), and what was left out with the reason."""
 
-    clips: list[Clip]
+    clips: Clips
     skipped: list[tuple[str, str]] = field(default_factory=list)
     passed: list[tuple[str, str]] = field(default_factory=list)
     """What was found in folders and is no audio that is read here: ``folder/*.m4a`` and how many, for each ending."""
 
     @property
     def seconds(self) -> float:
-        return sum(c.samples for c in self.clips) / audio.RATE
-
-
-class Fault(NamedTuple):
-    """Why a file cannot be used. ``bad``: it is damaged, and counts against ``max_bad_share``."""
-
-    reason: str
-    bad: bool = True
+        return self.clips.seconds
 
 
 def scan(
@@ -72,49 +57,51 @@ def scan(
     """
     if not sources:
         raise StarError("data: no folder, list or audio file given")
-    found: dict[Clip | str, Clip | Fault] = {}
-    passed: list[tuple[str, str]] = []
+    table, others, passed = Table(), dict[Clip | str, Fault](), list[tuple[str, str]]()
     for text in map(str, sources):
-        source = Path(text).expanduser()
-        if (files := shards.expand(text)) is not None:
-            passed += _add_shards(files, found, threads, progress)
-        elif source.is_dir():
-            passed += _search(source.resolve(), found, threads, progress)
-        elif source.is_file() and shards.is_shard(text):
-            passed += _add_shards([_absolute(source)], found, threads, progress)
-        elif source.is_file() and _is_audio(source):
-            _add(found, _absolute(source), _measure([_absolute(source)], None, 1, False))
-        elif source.is_file():
-            _read_list(source, found, threads, progress)
-        elif audio.dangling(source):
-            raise StarError(f"{source}: a link to a file that is not there; in a git-annex folder: git annex get")
-        else:
-            raise StarError(f"{source}: no such folder or manifest")
-    if not found:
+        for name, clip in _read(text, passed, threads, progress):
+            if isinstance(clip, Fault):
+                others[name] = clip
+            elif min_seconds * audio.RATE <= clip.samples <= max_seconds * audio.RATE:
+                table.add(*clip)
+            else:
+                limit = f"shorter than {min_seconds} s" if clip.samples < min_seconds * audio.RATE else ""
+                reason = f"{clip.samples / audio.RATE:.2f} s, {limit or f'longer than {max_seconds} s'}"
+                others[clip] = Fault(reason if clip.samples else "empty", False)
+    clips = table.clips().ordered()
+    count = len(clips) + len(others)
+    if not count:
         raise StarError(_nothing(sources, passed))
     for place, what in passed:
         say(f"{place}: {what}")
-    clips, skipped, bad = [], [], []
-    for name, clip in found.items():
-        if isinstance(clip, Fault):
-            skipped.append((str(name), clip.reason))
-            bad += [skipped[-1]] if clip.bad else []
-        elif clip.samples < min_seconds * audio.RATE:
-            reason = f"{clip.samples / audio.RATE:.2f} s, shorter than {min_seconds} s" if clip.samples else "empty"
-            skipped.append((_name(clip), reason))
-        elif clip.samples > max_seconds * audio.RATE:
-            skipped.append((_name(clip), f"{clip.samples / audio.RATE:.2f} s, longer than {max_seconds} s"))
-        else:
-            clips.append(clip)
-    if len(bad) > max_bad_share * len(found):
-        count = f"{len(bad)} of {len(found)} files"
+    skipped = [(name if isinstance(name, str) else _name(name), fault.reason) for name, fault in others.items()]
+    bad = [one for one, fault in zip(skipped, others.values()) if fault.bad]
+    if len(bad) > max_bad_share * count:
         raise StarError(
-            f"{count} cannot be read, above the limit of {max_bad_share:.1%} (data.max_bad_share); the first: "
-            f"{': '.join(bad[0])}"
+            f"{len(bad)} of {count} files cannot be read, above the limit of {max_bad_share:.1%} "
+            f"(data.max_bad_share); the first: {': '.join(bad[0])}"
         )
     if not clips:
-        raise StarError(f"none of {len(found)} files is usable; the first: {': '.join(skipped[0])}")
-    return Corpus(sorted(clips, key=lambda c: (c.samples, c.path, c.start)), sorted(skipped), passed)
+        raise StarError(f"none of {count} files is usable; the first: {': '.join(skipped[0])}")
+    return Corpus(clips, sorted(skipped), passed)
+
+
+def _read(text: str, passed: list[tuple[str, str]], threads: int, progress: bool) -> Named:
+    """The audio of a source; what was passed over is added to ``passed``."""
+    source = Path(text).expanduser()
+    if (files := shards.expand(text)) is not None:
+        return _read_shards(files, passed, threads, progress)
+    if source.is_dir():
+        return _search(source.resolve(), passed, threads, progress)
+    if source.is_file() and shards.is_shard(text):
+        return _read_shards([_absolute(source)], passed, threads, progress)
+    if source.is_file() and _is_audio(source):
+        return _read_files([_absolute(source)], Headers(None, 1, False))
+    if source.is_file():
+        return _read_list(source, Headers(source.resolve(), threads, progress))
+    if audio.dangling(source):
+        raise StarError(f"{source}: a link to a file that is not there; in a git-annex folder: git annex get")
+    raise StarError(f"{source}: no such folder or manifest")
 
 
 def _name(clip: Clip) -> str:
@@ -141,162 +128,105 @@ def _is_audio(file: Path) -> bool:
     return not head.startswith((b"\x1f\x8b", codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in head
 
 
-def _add(found: dict, path: str, measured: dict[str, audio.Header | Fault]) -> None:
-    header = measured[path]
-    if isinstance(header, Fault):
-        found[path] = header
-    else:
-        clip = Clip(path, header.samples)
-        found[clip] = clip
+def _clip(path: str, header: Header) -> Clip | Fault:
+    return header if isinstance(header, Fault) else Clip(path, header.samples)
 
 
-def _search(folder: Path, found: dict, threads: int, progress: bool) -> list[tuple[str, str]]:
-    """Add the audio below ``folder``, or its shards; the other files, by ending."""
-    files, others, seen, kept = [], Counter[str](), set(), []
-    for base, folders, names in os.walk(folder, followlinks=True):
-        # a link to a folder above would lead round for ever, and git-annex keeps every file a second time below .git
-        folders[:] = sorted(name for name in folders if name != ".git")
-        if (real := os.path.realpath(base)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in names:
-            if name.startswith("."):
+def _read_files(files: Iterable[str], headers: Headers) -> Named:
+    for file, _, header in headers.read(files, str):
+        assert header is not None
+        yield file, _clip(file, header)
+
+
+def _search(folder: Path, passed: list[tuple[str, str]], threads: int, progress: bool) -> Named:
+    """The audio below ``folder``, or of its shards; the other files, by ending, are passed over."""
+    others, seen, kept, any_audio = Counter[str](), set(), [], False
+
+    def walk() -> Iterator[str]:
+        nonlocal any_audio
+        for base, folders, names in os.walk(folder, followlinks=True):
+            # a link to a folder above would lead round for ever; git-annex keeps every file a second time below .git
+            folders[:] = sorted(name for name in folders if name != ".git")
+            if (real := os.path.realpath(base)) in seen:
+                folders.clear()
                 continue
-            if name.lower().endswith(audio.EXTENSIONS):
-                files.append(os.path.join(base, name))
-            elif shards.is_shard(name):
-                kept.append(os.path.join(base, name))
-            else:
-                others[os.path.splitext(name)[1].lower()] += 1
-    if files:  # a shard beside them may hold the same audio once more
+            seen.add(real)
+            for name in sorted(names):
+                if name.startswith("."):
+                    continue
+                if name.lower().endswith(audio.EXTENSIONS):
+                    any_audio = True
+                    yield os.path.join(base, name)
+                elif shards.is_shard(name):
+                    kept.append(os.path.join(base, name))
+                else:
+                    others[os.path.splitext(name)[1].lower()] += 1
+
+    yield from _read_files(walk(), Headers(folder, threads, progress))
+    if any_audio:  # a shard beside them may hold the same audio once more
         others.update(os.path.splitext(name)[1].lower() for name in kept)
-    passed = [] if files else _add_shards(sorted(kept), found, threads, progress)
-    measured = _measure(sorted(files), folder, threads, progress)
-    for file in sorted(files):
-        _add(found, file, measured)
+    else:
+        yield from _read_shards(sorted(kept), passed, threads, progress)
     for end, n in others.most_common():
         what = f"{n} file{'s' * (n > 1)}{'' if end else ' without an ending'}"
         why = "audio files lie beside" if end in members.ENDINGS else f"none of {', '.join(audio.EXTENSIONS)}"
         passed.append((str(folder / f"*{end}"), f"{what} passed over: {why}"))
-    return passed
 
 
-def _add_shards(files: list[str], found: dict, threads: int, progress: bool) -> list[tuple[str, str]]:
-    """Add the audio of shards; those without any."""
-    empty = []
+def _read_shards(files: list[str], passed: list[tuple[str, str]], threads: int, progress: bool) -> Named:
     for file, members_ in shards.read(files, threads, progress):
         for path, header in members_:
-            _add(found, path, {path: Fault(header) if isinstance(header, str) else header})
+            yield path, _clip(path, Fault(header) if isinstance(header, str) else header)
         if not members_:
-            empty.append((file, "holds no audio"))
+            passed.append((file, "holds no audio"))
     splits = {m[1] for file in files if (m := re.match(r"(.+)-\d{5}-of-\d{5}\.", file))}
     if len(splits) > 1:
         names = ", ".join(f"{name}-*" for name in sorted(splits))
         say(f"{len(splits)} splits are read: {names}; name one to read it alone")
-    return empty
 
 
-def _read_list(path: Path, found: dict, threads: int, progress: bool) -> None:
-    """Add the clips of a list."""
+def _read_list(path: Path, headers: Headers) -> Named:
+    """The clips of a list."""
     entries, root = audio_lists.read(path)
-    files: dict[str, str | None] = {}
-    for entry in entries:
-        if entry.fault is None and entry.path not in files:
-            files[entry.path] = _find(entry.path, path, root)
-    there = sorted({file for file in files.values() if file is not None})
-    measured = _measure(there, path.resolve(), threads, progress)
-    for entry in entries:
-        file = files.get(entry.path)
-        if entry.fault is not None or file is None:
-            found[entry.path] = Fault(entry.fault or "no such file")
-            continue
-        header = measured[file]
-        clip = header if isinstance(header, Fault) else _part(entry, file, header)
-        found[clip if isinstance(clip, Clip) else file] = clip
+    real = functools.lru_cache(maxsize=10_000)(os.path.realpath)
+    for entry, file, header in headers.read(entries, functools.partial(_find, audio_lists.folders(path, root), real)):
+        if file is None or header is None:
+            yield entry.path, Fault(entry.fault or "no such file")
+        else:
+            yield file, header if isinstance(header, Fault) else _part(entry, file, header)
 
 
-def _find(name: str, path: Path, root: Path | None) -> str | None:
-    for text in dict.fromkeys((name, audio_lists.uncell(name))):
-        for place in audio_lists.places(text, path, root):
+def _find(folders: Sequence[str], real: Callable[[str], str], entry: audio_lists.Entry) -> str | None:
+    if entry.fault is not None:
+        return None
+    for text in dict.fromkeys((entry.path, audio_lists.uncell(entry.path))):
+        for place in audio_lists.places(text, folders):
             if os.path.isfile(members.container(place)) or audio.dangling(place):
-                return _absolute(place)
+                return _absolute(place, real)
     return None
 
 
-def _absolute(path: Path) -> str:
+def _absolute(path: str | Path, real: Callable[[str], str] = os.path.realpath) -> str:
     """As a search of its folder finds it: links to folders followed, those to files kept."""
-    return os.path.join(os.path.realpath(path.parent), path.name)
+    folder, name = os.path.split(path)
+    return os.path.join(real(folder), name)
 
 
 def _part(entry: audio_lists.Entry, file: str, header: audio.Header) -> Clip | Fault:
     """The part of ``file`` that a list means, at 16 kHz, or why it cannot be."""
-    place = entry.place.split(", ")[-1]
-    factor = {"16 kHz": 1.0, "own rate": audio.RATE / header.rate, "seconds": float(audio.RATE)}[entry.unit]
+    factor = 1.0 if entry.unit == "16 kHz" else audio.RATE / (header.rate if entry.unit == "own rate" else 1)
     start, total = round(entry.start * factor), header.samples
     if entry.length is None:
         return Clip(file, max(0, total - start), start)
     samples = round(entry.length * factor)
+    why = ""
     if entry.unit == "16 kHz" and header.rate != audio.RATE and start == 0 and samples == header.frames != total:
-        return Fault(
-            f"{place}: samples is {samples} as counted at the file's {header.rate} Hz; here it counts at 16 kHz: "
-            f"{total}"
-        )
-    slack = max(header.slack, audio.RATE // 20 if entry.unit == "seconds" else 0)  # durations are rounded
-    if start + samples > total + slack:
+        why = f"samples is {samples} as counted at the file's {header.rate} Hz; here it counts at 16 kHz: {total}"
+    elif start + samples > total:
+        slack = max(header.slack, audio.RATE // 20 if entry.unit == "seconds" else 0)  # durations are rounded
         end, length = (start + samples) / audio.RATE, total / audio.RATE
-        return Fault(f"{place}: goes on to {end:.2f} s, but by its header the file ends at {length:.2f} s")
+        if start + samples > total + slack:
+            why = f"goes on to {end:.2f} s, but by its header the file ends at {length:.2f} s"
+    if why:
+        return Fault(f"{entry.place.split(', ')[-1]}: {why}")
     return Clip(file, min(samples, total - start), start)
-
-
-def _measure(
-    files: Sequence[str], source: Path | None, threads: int, progress: bool
-) -> dict[str, audio.Header | Fault]:
-    """The header of each file, or why there is none; those of ``source`` (a folder or list) are kept in the cache."""
-    cache = None if source is None else _cache_file(source)
-    known = {} if cache is None else _read_cache(cache)
-    stamps: dict[str, list[int]] = {}
-    measured: dict[str, audio.Header | Fault] = {}
-    for file in files:
-        try:
-            status = os.stat(members.container(file))
-            stamps[file] = [status.st_size, status.st_mtime_ns]
-        except OSError as error:
-            fetch = "a link to a file that is not there; in a git-annex folder: git annex get"
-            measured[file] = Fault(
-                fetch if audio.dangling(file) else f"cannot be read ({error.strerror})", not audio.dangling(file)
-            )
-    new = [file for file in stamps if known.get(file, [None])[0] != stamps[file]]
-
-    def measure(file: str) -> list:
-        try:
-            return list(audio.header(file))
-        except StarError as error:
-            return [str(error).removeprefix(f"{file}: ")]
-
-    with ThreadPoolExecutor(threads) as pool:
-        for i, (file, found) in enumerate(zip(new, pool.map(measure, new)), 1):
-            known[file] = [stamps[file], found]
-            if progress and (i % 1000 == 0 or i == len(new)):
-                say(f"\rlengths read: {i} of {len(new)}", end="\n" if i == len(new) else "")
-    if new and cache is not None:
-        with replacing(cache) as part:
-            part.write_text(json.dumps({file: known[file] for file in stamps}), encoding="utf-8")
-    for file in stamps:
-        found = known[file][1]
-        measured[file] = Fault(found[0]) if len(found) == 1 else audio.Header(*found)
-    return measured
-
-
-def _cache_file(source: Path) -> Path:
-    return cache_home() / "lengths" / f"{hashlib.sha256(os.fsencode(source)).hexdigest()[:20]}.json"
-
-
-def _read_cache(cache: Path) -> dict[str, list]:
-    try:
-        known = json.loads(cache.read_text(encoding="utf-8"))
-        return {
-            str(f): [s, found] for f, (s, found) in known.items() if isinstance(found, list) and len(found) in (1, 3)
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}

@@ -109,7 +109,7 @@ def draw(sources: Sequence[str | Path], seconds: float = SECONDS, seed: int = 0)
     ``seconds``. Raises :class:`StarError` where there is no audio."""
     single = [str(s) for s in sources if str(s).lower().endswith(audio.EXTENSIONS) and Path(s).is_file()]
     others = [s for s in sources if str(s) not in single]
-    clips = [Clip(file, audio.length(file)) for file in single] + (scan(others).clips if others else [])
+    clips = [*(Clip(file, audio.length(file)) for file in single), *(scan(others).clips if others else [])]
     waves, left = [], seconds * audio.RATE
     for i in np.random.default_rng(seed).permutation(len(clips)):
         if left > 0:

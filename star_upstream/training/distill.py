@@ -232,7 +232,9 @@ class Distillation(Training):
             checkpoint.save(self.folder.path / name, self.student, provenance)
 
 
-def _calibrated(recipe: Recipe, teacher: Encoder, clips: list[Clip], folder: RunFolder, new: bool) -> dict[str, Any]:
+def _calibrated(
+    recipe: Recipe, teacher: Encoder, clips: Sequence[Clip], folder: RunFolder, new: bool
+) -> dict[str, Any]:
     """The recipe's ``loss`` with what ``measured.json`` holds; a new run measures and writes it."""
     file = folder.path / "measured.json"
     if new:

@@ -8,7 +8,7 @@ checkpoint that the next one begins with. Shapes: B crops, N samples, T frames.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,7 +81,7 @@ class Pretraining(Training):
         number: int,
         before: Encoder | None,
         folder: RunFolder,
-        clips: dict[str, list[Clip]],
+        clips: Mapping[str, Sequence[Clip]],
         found: dict[str, list[np.ndarray]],
         provenance: dict[str, Any],
     ):

@@ -23,7 +23,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from .. import outputs
 from ..data.audio_lists import cell, uncell
-from ..data.clips import Clip
+from ..data.clip_table import Clip, Clips, Table
 from ..environment import environment
 from ..errors import StarError
 from ..files import leftovers, put_back, replacing, write_json
@@ -55,7 +55,7 @@ class RunFolder:
         self.path, self.maker = Path(path).expanduser(), maker
         self.lead = getattr(rank_zero_only, "rank", 0) == 0 if lead is None else lead
         self._skipped: set[str] = set()
-        self._log: list[dict[str, Any]] = []
+        self._columns: list[str] = []
 
     # the start of a run
 
@@ -95,9 +95,10 @@ class RunFolder:
         for name in ("data.tsv", "skipped.tsv"):
             (self.path / name).unlink(missing_ok=True)
         self.add_skipped(skipped)
-        rows = [(cell(clip.path), clip.samples, clip.start, part) for part, clips in parts.items() for clip in clips]
-        lines = ["\t".join(map(str, row)) for row in [("path", "samples", "start", "part"), *rows]]
-        _write(self.path / "data.tsv", "\n".join(lines) + "\n")
+        with replacing(self.path / "data.tsv") as file, open(file, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write("path\tsamples\tstart\tpart\n")
+            for part, clips in parts.items():
+                stream.writelines(f"{cell(path)}\t{samples}\t{start}\t{part}\n" for path, samples, start in clips)
         _write(self.path / "recipe.yaml", recipe)
 
     def _lock(self) -> None:
@@ -146,15 +147,16 @@ class RunFolder:
 
     # the data
 
-    def read_clips(self) -> dict[str, list[Clip]]:
+    def read_clips(self) -> dict[str, Clips]:
         """The clips of each part, as the run began with them."""
-        parts: dict[str, list[Clip]] = {name: [] for name in PARTS}
-        for line in (self.path / "data.tsv").read_text(encoding="utf-8").split("\n")[1:-1]:
-            path, samples, *start, part = line.split(
-                "\t"
-            )  # a run that began before clips had a start has no such column
-            parts[part].append(Clip(uncell(path), int(samples), *map(int, start)))
-        return parts
+        parts = {name: Table() for name in PARTS}
+        with open(self.path / "data.tsv", encoding="utf-8", newline="\n") as stream:
+            next(stream)
+            for line in stream:
+                # a run that began before clips had a start has no such column
+                path, samples, *start, part = line.rstrip("\n").split("\t")
+                parts[part].add(uncell(path), int(samples), *map(int, start))
+        return {name: table.clips() for name, table in parts.items()}
 
     def add_skipped(self, files: Iterable[tuple[str, str]]) -> int:
         """List files that could not be used, each once; the number of files listed by this process and before its
@@ -175,38 +177,38 @@ class RunFolder:
 
     def open_log(self, update: int) -> None:
         """Forget rows past ``update``: the resumed run will write them again."""
-        if not self.lead:
-            return
-        file = self.path / "log.csv"
-        if file.is_file():
-            with open(file, encoding="utf-8", newline="") as stream:
-                # cells stay as they were written; a line that a kill cut short has no last cell
-                rows = [row for row in csv.DictReader(stream) if None not in row.values() and row["update"].isdigit()]
-            self._log = [{k: v for k, v in row.items() if v} for row in rows if int(row["update"]) <= update]
-        self._write_log()
+        if self.lead:
+            self._columns = []
+            self._write_log([row for row in self._rows() if int(row["update"]) <= update])
 
     def log(self, row: Mapping[str, Any]) -> None:
+        """Add a row; the whole log is written anew only where the row has a column that none had."""
         if not self.lead:
             return
-        known = set().union(*self._log) if self._log else set()
-        self._log.append(dict(row))
-        if set(row) <= known:
-            columns = self._columns()
-            with open(self.path / "log.csv", "a", encoding="utf-8") as stream:
-                stream.write(",".join(_cell(row.get(c)) for c in columns) + "\n")
-        else:
-            self._write_log()
+        if not set(row) <= set(self._columns):
+            self._write_log([*self._rows(), row])
+            return
+        with open(self.path / "log.csv", "a", encoding="utf-8") as stream:
+            stream.write(self._line(row))
 
-    def _columns(self) -> list[str]:
-        return list(dict.fromkeys(key for row in self._log for key in row))
+    def _rows(self) -> list[Mapping[str, Any]]:
+        file = self.path / "log.csv"
+        if not file.is_file():
+            return []
+        with open(file, encoding="utf-8", newline="") as stream:
+            # cells stay as they were written; a line that a kill cut short has no last cell
+            rows = [row for row in csv.DictReader(stream) if None not in row.values() and row["update"].isdigit()]
+        return [{k: v for k, v in row.items() if v} for row in rows]
 
-    def _write_log(self) -> None:
-        columns = self._columns()
-        lines = [",".join(columns), *(",".join(_cell(row.get(c)) for c in columns) for row in self._log)]
-        if self._log:
-            _write(self.path / "log.csv", "\n".join(lines) + "\n")
+    def _write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._columns = list(dict.fromkeys([*self._columns, *(key for row in rows for key in row)]))
+        if rows:
+            _write(self.path / "log.csv", ",".join(self._columns) + "\n" + "".join(map(self._line, rows)))
         else:
             (self.path / "log.csv").unlink(missing_ok=True)
+
+    def _line(self, row: Mapping[str, Any]) -> str:
+        return ",".join(_cell(row.get(column)) for column in self._columns) + "\n"
 
     # the state
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import heapq
 import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import yaml
 
 from .. import strict
-from ..data.clips import Clip, Corpus, scan
+from ..data.clips import Clips, scan
 from ..data.clips import absolute as absolute_source
 from ..encoder import Encoder
 from ..environment import versions
@@ -46,10 +48,13 @@ class Start:
         teacher = self.recipe.teacher
         self.encoder: Encoder | None = sources.load(teacher) if teacher else None
         self.digest = checkpoint.digest(self.encoder) if self.encoder else None
+        self.clips: dict[str, Clips]
+        self.skipped: list[tuple[str, str]]
+        self.passed: list[tuple[str, str]]
         self.clips, self.skipped, self.passed = (
             find_clips(self.recipe.data) if self.new else (self.folder.read_clips(), [], [])
         )
-        hours = {part: round(Corpus(clips).seconds / 3600, 3) for part, clips in self.clips.items()}
+        hours = {part: round(clips.seconds / 3600, 3) for part, clips in self.clips.items()}
         self.counts = ", ".join(f"{len(self.clips[part])} {part} clips ({hours[part]:.2f} h)" for part in self.clips)
         shared = shareable(self.recipe)
         self.provenance = {
@@ -109,7 +114,7 @@ class Start:
         )
 
 
-def find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str, str]], list[tuple[str, str]]]:
+def find_clips(data: DataConfig) -> tuple[dict[str, Clips], list[tuple[str, str]], list[tuple[str, str]]]:
     """Scan the data, and hold clips out where there is no validation data; the files left out, and those passed over,
     too."""
     limits: dict[str, Any] = {
@@ -130,11 +135,10 @@ def find_clips(data: DataConfig) -> tuple[dict[str, list[Clip]], list[tuple[str,
             others = f" ({len(skipped)} left out, {short} of them shorter than data.min_seconds)" if skipped else ""
             raise StarError(f"data.train: {len(clips)} usable clips{others}, too few to hold {count} out; {fix}")
         # by a digest of the name: the same clips wherever the folder lies, whatever else is in it
-        ranked = sorted(
-            clips, key=lambda c: hashlib.sha256(os.fsencode(f"{Path(c.path).name} {c.samples}")).hexdigest()
-        )
-        chosen = set(ranked[:count])
-        held_out, clips = [c for c in clips if c in chosen], [c for c in clips if c not in chosen]
+        digests = (hashlib.sha256(os.fsencode(f"{os.path.basename(c.path)} {c.samples}")).digest() for c in clips)
+        held = np.zeros(len(clips), bool)
+        held[[place for _, place in heapq.nsmallest(count, zip(digests, range(len(clips))))]] = True
+        held_out, clips = clips[held], clips[~held]
     return {"train": clips, "valid": held_out}, skipped, passed
 
 
