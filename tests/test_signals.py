@@ -1,5 +1,6 @@
 """Signals, torchrun and another number of processes: a run is stopped in order, and goes on as an unbroken one."""
 
+import multiprocessing
 import os
 import shlex
 import signal
@@ -9,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_pretrain import write_recipe, write_steps
 from tiny_runs import PATIENCE, ROOT, log
 
 from star_upstream.errors import StarError
-from star_upstream.training import pretrain, recipe
+from star_upstream.training import pretrain, recipe, stop
 from star_upstream.training.config import TrainingConfig
 from star_upstream.training.pretrain_recipe import PretrainRecipe
 from star_upstream.training.run_folder import RunFolder
@@ -92,6 +94,19 @@ def test_a_signal_to_all_processes_writes_the_state_and_says_how_to_go_on(world,
     assert words[0] == "paused.py" and words[3:] == [*map(str, command(world, file)), "--out", str(run)]
     pretrain.run(recipe.load(file, [f"data.train={world / 'clips'}"], PretrainRecipe), run)
     same(run, unbroken)
+
+
+def test_data_workers_ignore_signals_and_end_with_their_batches_after_an_error_too():
+    loader = torch.utils.data.DataLoader(list(range(100)), num_workers=1, prefetch_factor=1)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ValueError, match="no good"), stop.batches(loader) as batches:
+        assert next(batches).item() == 0
+        (worker,) = set(multiprocessing.active_children()) - before
+        for number in stop.SIGNALS:
+            os.kill(worker.pid, number)
+        assert [next(batches).item() for _ in range(20)] == list(range(1, 21))
+        raise ValueError("no good")
+    assert not worker.is_alive()
 
 
 def near(run, other):

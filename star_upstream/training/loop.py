@@ -79,10 +79,7 @@ class _Loop:
 
     def run(self, state: dict[str, Any] | None) -> None:
         self.begin(state)
-        with self.progress:
-            loader = self.training.loader("train", self.stream)
-            loader.worker_init_fn = stop.ignore
-            batches = iter(loader)
+        with self.progress, stop.batches(self.training.loader("train", self.stream)) as batches:
             while not self.finished:
                 self.training.before_update(self.share)
                 for number in range(self.config.batches_each):
@@ -245,10 +242,11 @@ class _Loop:
         batches = batches[rank::world] if shared else batches
         self.model.eval()
         means = Means()
-        for batch in training.loader("valid", batches):
-            training.taken(batch)
-            loss, terms = self.model(self.fabric.to_device(batch))
-            means.add(loss, terms, training.weight(batch))
+        with stop.batches(training.loader("valid", batches)) as loaded:
+            for batch in loaded:
+                training.taken(batch)
+                loss, terms = self.model(self.fabric.to_device(batch))
+                means.add(loss, terms, training.weight(batch))
         self.model.train()
         means.share(self.fabric)
         row, score = training.judge(means.row("valid"))

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from torch.utils.data import DataLoader
 
 from ..say import say
 
@@ -59,8 +60,20 @@ def listening() -> Iterator[Request]:
             signal.signal(number, handler)
 
 
-def ignore(worker: int) -> None:
-    """A data worker's start: what is sent to all processes is for the training alone, which ends its workers itself."""
+@contextmanager
+def batches(loader: DataLoader) -> Iterator[Iterator[Any]]:
+    """The batches of a loader. Its workers take no notice of signals: what is sent to all processes is for the training
+    alone. They end with this, after an error too: Python would tell them by SIGTERM, and wait for ever."""
+    loader.worker_init_fn = _ignore
+    found = iter(loader)
+    try:
+        yield found
+    finally:
+        if end := getattr(found, "_shutdown_workers", None):
+            end()
+
+
+def _ignore(worker: int) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
