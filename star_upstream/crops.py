@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from . import audio, augment
 from .augment import AugmentConfig
-from .data.batches import BucketSampler
-from .data.clips import Clip
+from .data.batches import Batches, BucketSampler
+from .data.clip_table import Clip, samples
 from .encoder import EncoderConfig
 
 KEPT = 2 * 10**9
@@ -53,20 +53,25 @@ class CropSampler:
 
     def __init__(self, clips: Sequence[Clip], crop_seconds: float, batch_seconds: float, seed: int, **options):
         longest = int(crop_seconds * audio.RATE)
-        self.pieces = [place for place, clip in enumerate(clips) for _ in range(max(1, round(clip.samples / longest)))]
-        self.lengths = [min(clips[place].samples, longest) for place in self.pieces]
-        pieces = [Clip("", n) for n in self.lengths]
-        self.plans = BucketSampler(pieces, max(batch_seconds, crop_seconds), seed=seed, **options)
+        counts = np.maximum(1, np.rint(samples(clips) / longest)).astype(np.int64)
+        self.pieces = np.repeat(np.arange(len(clips), dtype=np.int32), counts)
+        self.lengths = np.minimum(samples(clips), longest)[self.pieces]
+        self.plans = BucketSampler(self.lengths, max(batch_seconds, crop_seconds), seed=seed, **options)
         self.rank, self.world = self.plans.rank, self.plans.world
         self.epoch = self.start = 0
 
-    def plan(self, epoch: int) -> list[list[Place]]:
+    def plan(self, epoch: int) -> Batches:
         """All batches of an epoch, of every rank, in order."""
-        plan = []
-        for number, pieces in enumerate(self.plans.plan(epoch)):
-            samples = min(self.lengths[piece] for piece in pieces)
-            plan.append([Place(epoch, number, slot, self.pieces[piece], samples) for slot, piece in enumerate(pieces)])
-        return plan
+        plan = self.plans.plan(epoch)
+
+        def make(number: int) -> list[Place]:
+            pieces = plan[number]
+            shortest = int(self.lengths[pieces].min())
+            return [
+                Place(epoch, number, slot, clip, shortest) for slot, clip in enumerate(self.pieces[pieces].tolist())
+            ]
+
+        return Batches(make, range(len(plan)))
 
     def __len__(self) -> int:
         """Batches of this rank in the epoch."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from . import audio
 from .data.batches import AudioDataset, BucketSampler, collate
-from .data.clips import Clip
+from .data.clip_table import Clip, samples
 from .encoder import Encoder, EncoderConfig
 from .errors import StarError
 from .files import replacing
@@ -92,7 +92,7 @@ def fit(clips: Sequence[Clip], features: Features, count: int, seed: int, second
     from sklearn.cluster import MiniBatchKMeans
 
     order = np.random.default_rng(seed).permutation(len(clips))
-    heard = np.cumsum([clips[i].samples for i in order]) / audio.RATE
+    heard = np.cumsum(samples(clips)[order]) / audio.RATE
     drawn = [clips[i] for i in sorted(order[: int(np.searchsorted(heard, seconds)) + 1])]
     sample = np.concatenate([x_TF for _, x_TF in sorted(features(drawn), key=lambda pair: pair[0])]).astype(np.float32)
     if len(sample) < count:

@@ -21,9 +21,9 @@ def lengths(*seconds: float) -> list[Clip]:
 
 def test_a_long_clip_counts_as_many_pieces_and_no_batch_is_padded():
     sampler = CropSampler(lengths(0.7, 1.0, 1.2, 5.0, 12.0, 16.4), 4.0, 8.0, seed=0)
-    assert [sampler.pieces.count(i) for i in range(6)] == [1, 1, 1, 1, 3, 4]
+    assert np.bincount(sampler.pieces).tolist() == [1, 1, 1, 1, 3, 4]
     epoch = sampler.plan(0)
-    assert sorted(place.clip for batch in epoch for place in batch) == sampler.pieces
+    assert sorted(place.clip for batch in epoch for place in batch) == sampler.pieces.tolist()
     for batch in epoch:
         samples = {place.samples for place in batch}
         assert len(samples) == 1 and samples.pop() == min(min(sampler_length(sampler, p.clip), 64000) for p in batch)
@@ -31,7 +31,7 @@ def test_a_long_clip_counts_as_many_pieces_and_no_batch_is_padded():
 
 
 def sampler_length(sampler: CropSampler, clip: int) -> int:
-    return sampler.lengths[sampler.pieces.index(clip)]
+    return sampler.lengths[sampler.pieces.tolist().index(clip)]
 
 
 def test_the_stream_begins_anywhere_and_is_shared_by_processes():

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .. import audio
 from ..data.batches import AudioDataset, Batch, BucketSampler, collate
-from ..data.clips import Clip
+from ..data.clip_table import Clip, samples
 from ..encoder import Encoder, EncoderOutput
 from ..encoder.frontend import valid_mask
 from ..errors import StarError
@@ -244,11 +244,11 @@ def run(
     for encoder in encoders:
         encoder.config.check_one_rate("similarity")
     shortest = max(encoder.config.receptive_field for encoder in encoders)
-    clips = [clip for clip in clips if clip.samples >= shortest]
-    if not clips:
+    places = np.flatnonzero(samples(clips) >= shortest)
+    if not len(places):
         raise StarError(f"similarity: no clip of {shortest} samples (one frame) or more")
-    order = np.random.default_rng(seed).permutation(len(clips))
-    enough = int(np.searchsorted(np.cumsum([clips[i].samples for i in order]), seconds * audio.RATE)) + 1
+    order = places[np.random.default_rng(seed).permutation(len(places))]
+    enough = int(np.searchsorted(np.cumsum(samples(clips)[order]), seconds * audio.RATE)) + 1
     chosen = sorted((clips[i] for i in order[:enough]), key=lambda clip: (clip.samples, clip.path))
     dataset = AudioDataset(chosen, shortest)
     device = next(encoders[0].parameters()).device

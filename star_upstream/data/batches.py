@@ -5,8 +5,9 @@ Shapes: B utterances, N samples (16 kHz).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from .. import audio
 from ..errors import StarError
 from ..members import Unreachable
-from .clips import Clip
+from .clip_table import Clip, samples
 
 
 class Batch(NamedTuple):
@@ -30,6 +31,9 @@ class Batch(NamedTuple):
     bad: list[tuple[str, str]]
     """Files that could not be used and the reason; a neighbour in length took the place of each."""
 
+
+BLOCK = 100_000
+"""Clips at a time that a plan makes Python's numbers of."""
 
 Item = tuple[Tensor, str, int, list[tuple[str, str]], int]
 """Waveform, path, place in the corpus, files that could not be used, and the epoch that asked for it."""
@@ -108,13 +112,37 @@ def collate(items: Sequence[Item], crop: bool = False, seed: int | None = None) 
     )
 
 
+class Batches(Sequence[list]):
+    """Batches, each made by its number when it is asked for."""
+
+    def __init__(self, make: Callable[[int], list], numbers: range):
+        self.make, self.numbers = make, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> list: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Batches: ...
+
+    def __getitem__(self, place: int | slice) -> list | Batches:
+        found = self.numbers[place]
+        return Batches(self.make, found) if isinstance(found, range) else self.make(found)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Batches) and list(self) == list(other)
+
+
 class BucketSampler(Sampler[list[int]]):
     """Batches of utterances of similar length, at most ``seconds`` of audio and ``items`` utterances each.
 
     ``batches``: ``mixed`` draws neighbours in length and the order anew each epoch; ``sorted`` has the same batches
     each epoch, from the longest utterances down, in another order; ``repeated`` has them from the shortest up, in the
     same order too. ``counted``: what ``seconds`` limits, the audio with its padding (``padded``), or the utterances'
-    own ``lengths``. ``longest``: utterances will be cut to so many samples.
+    own ``lengths``. ``longest``: utterances will be cut to so many samples. Of ``clips`` only the lengths count, which
+    may be given in their place.
 
     The batches of an epoch are a function of (clips, seed, epoch) alone, so that a run resumes where it was: set
     ``epoch`` and ``start`` (batches of this rank already done). Each of ``world`` ranks takes every world-th batch of a
@@ -124,7 +152,7 @@ class BucketSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        clips: Sequence[Clip],
+        clips: Sequence[Clip] | np.ndarray,
         seconds: float,
         items: int | None = None,
         seed: int = 0,
@@ -137,7 +165,7 @@ class BucketSampler(Sampler[list[int]]):
         together: int | None = None,
     ):
         self.together = together or world
-        self.lengths = np.array([c.samples if longest is None else min(c.samples, longest) for c in clips])
+        self.lengths = samples(clips) if longest is None else np.minimum(samples(clips), longest)
         self.batches, self.counted = batches if shuffle else "mixed", counted
         if len(clips) and self.lengths.max() > seconds * audio.RATE:
             longest = self.lengths.max() / audio.RATE
@@ -146,9 +174,9 @@ class BucketSampler(Sampler[list[int]]):
         self.budget, self.items = int(seconds * audio.RATE), items or len(clips)
         self.seed, self.shuffle, self.rank, self.world = seed, shuffle, rank, world
         self.epoch = self.start = 0
-        self._planned: dict[int, list[list[int]]] = {}
+        self._planned: dict[int, Batches] = {}
 
-    def plan(self, epoch: int) -> list[list[int]]:
+    def plan(self, epoch: int) -> Batches:
         """All batches of an epoch, of every rank, in order."""
         key = epoch if self.shuffle else 0
         if key not in self._planned:
@@ -156,25 +184,28 @@ class BucketSampler(Sampler[list[int]]):
             self._planned = {k: v for k, v in self._planned.items() if k == key - 1} | {key: self._plan(epoch)}
         return self._planned[key]
 
-    def _plan(self, epoch: int) -> list[list[int]]:
+    def _plan(self, epoch: int) -> Batches:
         random = np.random.default_rng((self.seed, epoch if self.batches != "repeated" else 0))
         # a random factor of up to 10 % mixes neighbours anew each epoch and costs little padding
         noise = random.uniform(0.95, 1.05, len(self.lengths)) if self.shuffle and self.batches == "mixed" else 1.0
-        order = np.argsort(self.lengths * noise, kind="stable")
-        batches, current, longest, total = [], list[int](), 0, 0
-        for index in order[::-1] if self.batches == "sorted" else order:
-            length = self.lengths[index]
-            longest, total = max(longest, length), total + length
-            audio_in_batch = total if self.counted == "lengths" else longest * (len(current) + 1)
-            if current and (audio_in_batch > self.budget or len(current) == self.items):
-                batches.append(current)
-                current, longest, total = [], length, length
-            current.append(int(index))
-        if current:
-            batches.append(current)
-        if self.shuffle:
-            batches = [batches[i] for i in random.permutation(len(batches))]
-        return batches[: len(batches) // self.together * self.together]
+        order = np.argsort(self.lengths * noise, kind="stable").astype(np.int32)
+        order = order[::-1] if self.batches == "sorted" else order
+        begins, longest, total, size = array("i", [0] * bool(len(order))), 0, 0, 0
+        for first in range(0, len(order), BLOCK):
+            for place, length in enumerate(self.lengths[order[first : first + BLOCK]].tolist(), first):
+                longest, total, size = max(longest, length), total + length, size + 1
+                audio_in_batch = total if self.counted == "lengths" else longest * size
+                if size > 1 and (audio_in_batch > self.budget or size > self.items):
+                    begins.append(place)
+                    longest, total, size = length, length, 1
+        bounds = np.append(np.array(begins, np.int32), len(order))
+        batches = random.permutation(len(begins)) if self.shuffle else np.arange(len(begins))
+
+        def make(number: int) -> list[int]:
+            batch = batches[number]
+            return order[bounds[batch] : bounds[batch + 1]].tolist()
+
+        return Batches(make, range(len(begins) // self.together * self.together))
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.plan(self.epoch)[self.rank :: self.world][self.start :])

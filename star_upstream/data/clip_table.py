@@ -112,8 +112,10 @@ class Table:
         return Clips(list(self.places), bytes(self.names), columns)
 
 
-def samples(clips: Sequence[Clip]) -> np.ndarray:
-    """The clips' lengths."""
+def samples(clips: Sequence[Clip] | np.ndarray) -> np.ndarray:
+    """The clips' lengths; lengths as they are."""
+    if isinstance(clips, np.ndarray):
+        return clips
     if isinstance(clips, Clips):
         return clips.samples
     return np.fromiter((clip.samples for clip in clips), np.int64, len(clips))

@@ -175,7 +175,7 @@ class Distillation(Training):
         }
         return BucketSampler(self.clips[part], data.batch_seconds, data.batch_items, self.config.seed, **options)
 
-    def validation_batches(self) -> list[list[int]]:
+    def validation_batches(self) -> Sequence[Any]:
         return self.sampler(0, 1, "valid").plan(0)
 
     def loader(self, part: str, batches: Any) -> DataLoader:

@@ -86,7 +86,7 @@ class Finetuning(Training):
             self.utterances.tasks, self.recipe.training.seed, self.recipe.training.batches_each, rank, world
         )
 
-    def validation_batches(self) -> list[Any]:
+    def validation_batches(self) -> Sequence[Any]:
         batches = []
         for number, task in enumerate(self.utterances.tasks):
             rows = task.rows("valid")

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from .. import audio, augment, units
 from ..crops import Crop, Crops, CropSampler
-from ..data.clips import Clip
+from ..data.clip_table import Clip, join
 from ..encoder import Encoder, EncoderConfig
 from ..errors import StarError
 from ..formats import checkpoint
@@ -116,7 +116,7 @@ class Pretraining(Training):
         crop = data.crop_seconds or data.max_seconds
         return CropSampler(self.clips[part], crop, data.batch_seconds, self.config.seed, **options, **where)
 
-    def validation_batches(self) -> list[Any]:
+    def validation_batches(self) -> Sequence[Any]:
         return self.sampler(0, 1, "valid").plan(0)
 
     def loader(self, part: str, batches: Any) -> DataLoader:
@@ -199,7 +199,7 @@ def _round(begun: Start, number: int, before: Encoder | None, shared: Path | Non
     recipe, folder = begun.recipe, begun.folder.inner(f"round{number}")
     round_ = recipe.rounds[number - 1]
     if folder.result() is None:
-        clips = [clip for part in begun.clips.values() for clip in part]
+        clips = join(begun.clips.values())
         own = recipe.encoder_config(before.config if before else None)
         file = shared or folder.path / "units.npz"
         if folder.lead and not file.is_file():

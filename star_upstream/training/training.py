@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Training:
         """The training batches of this process: ``plan(epoch)``, ``epoch``, ``start``, ``rank``, ``world``."""
         raise NotImplementedError
 
-    def validation_batches(self) -> list[Any]:
+    def validation_batches(self) -> Sequence[Any]:
         """All of them, of every process."""
         raise NotImplementedError
 
