@@ -32,7 +32,6 @@ from .start import Start
 from .student import initialise
 from .training import Training
 
-DAY = 86_400.0
 RESULT = (
     "round",
     "updates",
@@ -205,7 +204,7 @@ def _round(begun: Start, number: int, before: Encoder | None, shared: Path | Non
         if folder.lead and not file.is_file():
             say(f"{folder.path}: {round_.units} units of {round_.features}, of {len(clips)} clips")
             units.write(file, make_units(clips, round_, before, own, recipe.training))
-        folder.wait_for(file, DAY)
+        folder.wait_for(file)
         found = iter(units.read(file, [own.frames(clip.samples) for clip in clips]))
         parts = {name: [next(found) for _ in part] for name, part in begun.clips.items()}
         training = Pretraining(recipe, number, before, folder, begun.clips, parts, begun.provenance)

@@ -18,14 +18,17 @@ round1/ ...        of a pretraining: log, state and units (units.npz) of each ro
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import json
 import os
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import torch
@@ -41,6 +44,8 @@ from ..files import leftovers, put_back, replacing, write_json
 from ..formats import checkpoint
 
 PARTS = ("train", "valid")
+BEAT, SILENCE = 20.0, 900.0
+"""Seconds between the first process's signs of life, and without one until the others give it up."""
 STATE_VERSION = 2
 """Of ``state.pt``; rises when a state of before cannot be gone on with, or would be gone on with otherwise. 2: one
 training loop; random crops that differ by epoch too; a pruned student's channel factors (``frontend.scale``) are no
@@ -54,6 +59,8 @@ class RunFolder:
         """``lead``: whether this process writes; None asks Lightning, which knows the processes that it started."""
         self.path, self.maker = Path(path).expanduser(), maker
         self.lead = getattr(rank_zero_only, "rank", 0) == 0 if lead is None else lead
+        self.lock = self.path / ".lock"
+        """Held by the first process, and touched again and again as long as it lives."""
         self._skipped: set[str] = set()
         self._columns: list[str] = []
 
@@ -104,9 +111,10 @@ class RunFolder:
     def _lock(self) -> None:
         outputs.claim_folder(self.path, self.maker, _is_run)
         try:
-            self._lock_file = open(self.path / ".lock", "w")  # noqa: SIM115 held as long as the run
+            self._lock_file = open(self.lock, "w")  # noqa: SIM115 held as long as the run
             # a record lock goes with its process, however that ends, and is not inherited by its workers
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            threading.Thread(target=_beat, args=(weakref.ref(self._lock_file),), daemon=True).start()
         except BlockingIOError:
             raise StarError(
                 f"{self.path}: another process is training there; wait for it or choose another folder"
@@ -114,13 +122,22 @@ class RunFolder:
         except OSError as error:
             raise StarError(f"{self.path}: cannot be written ({error.strerror})") from None
 
-    def wait_for(self, file: Path, seconds: float = 3600.0) -> None:
-        """Until the first process has written ``file``."""
-        limit = time.monotonic() + seconds
+    def wait_for(self, file: Path) -> None:
+        """Until the first process has written ``file``. Raises :class:`StarError` once that one seems to be gone."""
+        sign, limit = self._sign(), time.monotonic() + SILENCE
         while not file.is_file():
+            if (latest := self._sign()) != sign:
+                sign, limit = latest, time.monotonic() + SILENCE
             if time.monotonic() > limit:
-                raise StarError(f"{file}: not written within {seconds / 60:.0f} minutes by the first process")
+                minutes = f"{SILENCE / 60:.0f} minutes"
+                raise StarError(f"{file}: is not written, and the first process gave no sign of life for {minutes}")
             time.sleep(0.2)
+
+    def _sign(self) -> int | None:
+        try:
+            return self.lock.stat().st_mtime_ns
+        except OSError:
+            return None
 
     def _repair(self) -> None:
         """Undo what a kill in the middle of a replacement leaves behind."""
@@ -215,6 +232,7 @@ class RunFolder:
     def inner(self, name: str) -> RunFolder:
         """The folder of a stage of this run."""
         folder = RunFolder(self.path / name, self.lead)
+        folder.lock = self.lock
         folder.path.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -252,6 +270,14 @@ class RunFolder:
         """What :meth:`finish` was given; None for a run that is not finished."""
         file = self.path / "done.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _beat(lock: Callable[[], IO | None]) -> None:
+    while file := lock():
+        with contextlib.suppress(OSError):
+            os.utime(file.fileno())
+        del file
+        time.sleep(BEAT)
 
 
 def _is_run(folder: Path) -> bool:
