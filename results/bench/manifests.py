@@ -8,9 +8,9 @@ one flac of 40 s; lengths are drawn from 1 to 35 s. Each step is a process of it
 - later start: the same with the headers in the cache
 - resume: data.tsv is read, two epochs of batches of 160 s are planned, and 20 batches come through two data workers
 
-MB are the peak of the process's memory until then, above what it held when the package was imported; of a worker, what
-it shares with no other. Of manifests beyond ``--opened`` rows no header is opened, each is answered with the flac's at
-once.
+Seconds are of CPU time, of all threads of the process. MB are the peak of the process's memory until then, above what
+it held when the package was imported; of a worker, what it shares with no other. Of manifests beyond ``--opened`` rows
+no header is opened, each is answered with the flac's at once.
 """
 
 from __future__ import annotations
@@ -139,9 +139,9 @@ class Measure:
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
-        begun = time.perf_counter()
+        begun = time.process_time()
         yield
-        self.say(what, time.perf_counter() - begun, _memory("VmHWM") - self.before)
+        self.say(what, time.process_time() - begun, _memory("VmHWM") - self.before)
 
 
 def measured(rows: int, folder: Path, opened: int) -> list[dict]:
