@@ -250,9 +250,13 @@ def test_progress_is_shown_before_the_first_row_of_the_log(world, tmp_path, monk
 
 
 def test_threads_and_workers_are_no_more_than_cores(world, tmp_path, monkeypatch):
-    seen, before = set(), torch.get_num_threads()
+    seen, before, loader = set(), torch.get_num_threads(), distill.Distillation.loader
     monkeypatch.setattr(
-        distill.Distillation, "taken", lambda self, batch: seen.add((torch.get_num_threads(), self.workers))
+        distill.Distillation,
+        "loader",
+        lambda self, part, batches, workers: (
+            seen.add((torch.get_num_threads(), workers)) or loader(self, part, batches, workers)
+        ),
     )
     distill.run(recipe.load(make(world, "many.yaml", updates=2, workers=50)), tmp_path / "run")
     ((threads, workers),) = seen
@@ -303,7 +307,7 @@ def test_files_that_decode_to_nothing_are_listed_and_limited(world, tmp_path):
 def test_a_folder_in_use_is_refused(world, tmp_path):
     code = (
         "import sys; from star_upstream.training.run_folder import RunFolder\n"
-        "folder = RunFolder(sys.argv[1]); folder.claim(len); print('claimed', flush=True); input()"
+        "folder = RunFolder(sys.argv[1]); folder.claim(None); print('claimed', flush=True); input()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -315,7 +319,7 @@ def test_a_folder_in_use_is_refused(world, tmp_path):
     finally:
         process.kill()
         process.communicate()
-    assert run_folder.RunFolder(tmp_path).claim(len) == "new"
+    assert run_folder.RunFolder(tmp_path).claim(None) == "new"
 
 
 # the parts

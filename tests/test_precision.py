@@ -185,7 +185,7 @@ def test_a_run_is_compared_once_and_resumes_with_the_same_modules(world, monkeyp
     training.model.eval()
     sums = [
         (float(training.model(batch)[0]) * training.seconds(batch), training.seconds(batch))
-        for batch in training.loader("valid", training.validation_batches())
+        for batch in training.loader("valid", training.validation_batches(), 0)
     ]
     written = checkpoint.describe(world / "unbroken" / "best")["provenance"]["validation_loss"]
     assert sum(loss for loss, _ in sums) / sum(seconds for _, seconds in sums) == pytest.approx(written, rel=0.03)

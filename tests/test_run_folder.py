@@ -7,7 +7,7 @@ import pytest
 from test_jobs import _soon
 
 from star_upstream.errors import StarError
-from star_upstream.training import run_folder
+from star_upstream.training import recipe, run_folder
 from star_upstream.training.run_folder import RunFolder
 
 
@@ -31,15 +31,16 @@ def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
 def test_a_checkpoint_lost_in_a_replacement_is_put_back(tmp_path):
     run_folder.outputs.claim_folder(tmp_path, "star distill")
     (tmp_path / ".best.123.old").mkdir()
-    (tmp_path / "recipe.yaml").write_text("x")
-    assert RunFolder(tmp_path).claim(lambda text: "") == "unfinished"
+    asked = recipe.load("star_mini")
+    (tmp_path / "recipe.yaml").write_text(recipe.dump(asked))
+    assert run_folder.RunFolder(tmp_path).claim(asked) == "unfinished"
     assert (tmp_path / "best").is_dir()
 
 
 def test_the_first_process_touches_its_lock_as_long_as_it_lives(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "BEAT", 0.01)
     folder = RunFolder(tmp_path / "run", lead=True)
-    assert folder.claim(lambda text: "") == "new"
+    assert folder.claim(None) == "new"
     for _ in range(2):
         os.utime(folder.lock, (1, 1))
         assert _soon(lambda: folder.lock.stat().st_mtime > 1)

@@ -125,7 +125,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     decay: Literal["matrices", "s3prl"] = "matrices"
     """What has the weight decay: kernels and matrices alone, or all but what s3prl's optimizer leaves out: biases
-    (:mod:`.decay`)."""
+    (:func:`.optimizer.parameter_groups`)."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     accumulate: int = 1
@@ -254,6 +254,11 @@ class Recipe:
         """The checkpoint, in the run's folder, that ``select`` names."""
         return "best" if self.select == "valid" else "last"
 
+    def difference(self, there: Recipe) -> str:
+        """The first value in which a run's recipe differs; the number of data workers and what is only told may
+        change."""
+        return changed(untold(there), untold(self), ("data.workers",))
+
     def student_config(self, teacher: EncoderConfig | None = None) -> EncoderConfig:
         """The student as it starts. Raises :class:`StarError` when it is a copy of the teacher and that is not
         given."""
@@ -263,6 +268,11 @@ class Recipe:
             raise StarError(f"the recipe's student is a copy of its teacher ({self.teacher}); name a checkpoint")
         changes = {name: value for name, value in vars(self.student_changes).items() if value is not None}
         return replace(teacher, **changes)
+
+
+def untold(recipe: Any) -> Any:
+    """The recipe without what is only told."""
+    return replace(recipe, about="", method="", choices={})
 
 
 def changed(there: Any, here: Any, free: tuple[str, ...] = ()) -> str:

@@ -28,7 +28,7 @@ from .config import Recipe
 from .run_folder import RunFolder
 from .start import Start, shareable
 from .student import behind_frontend, make_student
-from .training import Training
+from .training import ClipTraining, Outcome
 
 if TYPE_CHECKING:
     from ..pruning.gates import GatedEncoder
@@ -116,7 +116,7 @@ class Objective(nn.Module):
         return self.loss(target, student, losses.Masking(mask_BT, other))
 
 
-class Distillation(Training):
+class Distillation(ClipTraining):
     """The training of an :class:`Objective` on clips."""
 
     objective: type[Objective] = Objective
@@ -133,13 +133,8 @@ class Distillation(Training):
         clips: Mapping[str, Sequence[Clip]],
         provenance: dict[str, Any],
     ):
-        self.recipe, self.config, self.clips, self.folder, self.provenance = (
-            recipe,
-            recipe.training,
-            clips,
-            folder,
-            provenance,
-        )
+        self.recipe, self.config, self.clips = recipe, recipe.training, clips
+        self.folder, self.provenance = folder, provenance
         self.teacher, self.student, self.workers = teacher, student, recipe.data.workers
         loss = losses.build(recipe.loss, teacher.encoder.config, student.config)
         self.model = self.objective(student, loss, teacher, padded=recipe.data.crop == "none")
@@ -149,11 +144,7 @@ class Distillation(Training):
             raise StarError(f"data.min_seconds: {seconds} is too short for one frame ({self.min_samples} samples)")
         crop = recipe.data.crop_seconds
         self.longest = None if crop is None else round(crop * audio.RATE)
-        self.total = recipe.training.updates
-        if recipe.training.epochs is not None:
-            # batches of other epochs differ by a few in number; the run's length is counted in the first epoch's
-            per_epoch = len(self.sampler(0, self.config.processes)) / self.config.batches_each
-            self.total = max(1, round(recipe.training.epochs * per_epoch))
+        self.total = self.length()
         self._bad: set[str] = set()
 
     def prepare(self) -> None:
@@ -175,28 +166,13 @@ class Distillation(Training):
         }
         return BucketSampler(self.clips[part], data.batch_seconds, data.batch_items, self.config.seed, **options)
 
-    def validation_batches(self) -> Sequence[Any]:
-        return self.sampler(0, 1, "valid").plan(0)
-
-    def loader(self, part: str, batches: Any) -> DataLoader:
+    def loader(self, part: str, batches: Any, workers: int) -> DataLoader:
         data = self.recipe.data
-        workers = self.workers if part == "train" else min(self.workers, 1)
         seed = self.config.seed if part == "train" else None
         shortest_seed = seed if data.crop == "shortest-random" else None
-        return DataLoader(
-            AudioDataset(self.clips[part], self.min_samples, self.longest, seed),
-            batch_sampler=batches,
-            collate_fn=partial(collate, crop=data.crop != "none", seed=shortest_seed),
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def seconds(self, batch: Batch) -> float:
-        return batch.waveforms_BN.numel() / audio.RATE
-
-    def audio(self, batch: Batch) -> Tensor:
-        return batch.waveforms_BN
+        clips = AudioDataset(self.clips[part], self.min_samples, self.longest, seed)
+        cut = partial(collate, crop=data.crop != "none", seed=shortest_seed)
+        return self.reader(clips, batches, cut, workers if part == "train" else min(workers, 1))
 
     def taken(self, batch: Batch) -> None:
         """List files that could not be used. Raises :class:`StarError` where they are too many."""
@@ -221,15 +197,12 @@ class Distillation(Training):
     def identity(self) -> dict[str, Any]:
         return {"teacher": self.provenance["teacher"]["sha256"]}
 
-    def save(self, update: int, row: dict[str, Any], best: bool) -> None:
-        written = {"updates": update, "validation_loss": row["valid/loss"], "precision": self.precision}
-        provenance = {**self.provenance, **written}
-        if self.too_few_updates:
-            provenance["too_few_updates"] = self.too_few_updates
-            if not best:
-                checkpoint.amend(self.folder.path / "best", {"too_few_updates": self.too_few_updates})
+    def save(self, outcome: Outcome, row: dict[str, Any], best: bool) -> None:
+        written = {"updates": outcome.updates, "validation_loss": row["valid/loss"], **outcome.marks}
+        if outcome.too_few_updates and not best:
+            checkpoint.amend(self.folder.path / "best", {"too_few_updates": outcome.too_few_updates})
         for name in ("last", "best") if best else ("last",):
-            checkpoint.save(self.folder.path / name, self.student, provenance)
+            checkpoint.save(self.folder.path / name, self.student, {**self.provenance, **written})
 
 
 def _calibrated(

@@ -35,12 +35,13 @@ from ..heads.head import shape
 from ..heads.model import MultitaskModel
 from ..say import say
 from . import recipe as recipes
-from .finetune_recipe import FinetuneRecipe, difference
+from . import stop
+from .finetune_recipe import FinetuneRecipe
 from .finetune_scores import embed, evaluate, write_outcomes
 from .loop import fit
 from .precision import agree, autocast
 from .run_folder import RunFolder
-from .training import Training
+from .training import Outcome, Training
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 
@@ -94,10 +95,10 @@ class Finetuning(Training):
             batches += whole(self.utterances.tasks, number, rows[::step].tolist())
         return batches
 
-    def loader(self, part: str, batches: Any) -> DataLoader:
+    def loader(self, part: str, batches: Any, workers: int) -> DataLoader:
         kept = all(t.name in self.utterances.waves or t.name in self.utterances.states for t in self.utterances.tasks)
-        workers = 0 if kept else self.workers
-        return DataLoader(self.utterances, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+        how: dict[str, Any] = {"num_workers": 0 if kept else workers, "worker_init_fn": stop.ignore}
+        return DataLoader(self.utterances, batch_sampler=batches, collate_fn=collate, **how)
 
     def seconds(self, batch: TaskBatch) -> float:
         if batch.states_BTSD is None:
@@ -120,14 +121,13 @@ class Finetuning(Training):
     def identity(self) -> dict[str, Any]:
         return self.provenance["of"]
 
-    def save(self, update: int, row: dict[str, Any], best: bool) -> None:
+    def save(self, outcome: Outcome, row: dict[str, Any], best: bool) -> None:
         scores = {k.removeprefix("valid/"): round(v, 4) for k, v in row.items() if k.startswith("valid/")}
         per = 1 if self.recipe.alternate == "sum" else len(self.recipe.tasks)
-        provenance = {**self.provenance, "iterations": update // per, "validation": scores, "precision": self.precision}
-        if self.too_few_updates:
-            provenance["too_few_updates"] = self.too_few_updates
-            if not best:
-                checkpoint.amend(self.folder.path / BEST, {"too_few_updates": self.too_few_updates})
+        written = {"iterations": outcome.updates // per, "validation": scores, **outcome.marks}
+        provenance = {**self.provenance, **written}
+        if outcome.too_few_updates and not best:
+            checkpoint.amend(self.folder.path / BEST, {"too_few_updates": outcome.too_few_updates})
         for name in (LAST, BEST) if best else (LAST,):
             save_model(self.folder.path / name, self.model.model, provenance)
 
@@ -141,7 +141,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
     """
     recipe = _absolute(recipe)
     folder = RunFolder(out, maker="star finetune")
-    found = folder.claim(lambda text: difference(text, recipe))
+    found = folder.claim(recipe)
     if found == "finished":
         say(f"{folder.path}: finished before; remove it to run it again")
         return folder.result() or {}
@@ -170,10 +170,10 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
         )
         size = _size(encoder) / 1e6
         say(f"{folder.path}: {at}; {recipe.setting}; encoder of {size:.2f} M parameters; {counts}")
-    fit(training, folder, state)
+    outcome = fit(training, folder, state)
     if not folder.lead:
         return {}
-    result = _evaluate(recipe, encoder, utterances, folder, provenance, training.precision)
+    result = _evaluate(recipe, encoder, utterances, folder, provenance, outcome.precision)
     folder.finish(result)
     features.clear(folder.path / ".cache")
     return result

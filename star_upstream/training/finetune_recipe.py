@@ -11,9 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import yaml
-
-from .. import strict
 from ..data.task_config import TaskConfig
 from ..errors import StarError
 from .config import FOLDER, TrainingConfig, changed
@@ -95,11 +92,9 @@ class FinetuneRecipe:
             return "single task, frozen" if self.frozen else "single task"
         return "multi-task, frozen" if self.frozen else "multi-task, fine-tuned"
 
-
-def difference(text: str, recipe: FinetuneRecipe) -> str:
-    """The first value in which a run's recipe, as yaml, differs; where data is cached and who decodes it may change."""
-    there = strict.build(FinetuneRecipe, yaml.safe_load(text))
-    found = changed(there, recipe, ("data.workers", "data.cache"))
-    if not found and list(there.tasks) != list(recipe.tasks):
-        return f"tasks take turns as {', '.join(there.tasks)} there and as {', '.join(recipe.tasks)} here"
-    return found
+    def difference(self, there: FinetuneRecipe) -> str:
+        """The first value in which a run's recipe differs; where data is cached and who decodes it may change."""
+        found = changed(there, self, ("data.workers", "data.cache"))
+        if not found and list(there.tasks) != list(self.tasks):
+            return f"tasks take turns as {', '.join(there.tasks)} there and as {', '.join(self.tasks)} here"
+        return found

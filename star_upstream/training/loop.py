@@ -25,46 +25,42 @@ from .fabric import compiled, launched, shard
 from .means import Means
 from .optimizer import adamw, rate, too_few
 from .precision import RunPrecision
-from .progress import Progress
+from .progress import Progress, line
 from .run_folder import RunFolder
 from .trackers import Trackers
-from .training import Training
+from .training import Outcome, Training
 
 clock = time.monotonic
 """What a run's seconds are counted by."""
 
 
-def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = None) -> int:
+def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = None) -> Outcome:
     """Run ``training`` to its end, from the start or from ``state``, on the devices that its configuration asks for;
-    its updates."""
+    how it ended."""
+    config = training.config
     if state is not None and state["finished"]:
         training.model.load_state_dict(state["model"])
-        training.too_few_updates = too_few(training.config, state["update"])
-        training.precision = state.get("chosen_precision") or training.config.precision
-        return state["update"]
-    loop, config = _Loop(training, folder), training.config
+        precision = state.get("chosen_precision") or config.precision
+        return Outcome(state["update"], precision, too_few(config, state["update"]))
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     try:
-        with (
-            cores.divided(training.workers, config.devices, gpu) as training.workers,
-            stop.listening() as loop.request,
-        ):
-            loop.run(state)
+        with cores.divided(training.workers, config.devices, gpu) as workers, stop.listening() as request:
+            outcome = _Loop(training, folder, workers, request).run(state)
     except StarError as error:
         # an error from a data worker arrives with that process's traceback in its text
         raise StarError(
             str(error).strip().splitlines()[-1].removeprefix(f"{StarError.__module__}.StarError: ")
         ) from None
-    if folder.lead and training.too_few_updates:
+    if folder.lead and outcome.too_few_updates:
         fix = "give it more minutes, smaller batches or a faster machine"
-        say(f"{folder.path}: {training.label}{training.too_few_updates}; {fix}")
-    return loop.update
+        say(f"{folder.path}: {training.label}{outcome.too_few_updates}; {fix}")
+    return outcome
 
 
 class _Loop:
-    def __init__(self, training: Training, folder: RunFolder):
+    def __init__(self, training: Training, folder: RunFolder, workers: int, request: stop.Request):
         self.training, self.config, self.folder = training, training.config, folder
-        self.request = stop.Request()
+        self.workers, self.request = workers, request
         self.update, self.elapsed = 0, 0.0
         self.best: float | None = None
         self.heard = self.heard_before = 0.0
@@ -77,9 +73,9 @@ class _Loop:
         self.audio_crc = 0
         """Of all training batches so far, each with the one before it: equal where all audio was, and its order."""
 
-    def run(self, state: dict[str, Any] | None) -> None:
+    def run(self, state: dict[str, Any] | None) -> Outcome:
         self.begin(state)
-        with self.progress, stop.batches(self.training.loader("train", self.stream)) as batches:
+        with self.progress, stop.batches(self.training.loader("train", self.stream, self.workers)) as batches:
             while not self.finished:
                 self.training.before_update(self.share)
                 for number in range(self.config.batches_each):
@@ -97,6 +93,7 @@ class _Loop:
                     self.trackers.close()
                 if stops:
                     self.request.end(self.folder, self.update)
+        return self.outcome
 
     # begin
 
@@ -124,7 +121,7 @@ class _Loop:
         self.folder.open_log(self.update)
         self.trackers = Trackers(config.trackers, self.folder)
         self.clock = self.since = clock()
-        self.progress = Progress(self, shown=self.fabric.is_global_zero)
+        self.progress = Progress(training.label, shown=self.fabric.is_global_zero)
 
     def resume(self, state: dict[str, Any]) -> None:
         training = self.training
@@ -151,6 +148,10 @@ class _Loop:
         if self.training.total is None:
             return self.elapsed >= self.budget
         return self.update >= self.training.total
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(self.update, self.precision.chosen, too_few(self.config, self.update) if self.finished else "")
 
     # a batch and an update
 
@@ -196,7 +197,7 @@ class _Loop:
         self.optimizer.zero_grad()
         self.update += 1
         self.tick()
-        self.progress.advance()
+        self.progress.advance(self.share, self.line)
 
     def tick(self) -> None:
         now = clock()
@@ -209,6 +210,12 @@ class _Loop:
     def speed(self) -> float:
         """Seconds of audio a second since the last line of the log."""
         return (self.heard - self.heard_before) / max(clock() - self.since, 1e-9)
+
+    @property
+    def line(self) -> str:
+        """How far the run is, in words."""
+        speed = self.row.get("audio_seconds_per_second") or self.speed
+        return line(self.training.label, self.update, self.row, speed, self.training.note(self.row))
 
     # the log
 
@@ -234,7 +241,7 @@ class _Loop:
     @torch.no_grad()
     def validate(self) -> None:
         rank, world, training = self.fabric.global_rank, self.fabric.world_size, self.training
-        self.progress.validating()
+        self.progress.validating(self.line)
         batches = training.validation_batches()
         # with too few to share, or a teacher that all have to run equally often, every process takes all of them: the
         # mean is the same
@@ -242,7 +249,7 @@ class _Loop:
         batches = batches[rank::world] if shared else batches
         self.model.eval()
         means = Means()
-        with stop.batches(training.loader("valid", batches)) as loaded:
+        with stop.batches(training.loader("valid", batches, self.workers)) as loaded:
             for batch in loaded:
                 training.taken(batch)
                 loss, terms = self.model(self.fabric.to_device(batch))
@@ -257,11 +264,9 @@ class _Loop:
         self.best = score if better else self.best
         self.tick()
         self.write(row)
-        training.too_few_updates = too_few(self.config, self.update) if self.finished else ""
-        training.precision = self.precision.chosen
         if self.fabric.is_global_zero:
-            training.save(self.update, self.row, better)
-        self.progress.validated()
+            training.save(self.outcome, self.row, better)
+        self.progress.validated(self.share, self.line)
         self.since = clock()
 
     def save_state(self) -> None:

@@ -30,7 +30,7 @@ from .pretrain_recipe import PretrainRecipe, Round
 from .run_folder import RunFolder
 from .start import Start
 from .student import initialise
-from .training import Training
+from .training import ClipTraining, Outcome
 
 RESULT = (
     "round",
@@ -69,7 +69,7 @@ class Objective(MaskedUnits):
         return super().forward(batch.waveforms_BN, batch.units_BT, batch.mask_BT)
 
 
-class Pretraining(Training):
+class Pretraining(ClipTraining):
     """One round."""
 
     model: Objective
@@ -101,10 +101,7 @@ class Pretraining(Training):
             part: Crops(clips[part], found[part], encoder.config, config, self.config.seed)
             for part, config in (("train", recipe.augment), ("valid", augment.NONE))
         }
-        self.total = self.config.updates
-        if self.config.epochs is not None:
-            per_epoch = len(self.sampler(0, self.config.processes)) / self.config.batches_each
-            self.total = max(1, round(self.config.epochs * per_epoch))
+        self.total = self.length()
 
     def sampler(self, rank: int, world: int, part: str = "train") -> CropSampler:
         data = self.recipe.data
@@ -115,35 +112,17 @@ class Pretraining(Training):
         crop = data.crop_seconds or data.max_seconds
         return CropSampler(self.clips[part], crop, data.batch_seconds, self.config.seed, **options, **where)
 
-    def validation_batches(self) -> Sequence[Any]:
-        return self.sampler(0, 1, "valid").plan(0)
-
-    def loader(self, part: str, batches: Any) -> DataLoader:
-        workers = self.workers if part == "train" else 0
-        return DataLoader(
-            self.crops[part],
-            batch_sampler=batches,
-            collate_fn=partial(collate, mask=self.recipe.mask, seed=self.config.seed),
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def seconds(self, batch: UnitBatch) -> float:
-        return batch.waveforms_BN.numel() / audio.RATE
-
-    def audio(self, batch: UnitBatch) -> Tensor:
-        return batch.waveforms_BN
+    def loader(self, part: str, batches: Any, workers: int) -> DataLoader:
+        masked = partial(collate, mask=self.recipe.mask, seed=self.config.seed)
+        return self.reader(self.crops[part], batches, masked, workers if part == "train" else 0)
 
     def identity(self) -> dict[str, Any]:
         teacher = self.provenance["teacher"]["sha256"] if "teacher" in self.provenance else None
         return {"teacher": teacher, "units": self.digest}
 
-    def save(self, update: int, row: dict[str, Any], best: bool) -> None:
-        written = {"updates": update, "audio_hours": row["audio_hours"], "precision": self.precision}
+    def save(self, outcome: Outcome, row: dict[str, Any], best: bool) -> None:
+        written = {"updates": outcome.updates, "audio_hours": row["audio_hours"], **outcome.marks}
         written |= {f"validation_{term}": row[f"valid/{term}"] for term in ("loss", "masked", "accuracy")}
-        if self.too_few_updates:
-            written["too_few_updates"] = self.too_few_updates
         self.encoder.mask_vector = self.model.mask_embedding.detach().clone()
         checkpoint.save(self.folder.path / "encoder", self.encoder, {**self.provenance, **written})
         self.encoder.mask_vector = None  # the classifier's is the one that learns

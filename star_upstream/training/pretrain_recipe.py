@@ -11,7 +11,7 @@ from ..augment import AugmentConfig
 from ..encoder import EncoderConfig
 from ..errors import StarError
 from ..losses.units import MaskConfig
-from .config import FOLDER, DataConfig, Initialisation, TrainingConfig
+from .config import FOLDER, DataConfig, Initialisation, TrainingConfig, changed, untold
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,10 @@ class PretrainRecipe:
 
         if self.training.initialise_from_student.source:
             raise StarError("training.initialise_from_student: only for a distillation; name a teacher of this shape")
+
+    def difference(self, there: PretrainRecipe) -> str:
+        """As :meth:`.config.Recipe.difference`."""
+        return changed(untold(there), untold(self), ("data.workers",))
 
     def encoder_config(self, teacher: EncoderConfig | None = None) -> EncoderConfig:
         """The encoder as it is trained. Raises :class:`StarError` when it is the teacher's and that is not given."""

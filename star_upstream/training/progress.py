@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ..say import say
@@ -12,11 +13,10 @@ COLUMNS = {"train/loss": "loss {:.4g}", "valid/loss": "valid {:.4g}", "learning_
 
 
 class Progress:
-    """``loop`` is asked for ``share``, ``update``, ``row``, ``speed`` and ``training``; nothing is shown unless
-    ``shown``."""
+    """Nothing is shown unless ``shown``."""
 
-    def __init__(self, loop: Any, shown: bool, every_seconds: float = 15.0):
-        self.loop, self.shown, self.every = loop, shown, every_seconds
+    def __init__(self, label: str, shown: bool, every_seconds: float = 15.0):
+        self.label, self.shown, self.every = label, shown, every_seconds
         self.bar: Any = None
         self.printed: float | None = None
 
@@ -35,7 +35,7 @@ class Progress:
                 TextColumn("{task.description}"),
             )
             self.bar = Bar(*columns, console=Console(stderr=True), transient=False)
-            self.task = self.bar.add_task(f"{self.loop.training.label}waiting for the first update", total=1.0)
+            self.task = self.bar.add_task(f"{self.label}waiting for the first update", total=1.0)
             self.bar.start()
         return self
 
@@ -43,33 +43,32 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def advance(self) -> None:
-        """After an update."""
+    def advance(self, share: float, line: str) -> None:
+        """After an update: how much of the run has passed, and the :func:`line` that says so."""
         if self.bar is not None:
-            self.bar.update(self.task, completed=min(1.0, self.loop.share), description=self._line())
+            self.bar.update(self.task, completed=min(1.0, share), description=line)
         elif self.printed is None or time.monotonic() - self.printed > self.every:
             # the first line comes at once, so that a file shows, too, that the run is alive and how fast
-            self._print()
+            self._print(share, line)
 
-    def validating(self) -> None:
+    def validating(self, line: str) -> None:
         """Before a validation."""
         if self.bar is not None:
-            self.bar.update(self.task, description=f"{self._line()}  validating")
+            self.bar.update(self.task, description=f"{line}  validating")
 
-    def validated(self) -> None:
+    def validated(self, share: float, line: str) -> None:
         """After a validation."""
         if self.bar is None:
-            self._print()
+            self._print(share, line)
 
-    def _print(self) -> None:
+    def _print(self, share: float, line: str) -> None:
         if self.shown:
             self.printed = time.monotonic()
-            say(f"{min(1.0, self.loop.share):4.0%}  {self._line()}")
+            say(f"{min(1.0, share):4.0%}  {line}")
 
-    def _line(self) -> str:
-        row, training = self.loop.row, self.loop.training
-        parts = [text.format(row[name]) for name, text in COLUMNS.items() if name in row]
-        speed = row.get("audio_seconds_per_second") or self.loop.speed
-        words = [f"{training.label}update {self.loop.update}", *parts, training.note(row)]
-        words.append(f"{speed:.3g} s of audio a second" if speed else "")
-        return "  ".join(word for word in words if word)
+
+def line(label: str, update: int, row: Mapping[str, Any], speed: float, note: str) -> str:
+    """How far a run is; ``row``: the latest value of every column of its log."""
+    parts = [text.format(row[name]) for name, text in COLUMNS.items() if name in row]
+    words = [f"{label}update {update}", *parts, note, f"{speed:.3g} s of audio a second" if speed else ""]
+    return "  ".join(word for word in words if word)

@@ -36,6 +36,7 @@ from .distill import Distillation, Objective, Run
 from .optimizer import parameter_groups
 from .run_folder import RunFolder, draw_losses
 from .student import make_student
+from .training import Outcome
 
 FOLDER = "stage1"
 
@@ -53,8 +54,8 @@ def run(recipe: Recipe, out: str | Path) -> Path:
             begun.complete, gated, begun.teacher, begun.folder, begun.clips, begun.provenance
         )
         begun.write()
-        updates = begun.train(first_stage, begun.folder.inner(FOLDER), gated.encoder, "stage 1")
-        write_cut(first_stage, RunFolder(first, begun.folder.lead), updates)
+        ended = begun.train(first_stage, begun.folder.inner(FOLDER), gated.encoder, "stage 1")
+        write_cut(first_stage, RunFolder(first, begun.folder.lead), ended)
 
     pruned = checkpoint.describe(first / "cut")["provenance"]
     if pruned["teacher"]["sha256"] != begun.digest:
@@ -64,10 +65,10 @@ def run(recipe: Recipe, out: str | Path) -> Path:
     training = Distillation(second(begun.complete), student, begun.teacher, begun.folder, begun.clips, provenance)
     training.label = "stage 2  "
     if begun.recipe.pruning.second_data == "onward":
-        ended = RunFolder(first, begun.folder.lead).load_state()
-        if ended is None:
+        state = RunFolder(first, begun.folder.lead).load_state()
+        if state is None:
             raise StarError(f"{first / 'state.pt'}: needed to go on where stage 1 ended (pruning.second_data)")
-        training.begins_at = (*ended["position"], ended["audio"][1])
+        training.begins_at = (*state["position"], state["audio"][1])
     # the loss's own parameters go on as they are, as in DPHuBERT's code (commit c18093f, final_distill.py)
     training.model.loss.load_state_dict(torch.load(first / "loss.pt", map_location="cpu", weights_only=True))
     begun.train(training, begun.folder, student, "stage 2")
@@ -152,11 +153,11 @@ class GatedDistillation(Distillation):
         sparsity = f"sparsity {row['pruning/sparsity']:.3f} of {row['pruning/target']:.3f}"
         return f"{sparsity}, {millions:.2f} M parameters expected"
 
-    def save(self, update: int, row: dict[str, Any], best: bool) -> None:
+    def save(self, outcome: Outcome, row: dict[str, Any], best: bool) -> None:
         """Nothing: the state holds the student, and no model before the last one is small enough."""
 
 
-def write_cut(training: GatedDistillation, folder: RunFolder, updates: int) -> None:
+def write_cut(training: GatedDistillation, folder: RunFolder, ended: Outcome) -> None:
     """Settle the trained gates, cut, and write both models: ``gated/``, ``loss.pt`` and, last, ``cut/``."""
     if not folder.lead:
         folder.wait_for(folder.path / "cut" / checkpoint.CONFIG)
@@ -165,10 +166,10 @@ def write_cut(training: GatedDistillation, folder: RunFolder, updates: int) -> N
     draw_losses(folder.path)
     expected = training.size.sparsity(model.expected()).item()
     smaller, outcome = settle_and_cut(model, pruning.target, pruning.measure, pruning.seconds)
-    outcome.update(expected_sparsity=round(expected, 6), stage1_updates=updates)
-    if training.too_few_updates:
-        outcome["too_few_updates"] = f"stage 1: {training.too_few_updates}"
-    provenance = {**training.provenance, "updates": updates, "pruning": outcome}
+    outcome.update(expected_sparsity=round(expected, 6), stage1_updates=ended.updates)
+    if ended.too_few_updates:
+        outcome["too_few_updates"] = f"stage 1: {ended.too_few_updates}"
+    provenance = {**training.provenance, "updates": ended.updates, "pruning": outcome}
     if abs(expected - pruning.target) > 0.05:
         say(
             f"{folder.path}: the gates ended at an expected sparsity of {expected:.3f}, far from {pruning.target}; the "

@@ -35,7 +35,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from .. import outputs
+from .. import outputs, strict
 from ..data.audio_lists import cell, uncell
 from ..data.clip_table import Clip, Clips, Table
 from ..environment import environment
@@ -66,10 +66,9 @@ class RunFolder:
 
     # the start of a run
 
-    def claim(self, differences: Callable[[str], str]) -> str:
-        """Take the folder for a run: ``"new"``, ``"unfinished"`` or ``"finished"``. Nothing but a lock is written.
-
-        ``differences(text)``: how the recipe written there differs from the one asked for, or an empty string.
+    def claim(self, recipe: Any) -> str:
+        """Take the folder for a run of ``recipe``: ``"new"``, ``"unfinished"`` or ``"finished"``. Nothing but a lock is
+        written.
 
         Raises :class:`StarError` when the folder holds something else, or another process trains in it.
         """
@@ -88,10 +87,10 @@ class RunFolder:
                 )
             return "new"
         try:
-            difference = differences(file.read_text(encoding="utf-8"))
+            there = strict.build(type(recipe), yaml.safe_load(file.read_text(encoding="utf-8")))
         except (StarError, yaml.YAMLError) as error:
             raise StarError(f"{file}: is no recipe of {self.maker} ({error}); choose another folder") from None
-        if difference:
+        if difference := recipe.difference(there):
             raise StarError(f"{self.path}: holds a run of another recipe ({difference}); choose another folder")
         if self.lead:
             self._repair()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 
 from .. import strict
 from ..data.clips import Clips, scan
@@ -21,10 +20,10 @@ from ..errors import StarError
 from ..formats import checkpoint, sources
 from ..say import say
 from . import recipe as recipes
-from .config import DataConfig, changed
+from .config import DataConfig
 from .loop import fit
 from .run_folder import RunFolder
-from .training import Training
+from .training import Outcome, Training
 
 R = TypeVar("R", bound=Any)
 
@@ -41,7 +40,7 @@ class Start:
         self.folder = RunFolder(out, maker=maker)
         if not recipe.data.train:
             raise StarError("data.train: name a folder or manifest, e.g. data.train=/data/LibriSpeech")
-        self.found = self.folder.claim(lambda text: difference(text, self.recipe))
+        self.found = self.folder.claim(self.recipe)
         if self.finished:
             say(f"{self.folder.path}: finished before; remove it to run it again")
             return
@@ -82,8 +81,9 @@ class Start:
             where = self.folder.path / "skipped.tsv"
             say(f"{len(self.skipped)} files left out, see {where}; the first: {': '.join(self.skipped[0])}")
 
-    def train(self, training: Training, folder: RunFolder, model: Encoder, part: str = "") -> int:
-        """Begin or go on with a training whose state is in ``folder``; its updates. ``part``: what of the run it is."""
+    def train(self, training: Training, folder: RunFolder, model: Encoder, part: str = "") -> Outcome:
+        """Begin or go on with a training whose state is in ``folder``; how it ended. ``part``: what of the run it
+        is."""
         state = folder.load_state()
         if state is not None and state["identity"] != training.identity():
             raise self.other(training, state["identity"])
@@ -163,10 +163,3 @@ def shareable(recipe: Any) -> dict[str, Any]:
         if place[key] and Path(place[key]).is_absolute():
             place[key] = "/".join(Path(place[key]).parts[-2:])
     return values
-
-
-def difference(text: str, recipe: Any) -> str:
-    """The first value in which a run's recipe differs; the number of data workers and what is only told may change."""
-    there = strict.build(type(recipe), yaml.safe_load(text))
-    there, here = (dataclasses.replace(one, about="", method="", choices={}) for one in (there, recipe))
-    return changed(there, here, ("data.workers",))

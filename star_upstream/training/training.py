@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from ..audio import RATE
+from . import stop
 from .config import TrainingConfig
 from .optimizer import parameter_groups
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training has come to."""
+
+    updates: int
+    precision: Any
+    """What it computes in: the configuration may leave the choice to the machine."""
+    too_few_updates: str = ""
+    """At the end of a run whose budget of time bought too few updates to learn: that it did."""
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What of it a model's provenance has."""
+        few = {"too_few_updates": self.too_few_updates} if self.too_few_updates else {}
+        return {"precision": self.precision, **few}
 
 
 class Training:
@@ -24,14 +45,9 @@ class Training:
     label = ""
     """In front of every line of progress."""
     workers = 0
-    """Data workers of ``loader``: as many as are asked for; :func:`.loop.fit` makes it as many as there are cores
-    for."""
+    """Data workers that are asked for."""
     begins_at: tuple[int, int, int] = (0, 0, 0)
     """Where a run without a state begins: epoch, batches of it that are done, and their ``audio_crc32``."""
-    precision: Any = None
-    """What the run computes in, from its first validation on; the configuration may leave the choice to the machine."""
-    too_few_updates = ""
-    """At the end of a run whose budget of time bought too few updates to learn: that it did."""
 
     def prepare(self) -> None:
         """Measure what a run without a state has to know before its first update."""
@@ -53,8 +69,8 @@ class Training:
         """All of them, of every process."""
         raise NotImplementedError
 
-    def loader(self, part: str, batches: Any) -> DataLoader:
-        """Reads the ``batches`` of ``train`` or ``valid``."""
+    def loader(self, part: str, batches: Any, workers: int) -> DataLoader:
+        """Reads the ``batches`` of ``train`` or ``valid``, in so many processes at most."""
         raise NotImplementedError
 
     def seconds(self, batch: Any) -> float:
@@ -91,5 +107,36 @@ class Training:
         """Digests of what a resumed run must find as it was, kept with the state."""
         return {}
 
-    def save(self, update: int, row: dict[str, Any], best: bool) -> None:
+    def save(self, outcome: Outcome, row: dict[str, Any], best: bool) -> None:
         """Write the model as ``last``, and as ``best`` when the validation in ``row`` was the best so far."""
+
+
+class ClipTraining(Training):
+    """A training on clips of audio, whose batches have ``waveforms_BN``."""
+
+    def length(self) -> int | None:
+        """Updates of the whole run; None where the clock decides."""
+        if self.config.epochs is None:
+            return self.config.updates
+        # batches of other epochs differ by a few in number; the run's length is counted in the first epoch's
+        per_epoch = len(self.sampler(0, self.config.processes)) / self.config.batches_each
+        return max(1, round(self.config.epochs * per_epoch))
+
+    def sampler(self, rank: int, world: int, part: str = "train") -> Any:
+        raise NotImplementedError
+
+    def validation_batches(self) -> Sequence[Any]:
+        return self.sampler(0, 1, "valid").plan(0)
+
+    @staticmethod
+    def reader(clips: Dataset, batches: Any, collate: Callable[[Any], Any], workers: int) -> DataLoader:
+        return DataLoader(
+            clips, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=stop.ignore,
+            prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+
+    def seconds(self, batch: Any) -> float:
+        return batch.waveforms_BN.numel() / RATE
+
+    def audio(self, batch: Any) -> Tensor:
+        return batch.waveforms_BN
