@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import audio
+from . import audio, strict
 from .errors import StarError
 
 
@@ -33,9 +33,7 @@ class AugmentConfig:
     def __post_init__(self):
         if not self.speeds or not all(0.5 <= speed <= 2.0 for speed in self.speeds):
             raise StarError(f"speeds: expected numbers from 0.5 to 2 (1 changes nothing), got {list(self.speeds)}")
-        for name in ("overlap", "noise"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise StarError(f"{name}: a probability is from 0 to 1, got {getattr(self, name)}")
+        strict.within(self, "[0, 1]", "overlap", "noise")
         for name in ("overlap_decibels", "noise_decibels"):
             low, high = getattr(self, name)
             if low > high:

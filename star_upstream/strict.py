@@ -8,6 +8,7 @@ Every configuration of the package (encoder, recipe, task) is read through :func
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import types
@@ -98,6 +99,30 @@ def plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [plain(v) for v in value]
     return value
+
+
+def within(config: Any, limits: str, *names: str) -> None:
+    """Raises :class:`StarError` for a field of ``names`` that lies outside of ``limits``, an interval such as
+    ``[0, 1)`` or ``(0, inf)``; of a list, each entry counts, and None is no value."""
+    low, high = (float(part) for part in limits[1:-1].split(","))
+    least = f"above {low:g}" if limits[0] == "(" else f"at least {low:g}" if high < math.inf else f"{low:g} or more"
+    most = "" if high == math.inf else f" and below {high:g}" if limits[-1] == ")" else f" and at most {high:g}"
+    for name in names:
+        value = getattr(config, name)
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            above = one > low if limits[0] == "(" else one >= low
+            if not (above and (one < high if limits[-1] == ")" else one <= high)):
+                shown = list(value) if isinstance(value, tuple) else value
+                raise StarError(f"{name}: must be {least}{most}, got {shown}")
+
+
+def lengths(config: Any) -> dict[str, float]:
+    """The one of ``epochs``, ``updates`` and ``minutes`` that is set. Raises :class:`StarError` for none or several."""
+    found = {n: getattr(config, n) for n in ("epochs", "updates", "minutes") if getattr(config, n) is not None}
+    if len(found) != 1:
+        raise StarError(f"epochs, updates, minutes: set exactly one and the others to null, got {found or 'none'}")
+    within(config, "(0, inf)", *found)
+    return found
 
 
 def _at(where: str, key: Any) -> str:

@@ -83,7 +83,7 @@ def test_silence_and_single_samples_stay_finite():
     [
         ({"speeds": ()}, "speeds: expected numbers from 0.5 to 2"),
         ({"speeds": (1.0, 3.0)}, "speeds: expected numbers from 0.5 to 2"),
-        ({"noise": 1.5}, "noise: a probability is from 0 to 1, got 1.5"),
+        ({"noise": 1.5}, "noise: must be at least 0 and at most 1, got 1.5"),
         ({"overlap_decibels": (5.0, 1.0)}, "overlap_decibels: expected the lower number first"),
     ],
 )

@@ -353,7 +353,7 @@ def test_teacher_is_neither_trained_nor_saved(world, tmp_path):
         == {f"student.{name}" for name, _ in training.student.named_parameters()}
         == set(training.model.state_dict())
     )
-    assert loop.fit(training, folder) == 2
+    assert loop.fit(training, folder).updates == 2
     assert not teacher.training and checkpoint.digest(teacher) == before
 
 

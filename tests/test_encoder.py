@@ -298,7 +298,7 @@ def test_the_gradient_of_the_convolutions_alone_is_scaled():
     assert torch.equal(
         gradients(0.1, False)["frontend.convs.0.weight"], gradients(1.0, False)["frontend.convs.0.weight"]
     )
-    with pytest.raises(StarError, match="feature_gradient: must be 0 to 1"):
+    with pytest.raises(StarError, match="feature_gradient: must be at least 0 and at most 1"):
         config(feature_gradient=1.5)
 
 

@@ -271,7 +271,7 @@ def test_a_student_learns_through_the_table():
         ({"teacher_layers": [1, 2], "student_layers": [1]}, r"loss.hint.student_layers: expected 2 layers.* got \[1\]"),
         ({"teacher_layers": [1, 1]}, r"named twice in \[\[1, 1\], \[1, 1\]\]"),
         ({"l1": 0, "cosine": 0}, "at least one weight must be above 0"),
-        ({"l1": -1}, "weights must be 0 or more"),
+        ({"l1": -1}, "l1: must be 0 or more, got -1"),
         ({"maps": "split"}, r"loss.hint.maps: expected 'zero_apart' or 'shared'"),
         ({"teacher_layer": [1]}, "did you mean 'teacher_layers'"),
     ],

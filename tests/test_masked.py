@@ -260,7 +260,7 @@ def test_masks_of_a_batch():
         ({"layers": 1}, {}, "masked: teacher and student must have one depth, they have 2 and 1 layers"),
         ({"conv_layers": ((8, 10, 5), (16, 8, 4))}, {}, "masked: teacher and student must have one frame rate"),
         ({}, {"weights": [1, 2, 3]}, r"masked.weights: expected 2 weights .* got \[1.0, 2.0, 3.0\]"),
-        ({}, {"probability": 0}, "loss.masked.probability: above 0"),
+        ({}, {"probability": 0}, "loss.masked.probability: must be above 0"),
         ({}, {"teacher_vector": "student"}, "masked.teacher_vector: 'student' needs models of one width"),
         ({}, {"probabilty": 0.4}, "did you mean 'probability'"),
     ],

@@ -138,9 +138,9 @@ def test_units_are_found_on_audio_once_and_go_with_the_state(tmp_path):
     [
         ({"layer": None}, "units.layer: name one of the teacher's, 0 to 2, got None"),
         ({"layer": 3}, "0 to 2, got 3"),
-        ({"number": 1}, "number is 2 or more"),
-        ({"seconds": 0.0}, "seconds above 0"),
-        ({"span": 0}, "span 1 frame or more"),
+        ({"number": 1}, "number: must be 2 or more, got 1"),
+        ({"seconds": 0.0}, "seconds: must be above 0"),
+        ({"span": 0}, "span: must be 1 or more"),
     ],
 )
 def test_wrong_options_are_named(options, message):

@@ -117,3 +117,27 @@ def test_a_list_that_may_be_left_out_names_its_wrong_entry():
         strict.build(Pairs, {"pairs": [[1, 2], [3]]})
     with pytest.raises(StarError, match="pairs: expected a list of .int, int. or null, got 3"):
         strict.build(Pairs, {"pairs": 3})
+
+
+@dataclass(frozen=True)
+class Limited:
+    share: float | None = 0.5
+    betas: tuple[float, ...] = (0.9, 0.98)
+
+
+@pytest.mark.parametrize(
+    ("values", "limits", "message"),
+    [
+        ({"share": 1.0}, "[0, 1)", "share: must be at least 0 and below 1, got 1.0"),
+        ({"share": 0.0}, "(0, 1]", "share: must be above 0 and at most 1, got 0.0"),
+        ({"share": 0.0}, "(0, inf)", "share: must be above 0, got 0.0"),
+        ({"share": 0.9}, "[1, inf)", "share: must be 1 or more, got 0.9"),
+        ({"share": float("nan")}, "[0, inf)", "share: must be 0 or more, got nan"),
+        ({"share": None, "betas": (0.9, 1.0)}, "[0, 1)", r"betas: must be at least 0 and below 1, got \[0.9, 1.0\]"),
+    ],
+)
+def test_what_lies_outside_of_limits_is_named(values, limits, message):
+    with pytest.raises(StarError, match=message):
+        strict.within(Limited(**values), limits, "share", "betas")
+    strict.within(Limited(), "[0.5, 0.98]", "share", "betas")
+    strict.within(Limited(share=None), "[0.5, 0.98]", "share", "betas")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import audio
+from .. import audio, strict
 from ..data.batches import AudioDataset, Batch, BucketSampler, collate
 from ..data.clip_table import Clip, samples
 from ..encoder import Encoder, EncoderOutput
@@ -57,10 +57,8 @@ class GroupingConfig:
     """Audio that is enough, in clips drawn at random; all of it where there is less."""
 
     def __post_init__(self):
-        if self.number < 1:
-            raise StarError(f"number: must be 1 or more, got {self.number}")
-        if not self.seconds > 0:
-            raise StarError(f"seconds: must be above 0, got {self.seconds}")
+        strict.within(self, "[1, inf)", "number")
+        strict.within(self, "(0, inf)", "seconds")
         if self.linkage == "ward" and self.measure == "cka" and self.estimator == "minibatch":
             raise StarError("linkage: ward needs estimator exact, or a measure other than cka")
 

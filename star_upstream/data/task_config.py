@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .. import strict
 from ..errors import StarError
 
 
@@ -52,11 +53,8 @@ class TaskConfig:
             raise StarError(
                 f"margin: additive angular softmax adds an angle from 0 to 1.5 (radians), got {self.margin}"
             )
-        if self.scale is not None and not self.scale > 0:
-            raise StarError(f"scale: must be above 0, got {self.scale}")
-        if min(self.relax, self.embedding) < 0 or self.batch < 1:
-            raise StarError("relax and embedding must be 0 or more, batch 1 or more")
-        if self.crop_seconds is not None and not self.crop_seconds >= 0.1:
-            raise StarError(f"crop_seconds: must be 0.1 or more, got {self.crop_seconds}")
-        if not 0.0 < self.valid_share < 1.0:
-            raise StarError(f"valid_share: must be above 0 and below 1, got {self.valid_share}")
+        strict.within(self, "(0, inf)", "scale")
+        strict.within(self, "[0, inf)", "relax", "embedding")
+        strict.within(self, "[1, inf)", "batch")
+        strict.within(self, "[0.1, inf)", "crop_seconds")
+        strict.within(self, "(0, 1)", "valid_share")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
+from .. import strict
 from ..errors import StarError
 from .mel import HOP, RATE, WINDOW
 
@@ -28,17 +29,6 @@ CONVS = {
 }
 """What ``conv_layers`` stands for where it is left out, by front end. All have HuBERT's frames: one every 320 samples,
 centred on the same ones."""
-
-LEAST = {
-    1: (
-        "mel_bins", "width", "position_kernel", "position_groups", "position_layers", "head_width", "chunk",
-        "time_reduction",
-    ),
-    0: (
-        "left_context", "look_ahead", "layers", "adapter", "output_projection", "prediction_inner", "prediction_width",
-    ),
-}  # fmt: skip
-"""Values of :class:`EncoderConfig` that are so much or more."""
 
 HiddenStates = Literal["all", "features", "layers", "projections", "last"]
 
@@ -164,10 +154,14 @@ class EncoderConfig:
                 raise StarError(
                     f"conv_layers[{i}]: kernels over log-mel frames must be odd (frontend: mel), got {list(layer)}"
                 )
-        for least, names in LEAST.items():
-            for name in names:
-                if getattr(self, name) < least:
-                    raise StarError(f"{name}: must be {least} or more, got {getattr(self, name)}")
+        strict.within(
+            self, "[1, inf)", "mel_bins", "width", "position_kernel", "position_groups", "position_layers",
+            "head_width", "chunk", "time_reduction",
+        )  # fmt: skip
+        strict.within(
+            self, "[0, inf)", "left_context", "look_ahead", "layers", "adapter", "output_projection",
+            "prediction_inner", "prediction_width",
+        )  # fmt: skip
         if self.adapter and self.norm == "post":
             raise StarError("adapter: only models with norm 'pre' have one")
         if self.position_layers > 1 and self.position_norm != "layer":
@@ -175,11 +169,8 @@ class EncoderConfig:
                 f"position_layers: {self.position_layers} convolutions need position_norm 'layer', got "
                 f"{self.position_norm!r}"
             )
-        for name in ("dropout", "attention_dropout", "activation_dropout", "feature_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise StarError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
-        if not 0.0 <= self.feature_gradient <= 1.0:
-            raise StarError(f"feature_gradient: must be 0 to 1, got {self.feature_gradient}")
+        strict.within(self, "[0, 1)", "dropout", "attention_dropout", "activation_dropout", "feature_dropout")
+        strict.within(self, "[0, 1]", "feature_gradient")
         if self.width % self.position_groups:
             raise StarError(f"position_groups: {self.position_groups} does not divide width {self.width}")
         if not self.projection and self.conv_layers[-1][0] != self.width:

@@ -6,12 +6,13 @@ Shapes: B utterances, T frames, D width, V valid frames of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import strict
 from ..encoder import Encoder, EncoderConfig, EncoderOutput, Masked
 from ..encoder.frontend import valid_mask
 from ..errors import StarError
@@ -89,6 +90,13 @@ def spread(weights: Weights | None, count: int, where: str) -> list[float]:
             f"got {list(weights)}"
         )
     return found
+
+
+def check_weights(config: Any, *names: str) -> None:
+    """Raises :class:`StarError` for a weight below 0, and where none is above."""
+    strict.within(config, "[0, inf)", *names)
+    if not any(getattr(config, name) for name in names):
+        raise StarError(f"{', '.join(names)}: at least one weight must be above 0")
 
 
 def check_heads(name: str, teacher: EncoderConfig, student: EncoderConfig) -> None:

@@ -35,6 +35,7 @@ from .common import (
     Weights,
     check_heads,
     check_rates,
+    check_weights,
     head_states,
     layer_state,
     spread,
@@ -56,10 +57,7 @@ class DistanceConfig:
     """Over the pairs: their mean (DPHuBERT's code), or their sum (its equation)."""
 
     def __post_init__(self) -> None:
-        if min(self.l1, self.cosine, self.mse) < 0:
-            raise StarError("l1, cosine and mse: weights must be 0 or more")
-        if not any((self.l1, self.cosine, self.mse)):
-            raise StarError("l1, cosine and mse: at least one weight must be above 0")
+        check_weights(self, "l1", "cosine", "mse")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import strict
 from ..data.clips import Clip
 from ..encoder import Encoder, EncoderConfig, EncoderOutput, Masked
 from ..encoder.frontend import valid_mask
@@ -63,8 +64,9 @@ class MaskedConfig:
     """Of each layer."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.probability <= 1.0 or self.length < 1 or self.space < 0:
-            raise StarError("probability: above 0 and at most 1, length 1 or more, space 0 or more")
+        strict.within(self, "(0, 1]", "probability")
+        strict.within(self, "[1, inf)", "length")
+        strict.within(self, "[0, inf)", "space")
 
 
 class MaskedLoss(nn.Module):

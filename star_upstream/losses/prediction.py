@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..encoder import EncoderConfig, EncoderOutput
 from ..encoder.numerics import full_precision, wide
 from ..errors import StarError
-from .common import TrainedLayers, check_rates, valid_in_both
+from .common import TrainedLayers, check_rates, check_weights, valid_in_both
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ class PredictionConfig:
     """Over the layers that are predicted: their sum (the equation), or their mean (DistilHuBERT's code)."""
 
     def __post_init__(self) -> None:
-        if min(self.l1, self.cosine) < 0 or not max(self.l1, self.cosine) > 0:
-            raise StarError(
-                f"l1, cosine: weights must be 0 or more, and one of them above 0, got {self.l1} and {self.cosine}"
-            )
+        check_weights(self, "l1", "cosine")
 
 
 class PredictionLoss(nn.Module):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..encoder import EncoderConfig, EncoderOutput
 from ..encoder.numerics import full_precision, wide
 from ..errors import StarError
-from .common import TrainedLayers, check_rates, layer_state, valid_in_both
+from .common import TrainedLayers, check_rates, check_weights, layer_state, valid_in_both
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,7 @@ class StarConfig:
     """(student layer, teacher layer) pairs, counted from 1. None: one to one, which needs equal depth."""
 
     def __post_init__(self) -> None:
-        if min(self.average_attention, self.layer_wise, self.intra_layer) < 0:
-            raise StarError("average_attention, layer_wise and intra_layer: weights must be 0 or more")
-        if not any((self.average_attention, self.layer_wise, self.intra_layer)):
-            raise StarError("average_attention, layer_wise and intra_layer: at least one weight must be above 0")
+        check_weights(self, "average_attention", "layer_wise", "intra_layer")
         if self.layer_map == ():
             raise StarError("layer_map: name at least one pair, or null for one to one")
 

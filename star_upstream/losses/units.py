@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import units
+from .. import strict, units
 from ..data.clips import Clip
 from ..encoder import Encoder, EncoderConfig, EncoderOutput, Masked
 from ..encoder.numerics import full_precision, wide
@@ -36,8 +36,9 @@ class MaskConfig:
     units are."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.start <= 1.0 or self.span < 1 or self.unmasked_weight < 0.0:
-            raise StarError("mask: start is a probability, span 1 frame or more, unmasked_weight 0 or more")
+        strict.within(self, "[0, 1]", "start")
+        strict.within(self, "[1, inf)", "span")
+        strict.within(self, "[0, inf)", "unmasked_weight")
 
 
 def draw_mask(utterances: int, frames: int, config: MaskConfig, random: np.random.Generator) -> Tensor:
@@ -84,8 +85,8 @@ class UnitsConfig(MaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.number < 2 or not self.seconds > 0:
-            raise StarError("units: number is 2 or more, seconds above 0")
+        strict.within(self, "[2, inf)", "number")
+        strict.within(self, "(0, inf)", "seconds")
 
 
 class UnitsLoss(nn.Module):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .. import strict
 from ..errors import StarError
 
 
@@ -23,9 +24,7 @@ class InitialKeep:
     ffn_layers: float = 0.99
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if not 0.0 < value < 1.0:
-                raise StarError(f"{name}: must be above 0 and below 1, got {value}")
+        strict.within(self, "(0, 1)", *vars(self))
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,10 @@ class GateConfig:
         low, high = self.stretch
         if not (low < 0.0 and high > 1.0):
             raise StarError(f"stretch: must reach below 0 and above 1, got {list(self.stretch)}")
-        if not 0.0 < self.temperature < 1.0:
-            raise StarError(f"temperature: must be above 0 and below 1, got {self.temperature}")
-        if isinstance(self.initial_keep, float) and not 0.0 < self.initial_keep < 1.0:
-            raise StarError(f"initial_keep: must be above 0 and below 1, got {self.initial_keep}")
-        if not self.initial_noise >= 0.0:
-            raise StarError(f"initial_noise: must be 0 or more, got {self.initial_noise}")
-        if self.round_channels < 1 or self.round_units < 1:
-            raise StarError("round_channels and round_units: must be 1 or more")
+        kept = ("initial_keep",) if isinstance(self.initial_keep, float) else ()
+        strict.within(self, "(0, 1)", "temperature", *kept)
+        strict.within(self, "[0, inf)", "initial_noise")
+        strict.within(self, "[1, inf)", "round_channels", "round_units")
 
 
 @dataclass(frozen=True)
@@ -84,16 +79,9 @@ class SecondStage:
     warmup: float = 0.2
 
     def __post_init__(self):
-        lengths = {n: getattr(self, n) for n in ("epochs", "updates", "minutes") if getattr(self, n) is not None}
-        if len(lengths) != 1:
-            raise StarError(
-                f"epochs, updates, minutes: set exactly one and the others to null, got {lengths or 'none'}"
-            )
-        for name in (*lengths, "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise StarError(f"{name}: must be above 0, got {getattr(self, name)}")
-        if not 0.0 <= self.warmup < 1.0:
-            raise StarError(f"warmup: must be at least 0 and below 1, got {self.warmup}")
+        strict.lengths(self)
+        strict.within(self, "(0, inf)", "learning_rate")
+        strict.within(self, "[0, 1)", "warmup")
 
 
 @dataclass(frozen=True)
@@ -122,12 +110,7 @@ class PruningConfig:
     gates: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self):
-        if not 0.0 < self.target < 1.0:
-            raise StarError(f"target: must be above 0 and below 1, got {self.target}")
-        if not 0.0 <= self.target_warmup <= 1.0:
-            raise StarError(f"target_warmup: must be 0 to 1, got {self.target_warmup}")
-        for name in ("seconds", "gate_learning_rate", "multiplier_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise StarError(f"{name}: must be above 0, got {getattr(self, name)}")
-        if not self.quadratic_start >= 0:
-            raise StarError(f"quadratic_start: must be 0 or more, got {self.quadratic_start}")
+        strict.within(self, "(0, 1)", "target")
+        strict.within(self, "[0, 1]", "target_warmup")
+        strict.within(self, "(0, inf)", "seconds", "gate_learning_rate", "multiplier_learning_rate")
+        strict.within(self, "[0, inf)", "quadratic_start")

@@ -58,13 +58,9 @@ class DataConfig:
         name = "max_seconds" if self.crop_seconds is None or self.max_seconds <= self.crop_seconds else "crop_seconds"
         if self.batch_seconds < getattr(self, name):
             raise StarError(f"batch_seconds: must be at least {name} ({getattr(self, name)}), got {self.batch_seconds}")
-        if self.batch_items is not None and self.batch_items < 1:
-            raise StarError(f"batch_items: must be 1 or more, got {self.batch_items}")
-        if self.workers < 0 or self.valid_limit < 1:
-            raise StarError("workers must be 0 or more, valid_limit 1 or more")
-        for name in ("valid_share", "max_bad_share"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise StarError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
+        strict.within(self, "[1, inf)", "batch_items", "valid_limit")
+        strict.within(self, "[0, inf)", "workers")
+        strict.within(self, "[0, 1)", "valid_share", "max_bad_share")
 
 
 @dataclass(frozen=True)
@@ -91,8 +87,7 @@ class StudentStart:
     """Share of the run, from its start, in which the front end alone learns."""
 
     def __post_init__(self):
-        if not 0.0 <= self.frontend_first < 1.0:
-            raise StarError(f"frontend_first: must be at least 0 and below 1, got {self.frontend_first}")
+        strict.within(self, "[0, 1)", "frontend_first")
 
 
 @dataclass(frozen=True)
@@ -158,27 +153,11 @@ class TrainingConfig:
     initialise_from_student: StudentStart = field(default_factory=StudentStart)
 
     def __post_init__(self):
-        lengths = {n: getattr(self, n) for n in ("epochs", "updates", "minutes") if getattr(self, n) is not None}
-        if len(lengths) != 1:
-            raise StarError(
-                f"epochs, updates, minutes: set exactly one and the others to null, got {lengths or 'none'}"
-            )
-        for name in (
-            *lengths,
-            "learning_rate",
-            "eps",
-            "accumulate",
-            "devices",
-            "nodes",
-            "log_every",
-            "validate_every",
-            "save_every",
-        ):
-            if not getattr(self, name) > 0:
-                raise StarError(f"{name}: must be above 0, got {getattr(self, name)}")
-        for name in ("clip", "weight_decay", "seed"):
-            if not getattr(self, name) >= 0:
-                raise StarError(f"{name}: must be 0 or more, got {getattr(self, name)}")
+        strict.lengths(self)
+        strict.within(self, "(0, inf)", "learning_rate", "eps", "accumulate", "devices", "nodes")
+        strict.within(self, "(0, inf)", "log_every", "validate_every", "save_every")
+        strict.within(self, "[0, inf)", "clip", "weight_decay", "seed")
+        strict.within(self, "[0, 1)", "warmup", "betas")
         together = self.batches_per_update
         if together is not None and (together < 1 or together % self.processes):
             raise StarError(
@@ -189,10 +168,6 @@ class TrainingConfig:
         if self.shard_teacher and self.precision == "auto":
             # each process measures how often it likes, and all must run the teacher equally often
             raise StarError("shard_teacher: precision auto is not chosen with it; set precision to bf16-mixed or 32")
-        if not 0.0 <= self.warmup < 1.0:
-            raise StarError(f"warmup: must be at least 0 and below 1, got {self.warmup}")
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise StarError(f"betas: must be at least 0 and below 1, got {list(self.betas)}")
 
     @property
     def processes(self) -> int:

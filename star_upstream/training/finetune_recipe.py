@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from .. import strict
 from ..data.task_config import TaskConfig
 from ..errors import StarError
 from .config import FOLDER, TrainingConfig, changed
@@ -36,8 +37,9 @@ class CorporaConfig:
     """Evaluate on so many test items of a task alone, for a trial run."""
 
     def __post_init__(self):
-        if self.workers < 0 or self.valid_limit < 1 or (self.test_limit is not None and self.test_limit < 2):
-            raise StarError("workers must be 0 or more, valid_limit 1 or more, test_limit 2 or more")
+        strict.within(self, "[0, inf)", "workers")
+        strict.within(self, "[1, inf)", "valid_limit")
+        strict.within(self, "[2, inf)", "test_limit")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from .. import strict
 from ..augment import AugmentConfig
 from ..encoder import EncoderConfig
 from ..errors import StarError
@@ -42,8 +43,7 @@ class Round:
             raise StarError(f"features: expected mfcc or layerN, got {self.features!r}")
         if not 2 <= self.units <= 32_767:
             raise StarError(f"units: expected 2 to 32767, got {self.units}")
-        if not self.share > 0:
-            raise StarError(f"share: must be above 0, got {self.share}")
+        strict.within(self, "(0, inf)", "share")
 
     @property
     def layer(self) -> int | None:
