@@ -22,41 +22,12 @@ from . import espeak
 
 LANGUAGES = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-us-nyc", "en-029")
 MEN = (
-    "m1",
-    "m2",
-    "m3",
-    "m4",
-    "m5",
-    "m6",
-    "m7",
-    "m8",
-    "Denis",
-    "Gene",
-    "Hugo",
-    "Lee",
-    "Mike",
-    "adam",
-    "boris",
-    "david",
-    "ian",
-    "quincy",
-)
+    "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "Denis", "Gene", "Hugo", "Lee", "Mike", "adam", "boris", "david",
+    "ian", "quincy",
+)  # fmt: skip
 WOMEN = (
-    "f1",
-    "f2",
-    "f3",
-    "f4",
-    "f5",
-    "Alicia",
-    "Annie",
-    "Andrea",
-    "belinda",
-    "linda",
-    "steph",
-    "shelby",
-    "aunty",
-    "anika",
-)
+    "f1", "f2", "f3", "f4", "f5", "Alicia", "Annie", "Andrea", "belinda", "linda", "steph", "shelby", "aunty", "anika",
+)  # fmt: skip
 EQUALISER_DB = 6.0
 """Standard deviation of a channel's gains: without it a voice is told by its mean spectrum alone."""
 SNR_DB = (10.0, 30.0)

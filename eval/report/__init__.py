@@ -18,35 +18,10 @@ from . import published, table
 from .table import OURS, Record, Row, Run, comparable, group
 
 FIELDS = (
-    "model",
-    "kind",
-    "upstream",
-    "upstream_digest",
-    "parameters",
-    "macs_g",
-    "task",
-    "metric",
-    "value",
-    "unit",
-    "direction",
-    "low_95",
-    "high_95",
-    "std_over_folds",
-    "split",
-    "items",
-    "corpus",
-    "schedule",
-    "steps",
-    "limited",
-    "comparable_with_published",
-    "lr",
-    "seed",
-    "task_version",
-    "title",
-    "remarks",
-    "source",
-    "method",
-)
+    "model", "kind", "upstream", "upstream_digest", "parameters", "macs_g", "task", "metric", "value", "unit",
+    "direction", "low_95", "high_95", "std_over_folds", "split", "items", "corpus", "schedule", "steps", "limited",
+    "comparable_with_published", "lr", "seed", "task_version", "title", "remarks", "source", "method",
+)  # fmt: skip
 
 
 def main(folders: list[Path], out: Path | None = None, beside: str | None = None) -> int:

@@ -136,21 +136,9 @@ def _cell(score: dict[str, Any] | None) -> str:
 def table_csv(rows: Sequence[dict[str, Any]], theirs: Sequence[dict[str, str]]) -> str:
     """One line a model, setting and task; ``origin`` says whose."""
     columns = [
-        "origin",
-        "model",
-        "parameters_m",
-        "setting",
-        "task",
-        "metric",
-        "value",
-        "low_95",
-        "high_95",
-        "sd",
-        "seeds",
-        "min_dcf",
-        "items",
-        "source",
-    ]
+        "origin", "model", "parameters_m", "setting", "task", "metric", "value", "low_95", "high_95", "sd", "seeds",
+        "min_dcf", "items", "source",
+    ]  # fmt: skip
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()

@@ -16,27 +16,9 @@ from ..synthesis import Clip, level, noise, random_channel, recordings, voices, 
 
 FOLDERS = (speech_commands.FOLDERS[0], speech_commands.TEST_FOLDERS[0])
 OTHER_WORDS = (
-    "bed",
-    "bird",
-    "cat",
-    "dog",
-    "eight",
-    "five",
-    "four",
-    "happy",
-    "house",
-    "marvin",
-    "nine",
-    "one",
-    "seven",
-    "sheila",
-    "six",
-    "three",
-    "tree",
-    "two",
-    "wow",
-    "zero",
-)
+    "bed", "bird", "cat", "dog", "eight", "five", "four", "happy", "house", "marvin", "nine", "one", "seven", "sheila",
+    "six", "three", "tree", "two", "wow", "zero",
+)  # fmt: skip
 
 
 def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> None:
