@@ -8,6 +8,7 @@ import train as train_bench
 import transformers
 import turns
 
+from star_upstream.analysis.latency import in_threads
 from star_upstream.encoder import Encoder
 from star_upstream.errors import StarError
 from star_upstream.formats.published import huggingface
@@ -20,7 +21,7 @@ def test_calls_come_in_turns():
     taken = turns.in_turns(calls, 3)
     assert "".join(seen) == "abcbcacababc" and all(len(times) == 3 for times in taken.values())
     assert turns.rate(0.5, 1000) == 2.0
-    with turns.threads(1):
+    with in_threads(1):
         assert torch.get_num_threads() == 1
 
 

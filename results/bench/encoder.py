@@ -24,6 +24,7 @@ from script import check_page, guarded, path, processor, write
 from torch import Tensor
 
 from star_upstream import runtime, strict
+from star_upstream.analysis.latency import in_threads
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.encoder.size import macs, parameters
 from star_upstream.environment import environment
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
         shapes |= dict.fromkeys(sides, base)
         off = agree(sides, own, _noise(2, 2.0))
         for count in args.threads:
-            with turns.threads(count):
+            with in_threads(count):
                 for batch in args.batch:
                     for seconds in args.seconds:
                         waves_BN = _noise(batch, seconds)

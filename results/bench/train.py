@@ -25,6 +25,7 @@ from script import check_page, guarded, path, processor, write
 from torch import Tensor, nn
 
 from star_upstream import losses
+from star_upstream.analysis.latency import in_threads
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.encoder.size import macs
 from star_upstream.environment import environment
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
         ours.student.compile()
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
     size = 8192 if device.type == "cuda" else 1024
-    with turns.threads(args.threads):
+    with in_threads(args.threads):
         calls: dict[str, Callable[[], Any]] = {
             f"{name}, {precision}": step(side, waves_BN, precision)
             for precision in args.precision

@@ -8,41 +8,20 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+from star_upstream.analysis import latency
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """``cpu`` counts this process's time on the cores, all threads together: for one thread on a machine that is busy."""
 
 
 def in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int, clock: str = "wall") -> dict[str, list[float]]:
-    """Seconds of each call, ``repeats`` rounds after one to warm up."""
-    now = CLOCKS[clock]
-    names, taken = list(calls), {name: list[float]() for name in calls}
-    for round_ in range(repeats + 1):
-        for i in range(len(names)):
-            name = names[(i + round_) % len(names)]
-            start = now()
-            calls[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if round_:
-                taken[name].append(now() - start)
-    return taken
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """Seconds of each call by that clock."""
+    return latency.in_turns(calls, repeats, CLOCKS[clock])
 
 
 def product(kind: torch.dtype, device: str = "cpu", size: int = 1024) -> Callable[[], Any]:

@@ -1,7 +1,6 @@
 """Models side by side: sizes, and the time that one forward pass takes, measured in turns on this machine.
 
-In turns, because a machine's speed drifts: round after round each model is timed once, in another order each round, and
-a model's time is the median over the rounds. Shapes: B utterances, N samples.
+A model's time is the median over the rounds. Shapes: B utterances, N samples.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,33 @@ def model(source: str, threads: int | None = None) -> Model:
     return _teacher(loaded.teacher) if loaded.student == "teacher" else Encoder(loaded.student).eval()
 
 
+def in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int, now: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each call, ``repeats`` rounds after one to warm up, in another order each round: a machine's speed
+    drifts, and other work comes and goes."""
+    names, taken = list(calls), {name: list[float]() for name in calls}
+    for round_ in range(repeats + 1):
+        for i in range(len(names)):
+            name = names[(i + round_) % len(names)]
+            start = now()
+            calls[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if round_:
+                taken[name].append(now() - start)
+    return taken
+
+
+@contextmanager
+def in_threads(count: int) -> Iterator[None]:
+    """So many of torch's threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def side_by_side(
     models: Mapping[str, Model], seconds: float = 10.0, repeats: int = 15, threads: int | None = None
 ) -> dict[str, Any]:
@@ -95,23 +123,11 @@ def side_by_side(
     """
     if seconds * audio.RATE < max(m.config.receptive_field for m in models.values()) or repeats < 1:
         raise StarError("seconds must be enough for one frame, and repeats 1 or more")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
     waves_BN = torch.randn(1, round(seconds * audio.RATE), generator=torch.Generator().manual_seed(0)) * 0.1
-    names, taken = list(models), {name: list[float]() for name in models}
-    try:
-        with torch.inference_mode():
-            for round_ in range(repeats + 1):
-                for i in range(len(names)):
-                    name = names[(i + round_) % len(names)]
-                    start = time.perf_counter()
-                    models[name](waves_BN)
-                    if round_:
-                        taken[name].append(time.perf_counter() - start)
+    with in_threads(threads or torch.get_num_threads()), torch.inference_mode():
         used = torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-    first = statistics.median(taken[names[0]])
+        taken = in_turns({name: partial(model, waves_BN) for name, model in models.items()}, repeats, time.perf_counter)
+    first = statistics.median(next(iter(taken.values())))
     rows = {}
     for name, times in taken.items():
         median = statistics.median(times)
