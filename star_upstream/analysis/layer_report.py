@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import audio, losses, outputs
-from ..data.clips import Clip, scan
+from .. import losses, outputs
+from ..data.clips import Clip, find
 from ..encoder import Encoder, EncoderConfig
 from ..errors import StarError
 from ..files import replacing, write_json
@@ -59,7 +59,7 @@ def report(
     if student is not None and own is not None:
         marked = _marked(student, own.config, distilled)
         check_pair(model, own)
-    clips = find_clips(sources)
+    clips = find(sources)
     model = _moved(model, device)
     measured = similarity.measure(model, clips, config, seed)
     found = similarity.cluster(measured, config)
@@ -91,19 +91,6 @@ def report(
             _save(draw_distance(result["student"], result), out / "distance.png")
         result = {**result, "out": str(out)}
     return result
-
-
-def find_clips(sources: Sequence[str]) -> list[Clip]:
-    """Clips of folders, lists of audio and audio files."""
-    files = [source for source in sources if source.lower().endswith(audio.EXTENSIONS) and Path(source).is_file()]
-    others = [source for source in sources if source not in files]
-    single = [Clip(file, audio.length(file)) for file in files]
-    if not others:
-        return single
-    corpus = scan(others)
-    if corpus.skipped:
-        say(f"star: {len(corpus.skipped)} files left out; the first: {': '.join(corpus.skipped[0])}")
-    return [*corpus.clips, *single]
 
 
 def names(groups: similarity.Groups) -> list[str]:

@@ -104,6 +104,18 @@ def _read(text: str, passed: list[tuple[str, str]], threads: int, progress: bool
     raise StarError(f"{source}: no such folder or manifest")
 
 
+def find(sources: Sequence[str]) -> list[Clip]:
+    """Clips of folders, lists of audio and audio files, the latter of any length; what is left out is said."""
+    files = [source for source in sources if source.lower().endswith(audio.EXTENSIONS) and Path(source).is_file()]
+    single, others = [Clip(file, audio.length(file)) for file in files], [s for s in sources if s not in files]
+    if not others:
+        return single
+    corpus = scan(others)
+    if corpus.skipped:
+        say(f"star: {len(corpus.skipped)} files left out; the first: {': '.join(corpus.skipped[0])}")
+    return [*corpus.clips, *single]
+
+
 def _name(clip: Clip) -> str:
     return clip.path if not clip.start else f"{clip.path} from {clip.start / audio.RATE:.2f} s on"
 

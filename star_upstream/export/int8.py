@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .. import audio
-from ..data.clips import Clip, scan
+from ..data.clips import find
 from ..errors import StarError
 from ..files import replacing
 from . import onnx
@@ -107,10 +107,7 @@ def quantise(path: Path, target: Path, waves: Sequence[np.ndarray], dynamic: boo
 def draw(sources: Sequence[str | Path], seconds: float = SECONDS, seed: int = 0) -> list[np.ndarray]:
     """Pieces of at most :data:`LONGEST` from folders, lists of audio and audio files, drawn until they last
     ``seconds``. Raises :class:`StarError` where there is no audio."""
-    single = [str(s) for s in sources if str(s).lower().endswith(audio.EXTENSIONS) and Path(s).is_file()]
-    others = [s for s in sources if str(s) not in single]
-    clips = [*(Clip(file, audio.length(file)) for file in single), *(scan(others).clips if others else [])]
-    waves, left = [], seconds * audio.RATE
+    clips, waves, left = find(list(map(str, sources))), list[np.ndarray](), seconds * audio.RATE
     for i in np.random.default_rng(seed).permutation(len(clips)):
         if left > 0:
             waves.append(audio.piece(clips[i].path, clips[i].start, min(clips[i].samples, round(LONGEST * audio.RATE))))

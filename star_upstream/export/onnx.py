@@ -24,7 +24,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -190,27 +190,37 @@ def check_path(path: str | Path) -> Path:
 def write(graph: Graph, path: Path, extra: dict[str, Any], seconds: Sequence[float] = SECONDS) -> dict[str, Any]:
     """Trace ``graph``, compare it with torch and keep it where they agree; returns the metadata."""
     proto = trace(graph, ("waveforms", "lengths"), _example(graph.encoder), graph.names)
-    config = graph.encoder.config
-    content = {
-        "format": FORMAT,
+    content = {"format": FORMAT, **extra, **about(graph, graph.encoder, graph.about)}
+    return keep(proto, content, path, lambda part: compare(part, graph, seconds), seconds)
+
+
+def about(model: nn.Module, encoder: Encoder, given: dict[str, Any]) -> dict[str, Any]:
+    """What a file says of a ``model`` around ``encoder``; ``given``: of its outputs."""
+    return {
         "version": VERSION,
         "made_by": MAKER,
-        **extra,
-        "encoder": strict.plain(config),
-        "sha256": checkpoint.digest(graph.encoder),
-        "parameters": sum(parameter.numel() for parameter in graph.parameters()),
+        "encoder": strict.plain(encoder.config),
+        "sha256": checkpoint.digest(encoder),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "rate": RATE,
-        "stride": config.stride,
-        "receptive_field": config.receptive_field,
-        "outputs": graph.about,
+        "stride": encoder.config.stride,
+        "receptive_field": encoder.config.receptive_field,
+        "outputs": given,
         "precision": "fp32",
         "opset": OPSET,
         "exporter": "torch.onnx.export(dynamo=False)",
         "versions": versions(("torch", "onnx", "onnxruntime")),
     }
+
+
+def keep(
+    proto: Any, content: dict[str, Any], path: Path, difference: Callable[[Path], float], seconds: Sequence[float]
+) -> dict[str, Any]:
+    """Write the model with ``content`` in its metadata, which is returned, where its ``difference`` from torch, over
+    ``seconds`` of audio, is within :data:`TOLERANCE`; nothing, and a :class:`StarError`, elsewhere."""
     with replacing(path) as part:
         save(proto, content, part)
-        content["differs"] = {"most": compare(part, graph, seconds), "tolerance": TOLERANCE, "seconds": list(seconds)}
+        content["differs"] = {"most": difference(part), "tolerance": TOLERANCE, "seconds": list(seconds)}
         if not content["differs"]["most"] <= TOLERANCE:
             raise StarError(
                 f"{path}: not written, since onnxruntime's outputs differ from torch's by "
@@ -218,6 +228,15 @@ def write(graph: Graph, path: Path, extra: dict[str, Any], seconds: Sequence[flo
             )
         save(proto, content, part)
     return content
+
+
+def off(found: np.ndarray, right: np.ndarray) -> float:
+    """How far an output is from torch's; see :data:`TOLERANCE`."""
+    if found.shape != right.shape:
+        return float("inf")
+    scale = max(1.0, float(np.sqrt(np.square(right, dtype=np.float64).mean())))
+    most = float(np.abs(found - right).max()) / scale
+    return most if most == most else float("inf")
 
 
 def trace(
@@ -312,10 +331,7 @@ def compare(path: Path, graph: Graph, seconds: Sequence[float] = SECONDS) -> flo
                 return float("inf")
             for theirs, ours in zip(given[:-1], right[i]):
                 one, other = theirs[row], ours[0].numpy()
-                one = one[:frames] if other.ndim == 2 else one
-                scale = max(1.0, float(np.sqrt(np.square(other, dtype=np.float64).mean())))
-                off = float(np.abs(one - other).max()) / scale if one.shape == other.shape else float("inf")
-                worst = max(worst, off if off == off else float("inf"))
+                worst = max(worst, off(one[:frames] if other.ndim == 2 else one, other))
     return worst
 
 

@@ -16,14 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import extras, runtime_stream, strict
+from .. import extras, runtime_stream
 from ..audio import RATE
 from ..encoder import Encoder
 from ..encoder.stream import UNKNOWN, StreamStep
-from ..environment import versions
 from ..errors import StarError
-from ..files import replacing
-from ..formats import checkpoint
 from . import onnx, origin
 
 SECONDS = (0.01, 0.3, 3.7, 12.0)
@@ -67,17 +64,9 @@ def export(
     state = step.begin()
     content = {
         "format": runtime_stream.FORMAT,
-        "version": onnx.VERSION,
-        "made_by": onnx.MAKER,
         "of": of,
         "licence": licence or origin.licence(source),
-        "encoder": strict.plain(shape),
-        "sha256": checkpoint.digest(encoder),
-        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "rate": RATE,
-        "stride": shape.stride,
-        "receptive_field": shape.receptive_field,
-        "outputs": graph.about,
+        **onnx.about(encoder, encoder, graph.about),
         "stream": {
             "samples": step.plan.samples,
             "start": step.plan.start,
@@ -88,26 +77,12 @@ def export(
             "window_ms": shape.window_ms,
             "state": [_described(x) for x in state],
         },
-        "precision": "fp32",
-        "opset": onnx.OPSET,
-        "exporter": "torch.onnx.export(dynamo=False)",
-        "versions": versions(("torch", "onnx", "onnxruntime")),
     }
     names = [f"{way}_{i}" for way in ("in", "out") for i in range(len(state))]
     inputs, outputs = ["samples", "end", *names[: len(state)]], [*graph.about, *names[len(state) :]]
     example = (torch.zeros(1, step.plan.samples), torch.tensor([UNKNOWN]), *state)
     proto = onnx.trace(graph, inputs, example, outputs, dynamic=False)
-    with replacing(path) as part:
-        onnx.save(proto, content, part)
-        most = compare(part, graph)
-        content["differs"] = {"most": most, "tolerance": onnx.TOLERANCE, "seconds": list(SECONDS)}
-        if not most <= onnx.TOLERANCE:
-            raise StarError(
-                f"{path}: not written, since onnxruntime's frames differ from torch's by {most:.2g} (more than "
-                f"{onnx.TOLERANCE}); please report the model's configuration"
-            )
-        onnx.save(proto, content, part)
-    return content
+    return onnx.keep(proto, content, path, lambda part: compare(part, graph), SECONDS)
 
 
 def _described(x: Tensor) -> dict[str, Any]:
@@ -126,8 +101,6 @@ def compare(path: Path, graph: Graph) -> float:
         right = encoder.exposed(encoder(wave[None]))
         pieces = [*(stream.push(piece) for piece in np.array_split(wave.numpy(), 7)), stream.flush()]
         for layer in graph.layers:
-            found, other = np.concatenate([piece[f"state_{layer}"] for piece in pieces]), right[layer][0].numpy()
-            scale = max(1.0, float(np.sqrt(np.square(other, dtype=np.float64).mean())))
-            off = float(np.abs(found - other).max()) / scale if found.shape == other.shape else float("inf")
-            worst = max(worst, off if off == off else float("inf"))
+            found = np.concatenate([piece[f"state_{layer}"] for piece in pieces])
+            worst = max(worst, onnx.off(found, right[layer][0].numpy()))
     return worst
