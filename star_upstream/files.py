@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import json
 import os
 import re
@@ -81,6 +82,15 @@ def put_back(old: Path, new: Path, own: Collection[str]) -> None:
     for entry in old.iterdir():
         if entry.name not in own and not os.path.lexists(new / entry.name):
             os.replace(entry, new / entry.name)
+
+
+def sha256(path: str | Path) -> str:
+    """Of the file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from . import extras
-from .errors import StarError
+from .errors import StarError, first_line
 
 ENDINGS = (".tar", ".parquet", ".arrow")
 TRIES = 4
@@ -98,7 +98,7 @@ def ask(address: str, question: Callable[[Any, str], T], tries: int = 1) -> T:
             raise StarError(f"{address}: no such file") from None
         except Exception as error:  # each file system has errors of its own
             if attempt == tries - 1:
-                raise Unreachable(f"{address}: {_first_line(error)}{f', {tries} times' if tries > 1 else ''}") from None
+                raise Unreachable(f"{address}: {first_line(error)}{f', {tries} times' if tries > 1 else ''}") from None
         time.sleep(2.0**attempt)
     raise ValueError(f"tries must be 1 or more, got {tries}")
 
@@ -119,10 +119,6 @@ def _fetched(member: Member) -> bytes:
             return stream.read(size)
 
     return ask(file, get, TRIES)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # tables, as Hugging Face's datasets writes them
@@ -163,7 +159,7 @@ class Table:
                 self._batches = _record_batches(pa.memory_map(file))
                 schema, self.groups = self._batches[0], len(self._batches[1])
         except pa.ArrowInvalid as error:
-            raise StarError(f"{file}: no table ({_first_line(error)})") from None
+            raise StarError(f"{file}: no table ({first_line(error)})") from None
         self.column, self.struct = audio_column(schema)
 
     def rows(self, group: int) -> Any:
@@ -209,5 +205,5 @@ def _cell(member: Member) -> bytes:
     try:
         data, _ = _table(member.file, os.getpid()).cell(_rows(member.file, member.first, os.getpid()), member.second)
     except (IndexError, ValueError) as error:
-        raise OSError(f"no row {member.second} in group {member.first} ({_first_line(error)})") from None
+        raise OSError(f"no row {member.second} in group {member.first} ({first_line(error)})") from None
     return data or b""

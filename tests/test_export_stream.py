@@ -69,7 +69,7 @@ def test_what_cannot_be_is_named(made, tmp_path, monkeypatch, capsys):
         cli.main(["export", str(made / "m"), str(tmp_path / "a.onnx"), "--stream", "--predictions"])
     assert "--stream: gives states in fp32 alone" in capsys.readouterr().err
     monkeypatch.setattr(onnx, "TOLERANCE", 0.0)
-    with pytest.raises(StarError, match="not written, since onnxruntime's frames differ"):
+    with pytest.raises(StarError, match="not written, since onnxruntime's outputs differ"):
         stream.export(made / "m", tmp_path / "a.onnx")
     assert not (tmp_path / "a.onnx").exists()
     with pytest.raises(ValueError, match="not a file of star export"):

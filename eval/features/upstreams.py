@@ -25,7 +25,7 @@ from star_upstream import compat, extras
 from star_upstream.audio import RATE
 from star_upstream.encoder import Encoder
 from star_upstream.encoder.size import profile, without_training
-from star_upstream.errors import StarError, nearest
+from star_upstream.errors import StarError, first_line, nearest
 from star_upstream.formats import sources
 from star_upstream.say import say
 from star_upstream.training import precision
@@ -257,7 +257,7 @@ def _from_function(source: str) -> tuple[nn.Module, str]:
         expert = function()
     except Exception as error:
         raise StarError(
-            f"upstream {source}: calling it without arguments failed ({type(error).__name__}: {_first_line(error)})"
+            f"upstream {source}: calling it without arguments failed ({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(expert, nn.Module):
         raise StarError(f"upstream {source}: the function must return a torch module, got {type(expert).__name__}")
@@ -278,7 +278,7 @@ def _from_s3prl(name: str) -> nn.Module:
         with unseeded():
             return S3PRLUpstream(name).upstream
     except Exception as error:
-        raise StarError(f"upstream {name}: s3prl cannot load it ({_first_line(error)})") from error
+        raise StarError(f"upstream {name}: s3prl cannot load it ({first_line(error)})") from error
 
 
 def _from_star(source: str) -> Any:
@@ -299,7 +299,3 @@ def unseeded() -> Iterator[None]:
         yield
     random.setstate(python)
     np.random.set_state(numpy)
-
-
-def _first_line(error: Any) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

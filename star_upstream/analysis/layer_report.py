@@ -19,7 +19,7 @@ import torch
 from .. import losses, outputs
 from ..data.clips import Clip, find
 from ..encoder import Encoder, EncoderConfig
-from ..errors import StarError
+from ..errors import StarError, first_line
 from ..files import replacing, write_json
 from ..formats import checkpoint
 from ..formats.sources import load
@@ -198,7 +198,7 @@ def _moved(encoder: Encoder, device: str) -> Encoder:
     try:
         return encoder.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise StarError(f"--device {device}: {str(error).splitlines()[0]}") from None
+        raise StarError(f"--device {device}: {first_line(error)}") from None
 
 
 # pictures

@@ -14,7 +14,6 @@ Each source says itself whether the waveform is normalised; the encoder then doe
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,8 @@ import torch
 
 from .. import extras, outputs
 from ..encoder import Encoder
-from ..errors import StarError, nearest
-from ..files import pointer
+from ..errors import StarError, first_line, nearest
+from ..files import pointer, sha256
 from ..mini import SHIPPED
 from . import checkpoint, published
 from .published import huggingface, known, torchaudio_style
@@ -177,7 +176,7 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
             "config.json"
         )
     encoder = published.load(path, config, reference_padding)
-    return encoder, {"format": published.detect(path, config), **origin, "sha256": _digest(path)}
+    return encoder, {"format": published.detect(path, config), **origin, "sha256": sha256(path)}
 
 
 def _from_bundle(name: str, reference_padding: bool) -> Encoder:
@@ -216,23 +215,14 @@ def _from_hub(name: str) -> Path:
                 snapshot_download(name, allow_patterns=[*texts, "pytorch_model*.bin", "pytorch_model.bin.index.json"])
             )
     except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise StarError(
-            f"{name}: could not be fetched from the Hugging Face hub ({reason[:200]}); fetch {', '.join(texts)} and "
-            f"{' or '.join(huggingface.WEIGHTS)} from https://huggingface.co/{name}/tree/main into a folder, and give "
-            "that folder"
+            f"{name}: could not be fetched from the Hugging Face hub ({first_line(error)[:200]}); fetch "
+            f"{', '.join(texts)} and {' or '.join(huggingface.WEIGHTS)} from "
+            f"https://huggingface.co/{name}/tree/main into a folder, and give that folder"
         ) from None
     return folder
 
 
-def _digest(path: Path) -> str:
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
-
-
 def _digests(folder: Path) -> dict[str, str]:
     files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin", ".json")]
-    return {file.name: _digest(file) for file in files if file.is_file()}
+    return {file.name: sha256(file) for file in files if file.is_file()}

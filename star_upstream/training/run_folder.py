@@ -39,7 +39,7 @@ from .. import outputs, strict
 from ..data.audio_lists import cell, uncell
 from ..data.clip_table import Clip, Clips, Table
 from ..environment import environment
-from ..errors import StarError
+from ..errors import StarError, first_line
 from ..files import leftovers, put_back, replacing, write_json
 from ..formats import checkpoint
 
@@ -248,9 +248,7 @@ class RunFolder:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise StarError(
-                f"{file}: cannot be read ({str(error).splitlines()[0]}); remove it to start the run again"
-            ) from None
+            raise StarError(f"{file}: cannot be read ({first_line(error)}); remove it to start the run again") from None
         if state.get("version") != STATE_VERSION:
             there = f"version {state['version']}" if "version" in state else "an older version"
             fix = "finish the run with the star_upstream that began it, or remove state.pt to start it again"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...errors import StarError
+from ...errors import StarError, first_line
 from .manifest import lengths
 
 NAME = "Fluent Speech Commands"
@@ -34,7 +34,7 @@ def read(folder: Path, task: str) -> pd.DataFrame:
         except FileNotFoundError:
             raise StarError(f"{file} is missing; it comes with {NAME}: unpack the corpus again") from None
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise StarError(f"{file}: no table ({str(error).strip().splitlines()[0]}); unpack {NAME} again") from None
+            raise StarError(f"{file}: no table ({first_line(error)}); unpack {NAME} again") from None
         missing = [column for column in COLUMNS if column not in part]
         if missing:
             raise StarError(

@@ -39,7 +39,7 @@ from typing import NoReturn
 import pandas as pd
 
 from ... import audio, members
-from ...errors import StarError, nearest
+from ...errors import StarError, first_line, nearest
 from . import own
 
 
@@ -99,8 +99,7 @@ def rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     except FileNotFoundError:
         raise StarError(f"{path} is missing; put it beside the other manifests") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise StarError(f"{path}: not a tab-separated UTF-8 table with one header line ({reason})") from None
+        raise StarError(f"{path}: not a tab-separated UTF-8 table with one header line ({first_line(error)})") from None
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes a surplus first field of every row for an index
         raise StarError(f"{path}: the rows have more fields than the header line; name every column in the header")
     for name in columns:

@@ -6,7 +6,6 @@ Published corpora are not judged here; s3prl's own recipes take some of their au
 
 from __future__ import annotations
 
-import hashlib
 import os
 import unicodedata
 import zlib
@@ -19,6 +18,7 @@ from typing import Any, NoReturn
 import pandas as pd
 
 from ...errors import StarError
+from ...files import sha256
 
 CLASSES = {
     "ks": ("label",),
@@ -187,7 +187,7 @@ def _contents(paths: Iterable[str]) -> dict[str, str]:
     for file in set(real.values()):
         alike[os.path.getsize(file)].append(file)
     name = {file: file for files in alike.values() for file in files if len(files) == 1}
-    for digest in (_middle, _whole):
+    for digest in (_middle, sha256):
         files = [file for files in alike.values() if len(files) > 1 for file in files]
         with ThreadPoolExecutor(8) as pool:
             found = dict(zip(files, pool.map(digest, files)))
@@ -205,11 +205,3 @@ def _middle(file: str) -> int:
     with open(file, "rb") as stream:
         stream.seek(max(0, os.path.getsize(file) // 2 - MIDDLE // 2))
         return zlib.crc32(stream.read(MIDDLE))
-
-
-def _whole(file: str) -> str:
-    with open(file, "rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
