@@ -35,7 +35,6 @@ from ..heads.head import shape
 from ..heads.model import MultitaskModel
 from ..say import say
 from . import recipe as recipes
-from . import stop
 from .finetune_recipe import FinetuneRecipe
 from .finetune_scores import embed, evaluate, write_outcomes
 from .loop import fit
@@ -97,8 +96,8 @@ class Finetuning(Training):
 
     def loader(self, part: str, batches: Any, workers: int) -> DataLoader:
         kept = all(t.name in self.utterances.waves or t.name in self.utterances.states for t in self.utterances.tasks)
-        how: dict[str, Any] = {"num_workers": 0 if kept else workers, "worker_init_fn": stop.ignore}
-        return DataLoader(self.utterances, batch_sampler=batches, collate_fn=collate, **how)
+        workers = 0 if kept else workers
+        return DataLoader(self.utterances, batch_sampler=batches, collate_fn=collate, num_workers=workers)
 
     def seconds(self, batch: TaskBatch) -> float:
         if batch.states_BTSD is None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..audio import RATE
-from . import stop
 from .config import TrainingConfig
 from .optimizer import parameter_groups
 
@@ -131,7 +130,7 @@ class ClipTraining(Training):
     @staticmethod
     def reader(clips: Dataset, batches: Any, collate: Callable[[Any], Any], workers: int) -> DataLoader:
         return DataLoader(
-            clips, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=stop.ignore,
+            clips, batch_sampler=batches, collate_fn=collate, num_workers=workers,
             prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
