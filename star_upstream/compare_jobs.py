@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from . import cluster, training
+from . import cluster
 from .asked import Scoring
-from .errors import StarError
 from .files import write_json
 from .say import say
 from .training import grid
@@ -66,7 +64,9 @@ def _gpus(config: TrainingConfig) -> int:
 def cell(out: str, scoring: Scoring, cells: Mapping[str, tuple[str, int]], name: str) -> str:
     """Train a recipe with a seed, and score it; ``done``, or what went wrong."""
     recipe, seed = cells[name]
-    ended = distil(Path(out) / "recipes" / f"{recipe}.yaml", [f"training.seed={seed}"], Path(out) / "runs" / name)
+    ended = grid.train(
+        "distill", Path(out) / "recipes" / f"{recipe}.yaml", [f"training.seed={seed}"], Path(out) / "runs" / name
+    )
     return score(out, scoring, cells, name) if ended == "done" else ended
 
 
@@ -90,7 +90,7 @@ def is_complete(out: Path, scoring: Scoring, name: str) -> bool:
 def trial(out: str, name: str) -> str:
     """One run of the search, with its outcome beside it; ``done``, or what went wrong."""
     folder = Path(out) / "search" / name
-    ended = distil(folder.with_name(f"{name}.yaml"), [f"training.seed={SEARCH_SEED}"], folder)
+    ended = grid.train("distill", folder.with_name(f"{name}.yaml"), [f"training.seed={SEARCH_SEED}"], folder)
     if ended == "done":
         loss = json.loads((folder / "done.json").read_text(encoding="utf-8"))["validation_loss"]
     elif ended.startswith(("the loss is", "the validation loss is")):
@@ -98,20 +98,6 @@ def trial(out: str, name: str) -> str:
     else:
         return ended
     write_json(folder.with_name(f"{name}.json"), {"validation_loss": loss, "ended": ended})
-    return "done"
-
-
-def distil(file: Path, overrides: Sequence[str], folder: Path) -> str:
-    """Train what the recipe in ``file`` says; ``done``, or what went wrong."""
-    recipe = recipes.load(file, overrides)
-    if recipe.training.processes > 1:
-        grid.command_line(["distill", str(file), *overrides, "--out", str(folder)])
-        os.environ.pop("SLURM_NTASKS", None)  # else Lightning waits for Slurm to start the other processes
-    try:
-        training.run(recipe, folder)
-    except StarError as error:
-        say(f"star: {error}")
-        return str(error)
     return "done"
 
 

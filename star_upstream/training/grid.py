@@ -8,12 +8,13 @@ What is finished is left as it is, what was cut off goes on. Decoded audio and s
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import outputs
 from ..data import features
@@ -22,6 +23,8 @@ from ..jobs import side_by_side
 from ..say import say
 from . import finetune, finetune_table
 from . import recipe as recipes
+from . import run as run_recipe
+from .config import Recipe
 from .finetune_recipe import FinetuneRecipe
 
 MAKER = "star finetune --grid"
@@ -86,20 +89,22 @@ def run(
     return finetune_table.write([out / name for name in plan], out, MAKER)
 
 
-def _one(source: str, plan: Mapping[str, Sequence[str]], out: str, name: str) -> Any:
-    recipe = recipes.load(source, plan[name], FinetuneRecipe)
+def _one(source: str, plan: Mapping[str, Sequence[str]], out: str, name: str) -> str:
+    return train("finetune", source, plan[name], Path(out) / name)
+
+
+def train(command: Literal["distill", "finetune"], source: str | Path, overrides: Sequence[str], folder: Path) -> str:
+    """What ``star COMMAND SOURCE OVERRIDES --out FOLDER`` does, in a process that does more; ``done``, or what went
+    wrong."""
+    recipe: Any = recipes.load(source, overrides, {"distill": Recipe, "finetune": FinetuneRecipe}[command])
     if recipe.training.processes > 1:
-        command_line(["finetune", source, *plan[name], "--out", str(Path(out) / name)])
+        # Lightning starts a run's other processes by the command line, and this one would start all runs again
+        sys.argv = ["star", command, str(source), *overrides, "--out", str(folder)]
+        sys.modules["__main__"].__spec__ = importlib.util.find_spec("star_upstream.__main__")
+        os.environ.pop("SLURM_NTASKS", None)  # else Lightning waits for Slurm to start the other processes
     try:
-        finetune.run(recipe, Path(out) / name)
+        (finetune.run if command == "finetune" else run_recipe)(recipe, folder)
     except StarError as error:
         say(f"star: {error}")
         return str(error)
     return "done"
-
-
-def command_line(words: Sequence[str]) -> None:
-    """Make ``star WORDS`` this process's command line: Lightning starts a run's other processes by it, and the grid's
-    own would start the whole grid again."""
-    sys.argv = ["star", *words]
-    sys.modules["__main__"].__spec__ = importlib.util.find_spec("star_upstream.__main__")
