@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import torch
 
-from ..heads.probe import Metric, Schedule, Task, UtteranceClassification, protocols
+from ..heads.probe import MINI_POOLED, Metric, Schedule, Task, UtteranceClassification, protocols
 
 DEV_SHARE = 0.2
 
@@ -47,17 +49,7 @@ TASK = Task(
     probe=EmotionRecognition,
     schedules=protocols(
         superb=Schedule(steps=30_000, batch=4, accumulate=8, lr=1e-4, eval_every=1_000, head={"hidden_size": 256}),
-        mini=Schedule(
-            steps=200,
-            batch=32,
-            accumulate=1,
-            lr=1e-2,
-            lr_grid=(1e-3, 1e-2),
-            eval_every=25,
-            head={"hidden_size": 64},
-            scheduler="linear",
-            warmup=10,
-        ),
+        mini=dataclasses.replace(MINI_POOLED, steps=200, eval_every=25, warmup=10),
         warmup=1_400,
     ),
     differences=("of several learning rates the one with the best mean of the folds' dev accuracies serves all folds",),
