@@ -13,7 +13,6 @@ from typing import Any
 
 from . import Encoder, EncoderConfig
 
-SECONDS_COUNTED = 224.86
 # fmt: off
 LENGTHS = (
     20560, 34560, 38480, 42560, 45600, 48720, 52000, 55120, 59120, 62720, 66400, 71200, 75200, 78640, 82800, 87520,
