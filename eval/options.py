@@ -33,5 +33,10 @@ class Run:
         "folder for features (default: $STAR_CACHE/features or ~/.cache/star_upstream/features)", None
     )
     cache_gb: float = flag("most that the cache may hold; the oldest leave first (default 20)", 20.0)
+    encode_jobs: int = flag(
+        "with --launcher submitit: so many jobs encode the tasks' audio first, each its share (default 0: each task "
+        "encodes its own)",
+        0,
+    )
     exact: bool = flag("encode padded batches at every step as s3prl does, without a cache: many times slower", False)
     overwrite: bool = flag("run tasks again whose json is there", False)

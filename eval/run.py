@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 
 from star_upstream import cluster, compat, cores, outputs
-from star_upstream.audio import RATE
 from star_upstream.data import corpora
 from star_upstream.environment import cache_home
 from star_upstream.errors import StarError
@@ -27,8 +26,8 @@ from star_upstream.say import say
 
 from . import record as record_of
 from . import tasks
+from .encoding import encoded, features_of, of_share
 from .features import encode, upstreams
-from .features.exact import Padded
 from .heads import train
 from .heads.probe import Task
 from .heads.probe import schedule as pick_schedule
@@ -62,6 +61,8 @@ def run(options: Run, launch: cluster.Launch) -> int:
         pick_schedule(task, options.schedule or "mini", options.steps)
     launch.check()
     away = launch.away
+    if options.encode_jobs and not (away and options.encode_jobs > 0):
+        raise StarError(f"--encode-jobs {options.encode_jobs}: is a number of jobs, for --launcher submitit")
     alone = not away and (launch.jobs == 1 or len(wanted) == 1)
     if torch.get_num_threads() > cores.available():  # a container's quota, which torch does not see
         torch.set_num_threads(cores.available())
@@ -77,6 +78,9 @@ def run(options: Run, launch: cluster.Launch) -> int:
     here = wanted if alone else [task for task in wanted if away and _is_there(task, options)]
     results = {task.name: _attempt(task, upstream, options, device) for task in here}
     others = [task.name for task in wanted if task.name not in results]
+    if options.encode_jobs and others and not options.exact:
+        share = functools.partial(_share, options, others)
+        encoded(share, options.encode_jobs, options.out, launch, int(device.type == "cuda"))
     results |= launched(functools.partial(_by_itself, options), others, options.out, launch, int(device.type == "cuda"))
     results = {task.name: results[task.name] for task in wanted}
     with contextlib.suppress(OSError):  # not there, or not empty
@@ -132,6 +136,25 @@ def _by_itself(options: Run, name: str) -> Result:
     return _attempt(tasks.get(name), _upstream(options, device), options, device)
 
 
+def _share(options: Run, names: list[str], share: str) -> list[str]:
+    """Encode a job's share of what the tasks' features lack; of which tasks it could not, and why."""
+    device, mine = _device(options.device), of_share(share)
+    upstream = _upstream(options, device)
+    root, kind = corpora_folder(options.data)
+    store = encode.Store(options.cache or cache_home() / "features", options.cache_gb)
+    failed = []
+    for task in map(tasks.get, names):
+        try:
+            schedule = pick_schedule(task, options.schedule or _default_schedule(task, root, kind), options.steps)
+            table = task.probe.prepare(task, corpora.load(task.name, root), root, upstream.stride, options.limit)
+            probe = task.probe(task, task.probe.splits(task, table)[0], schedule, options.seed)
+            features_of(task, probe.table, schedule, upstream, store, False, mine)
+        except Exception as error:  # the task's own job says it, too
+            traceback.print_exc()
+            failed.append(f"{task.name}: {_one_line(error)}")
+    return failed
+
+
 def _upstream(options: Run, device: torch.device | str):
     upstream = upstreams.load(options.upstream, device)
     if options.exact:
@@ -171,7 +194,7 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
     reset_peak_memory(device)
     parts = task.probe.splits(task, table)
     probes = [task.probe(task, part, schedule, options.seed) for part in parts]
-    features = _features(task, probes[0].table, schedule, upstream, store, exact)
+    features = features_of(task, probes[0].table, schedule, upstream, store, exact)
     mark = options.out / PROGRESS / f"{task.name}.pt"
     identity = hashlib.sha256(json.dumps([settings, asdict(schedule)], sort_keys=True).encode()).hexdigest()
     for probe in probes:
@@ -230,24 +253,6 @@ def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, devi
     mark.unlink(missing_ok=True)
     (options.out / f"{task.name}.error.txt").unlink(missing_ok=True)
     return record
-
-
-def _features(task: Task, table: pd.DataFrame, schedule, upstream, store, exact: bool):
-    """The task's features of ``table``: encoded here and kept, or encoded with every batch."""
-    means = task.features == "means"
-    crop = task.crop_seconds if means and not exact else None
-    windows = encode.windows(table, crop, schedule.crops)
-    hours = f"{table['samples'].sum() / RATE / 60:.1f} minutes"
-    seconds = schedule.crop_seconds or task.crop_seconds
-    longest = round(seconds * RATE) if seconds else None
-    if exact:
-        say(f"{task.name}: {len(windows)} utterances, {hours}, to be encoded at every step")
-        return Padded(windows, upstream, task.effects, longest, task.eval_batch)
-    encode.settle(windows, upstream, task.effects)
-    say(f"{task.name}: encoding {sum(map(len, windows))} windows, {hours}")
-    if means:
-        return encode.Means(windows, upstream, store, task.effects)
-    return encode.Frames(windows, upstream, store, task.effects, upstream.frames(longest) if longest else None)
 
 
 def _differences(task: Task, upstream, exact: bool) -> list[str]:

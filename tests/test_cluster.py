@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from test_jobs import _alive, _soon
 from tiny_runs import HERE, PATIENCE
 
 from eval.__main__ import main
-from star_upstream import cluster, cores
+from star_upstream import audio, cluster, cores
 from star_upstream.errors import StarError
 
 LOCAL = cluster.Launch(cluster="local")
@@ -75,6 +76,35 @@ def test_a_killed_job_is_named_and_alone_submitted_again(tmp_path, monkeypatch, 
     assert sorted(json.loads(printed.out)["metrics"]) == ["ks_acc", "sid_acc"]
 
     assert main(words) == 0 and "submitted" not in capsys.readouterr().err
+
+
+class Counting(tiny_corpus.TinyUpstream):
+    """Writes down who heard what."""
+
+    def forward(self, wavs):
+        with open(os.environ["HEARD"], "a") as file:
+            file.writelines(f"{os.getpid()} {zlib.crc32(wav.numpy().tobytes())}\n" for wav in wavs)
+        return super().forward(wavs)
+
+
+def counting():
+    return Counting()
+
+
+def test_jobs_encode_shares_first_and_nothing_twice(tmp_path, monkeypatch, capsys):
+    corpus, out = tiny_corpus.make(tmp_path / "data"), tmp_path / "out"
+    monkeypatch.setenv("STAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HEARD", str(tmp_path / "heard"))
+    words = ["run", "--upstream", "test_cluster:counting", "--tasks", "ks,asr", "--data", str(corpus), "--steps", "2"]
+    words += ["--out", str(out), "--launcher", "submitit", "--cluster", "local", "--encode-jobs", "2"]
+    assert main(words) == 0
+    printed = capsys.readouterr().err
+    assert "encoding 1-of-2: done" in printed and "submitted, a job each: ks, asr;" in printed
+    heard = [line.split() for line in (tmp_path / "heard").read_text().splitlines()]
+    audio_files = {zlib.crc32(audio.read(file).tobytes()) for file in corpus.rglob("*.wav")}
+    of_corpus = [(pid, int(crc)) for pid, crc in heard if int(crc) in audio_files]
+    assert len(of_corpus) == len({crc for _, crc in of_corpus}) > 10
+    assert len({pid for pid, _ in of_corpus}) == 2
 
 
 def share(name):

@@ -16,7 +16,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ _CPU_MEMORY = "DefaultCPUAllocator"
 """What torch's RuntimeError says where the memory that runs out is the machine's."""
 
 Effects = tuple[tuple[str, ...], ...]
+Mine = Callable[[str], bool]
+"""Whether a key of the cache is of this process's share."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,19 @@ def settle(per_row: list[list[Window]], upstream: Upstream, effects: Effects = (
 class Means:
     """Each layer's mean over time for every window, in fp32: what a head that is linear up to mean pooling needs. In
     memory up to ``IN_MEMORY`` bytes; more are written to an unnamed file beside the cache, which ends with the process,
-    and read row by row."""
+    and read row by row.
 
-    def __init__(self, per_row: list[list[Window]], upstream: Upstream, store: Store, effects: Effects = ()):
+    mine: with it, only what the cache lacks of those keys is encoded, to be kept there, and nothing can be asked for.
+    """
+
+    def __init__(
+        self,
+        per_row: list[list[Window]],
+        upstream: Upstream,
+        store: Store,
+        effects: Effects = (),
+        mine: Mine | None = None,
+    ):
         flat = [w for row in per_row for w in row]
         self.first = np.cumsum([0] + [len(row) for row in per_row])
         self.seconds = 0.0
@@ -124,10 +136,13 @@ class Means:
         what = f"time means of {len(flat)} windows"
         _warn_if_short(what, len(flat) * self._bytes, store, "the next run encodes the others again")
         spilled = len(flat) * self._bytes > IN_MEMORY
+        spilled = spilled and mine is None
         self._file: Any = tempfile.TemporaryFile(dir=store.folder, buffering=0) if spilled else None  # noqa: SIM115
-        self._held_WLD = torch.empty(0 if spilled else len(flat), *self.shape)
+        self._held_WLD = torch.empty(0 if spilled or mine else len(flat), *self.shape)
         for begin in range(0, len(flat), SHARD):
-            means_WLD = _mean_shard(flat[begin : begin + SHARD], upstream, store, effects, self)
+            means_WLD = _mean_shard(flat[begin : begin + SHARD], upstream, store, effects, self, mine)
+            if means_WLD is None or mine:
+                continue
             if spilled:
                 self._spill(means_WLD, store)
             else:
@@ -163,8 +178,12 @@ class Means:
         return self.of(picked)[:, :, None], torch.ones(len(rows), dtype=torch.long)
 
 
-def _mean_shard(shard: list[Window], upstream: Upstream, store: Store, effects: Effects, clock) -> Tensor:
+def _mean_shard(
+    shard: list[Window], upstream: Upstream, store: Store, effects: Effects, clock, mine: Mine | None
+) -> Tensor | None:
     key = _key("means", upstream, effects, shard)
+    if mine and (key in store or not mine(key)):
+        return None
     found = store.get(key)
     if found is None:
         begun = time.perf_counter()
@@ -183,7 +202,8 @@ class Frames:
     Where the cache is smaller than all of them, the first utterances are kept and the others are encoded with every
     batch that they are in: an endless exchange of the one for the other would keep nothing that is asked for again.
 
-    crop: frames of which a training batch has at most so many an utterance, from a random first one.
+    crop: frames of which a training batch has at most so many an utterance, from a random first one. mine: only those
+    of these keys are encoded now.
     """
 
     def __init__(
@@ -193,6 +213,7 @@ class Frames:
         store: Store,
         effects: Effects = (),
         crop: int | None = None,
+        mine: Mine | None = None,
     ):
         self.crop = crop
         self.windows = [row[0] for row in per_row]
@@ -209,7 +230,7 @@ class Frames:
         for i, key in enumerate(self.keys):
             if key in store:
                 store.touch(key)
-            elif self.kept[i]:
+            elif self.kept[i] and (mine is None or mine(key)):
                 missing.append(i)
         for i, states_LTD, samples in _encode([self.windows[i] for i in missing], upstream, effects):
             self._put(missing[i], states_LTD, samples)
