@@ -5,12 +5,12 @@ one flac of 40 s; lengths are drawn from 1 to 35 s. Each step is a process of it
 
 - read: the manifest is parsed, nothing else
 - first start: each row's place and header are read, clips are sorted, some are held out, data.tsv is written
-- later start: the same with the headers in the cache
 - resume: data.tsv is read, two epochs of batches of 160 s are planned, and 20 batches come through two data workers
+- later start: as the first, with the headers in the cache
 
 Seconds are of CPU time, of all threads of the process. MB are the peak of the process's memory until then, above what
 it held when the package was imported; of a worker, what it shares with no other. Of manifests beyond ``--opened`` rows
-no header is opened, each is answered with the flac's at once.
+no header is opened, each is answered with the flac's at once. Manifests that the page tells of already stay.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def resume(folder: Path, measure: Measure) -> None:
     measure.say("resume: a data worker", 0.0, max(own))
 
 
-STEPS: dict[str, Callable] = {"read": read, "first": begin, "later": partial(begin, name="later"), "resume": resume}
+STEPS: dict[str, Callable] = {"read": read, "first": begin, "resume": resume, "later": partial(begin, name="later")}
 
 
 def _own(process: int) -> float:
@@ -163,9 +163,11 @@ def measured(rows: int, folder: Path, opened: int) -> list[dict]:
 def page(numbers: dict[str, list[dict]], words: str) -> str:
     lines = ["| | " + " | ".join(f"{int(rows):,} rows: s | MB" for rows in numbers) + " |"]
     lines.append("| --- |" + " ---: | ---: |" * len(numbers))
-    for parts in zip(*numbers.values()):
-        cells = (f"{part['seconds']:,.1f} | {part['MB']:,.0f}" for part in parts)
-        lines.append(f"| {parts[0]['what']} | {' | '.join(cells)} |")
+    columns = [
+        {part["what"]: f"{part['seconds']:,.1f} | {part['MB']:,.0f}" for part in parts} for parts in numbers.values()
+    ]
+    for what in columns[0]:
+        lines.append(f"| {what} | {' | '.join(column[what] for column in columns)} |")
     notes = (__doc__ or "").split("\n\n", 1)[1]
     where = f"`{words}` on {processor()}, Python {platform.python_version()}."
     return f"{TITLE}\n\n{notes}\n{chr(10).join(lines)}\n\n{where}\n"
@@ -183,10 +185,12 @@ def main(arguments: list[str] | None = None) -> int:
         STEPS[args.step](args.folder, Measure())
         return 0
     check_page(args.out, MAKER, TITLE, "rows")
-    numbers = {}
+    file = args.out.with_suffix(".json")
+    numbers = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else {}
     for rows in args.rows.split(","):
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             numbers[rows] = measured(int(rows), Path(folder), args.opened)
+    numbers = dict(sorted(numbers.items(), key=lambda item: int(item[0])))
     write(args.out, page(numbers, f"python {shlex.join([MAKER, *(arguments or sys.argv[1:])])}"), {"rows": numbers})
     print(args.out)
     return 0

@@ -81,6 +81,9 @@ class Headers:
                 self._settle()
             finally:
                 pool.shutdown(cancel_futures=True)
+                for ahead in running:  # read, and no longer asked for
+                    if not ahead.cancelled() and not ahead.exception():
+                        self.new.update(ahead.result()[1])
                 self._write()
                 if self.progress and self.count:
                     say(f"\rlengths read: {self.count}")
