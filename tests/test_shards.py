@@ -337,3 +337,12 @@ def test_paths_that_name_members():
     assert (
         members.join("x.tar", "a.flac", 1, 2) == "x.tar/a.flac:1:2" and members.join("x.tar", "", 1, 2) == "x.tar:1:2"
     )
+
+
+def test_few_shards_are_read_ahead_of_what_is_asked_for(monkeypatch):
+    read = []
+    monkeypatch.setattr(shards, "_read", lambda file: read.append(file) or [])
+    files = [f"{i}.tar" for i in range(40)]
+    found = shards.read(files, 2, False)
+    assert next(found) == ("0.tar", []) and len(read) <= 5
+    assert [file for file, _ in found] == files[1:] and sorted(read) == sorted(files)

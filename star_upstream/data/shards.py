@@ -16,6 +16,7 @@ import json
 import os
 import re
 import tarfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, NamedTuple
@@ -89,10 +90,13 @@ def _braces(text: str) -> Iterator[str]:
 
 
 def read(files: Sequence[str], threads: int, progress: bool) -> Iterator[tuple[str, list[Found]]]:
-    """Each shard with its audio, in order, from the cache where the shard has not changed. Raises :class:`StarError`
-    for what is no shard."""
+    """Each shard with its audio, in order, from the cache where the shard has not changed; few are read ahead of what
+    is asked for. Raises :class:`StarError` for what is no shard."""
     with ThreadPoolExecutor(threads) as pool:
-        for i, (file, found) in enumerate(zip(files, pool.map(_read, files)), 1):
+        running = deque(pool.submit(_read, file) for file in files[: 2 * threads])
+        for i, file in enumerate(files, 1):
+            found = running.popleft().result()
+            running.extend(pool.submit(_read, later) for later in files[i + 2 * threads - 1 : i + 2 * threads])
             if progress and (i % 100 == 0 or i == len(files)):
                 say(f"\rshards read: {i} of {len(files)}", end="\n" if i == len(files) else "")
             yield file, found
