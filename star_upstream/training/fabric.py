@@ -46,6 +46,12 @@ def launched(config: TrainingConfig) -> Fabric:
     return fabric
 
 
+def one_device(config: TrainingConfig) -> torch.device:
+    """Where a single process computes, in the loop's absence."""
+    gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
+
+
 def shard(model: nn.Module, fabric: Fabric) -> None:
     """Divide the weights of a frozen encoder's layers among all processes; the rest of it is whole in each. Every
     process has to run it equally often from here on: a layer's weights are gathered from all each time."""

@@ -35,6 +35,7 @@ from ..heads.head import shape
 from ..heads.model import MultitaskModel
 from ..say import say
 from . import recipe as recipes
+from .fabric import one_device
 from .finetune_recipe import FinetuneRecipe
 from .finetune_scores import embed, evaluate, write_outcomes
 from .loop import fit
@@ -188,7 +189,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     name = BEST if recipe.select == "valid" else LAST
     model, written = load_model(folder.path / name), checkpoint.describe(folder.path / name)["provenance"]
-    model.to("cuda" if torch.cuda.is_available() and recipe.training.accelerator != "cpu" else "cpu")
+    model.to(one_device(recipe.training))
     begun = time.monotonic()
     scores, outcomes = evaluate(model, utterances, precision, recipe.data.test_limit)
     write_outcomes(folder.path / "outcomes.npz", outcomes)
@@ -228,8 +229,7 @@ def _utterances(
     waves = {name: features.waves(task, Path(data.cache)) for name, task in tasks.items()} if data.cache else {}
     states = {}
     if recipe.frozen and data.keep_states:
-        device = torch.device("cuda" if torch.cuda.is_available() and recipe.training.accelerator != "cpu" else "cpu")
-        model.to(device)
+        model.to(one_device(recipe.training))
         where = Path(data.cache) if data.cache else folder.path / ".cache"
         for name, task in tasks.items():
             states[name] = _states(task, model, digest, where, recipe.training.precision, waves.get(name))

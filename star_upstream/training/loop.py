@@ -21,7 +21,7 @@ from ..data.batches import BatchStream
 from ..errors import StarError
 from ..say import say
 from . import stop
-from .fabric import compiled, launched, shard
+from .fabric import compiled, launched, one_device, shard
 from .means import Means
 from .optimizer import adamw, rate, too_few
 from .precision import RunPrecision
@@ -42,7 +42,7 @@ def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = No
         training.model.load_state_dict(state["model"])
         precision = state.get("chosen_precision") or config.precision
         return Outcome(state["update"], precision, too_few(config, state["update"]))
-    gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    gpu = one_device(config).type == "cuda"
     try:
         with cores.divided(training.workers, config.devices, gpu) as workers, stop.listening() as request:
             outcome = _Loop(training, folder, workers, request).run(state)

@@ -26,6 +26,7 @@ from ..errors import StarError
 from ..formats import checkpoint
 from ..losses.units import MaskConfig, MaskedUnits, draw_mask
 from ..say import say
+from .fabric import one_device
 from .pretrain_recipe import PretrainRecipe, Round
 from .run_folder import RunFolder
 from .start import Start
@@ -202,8 +203,7 @@ def make_units(
     if round_.layer is None or before is None:
         features: units.Features = partial(units.all_mfcc, config=own, jobs=torch.get_num_threads())
     else:
-        gpu = torch.cuda.is_available() and config.accelerator != "cpu"
-        model, layer = before.to("cuda" if gpu else "cpu"), round_.layer
+        model, layer = before.to(one_device(config)), round_.layer
 
         def features(wanted: Sequence[Clip]):
             return ((place, layer_TF) for place, (layer_TF,) in units.encoded(wanted, model, [layer]))
