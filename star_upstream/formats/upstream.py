@@ -194,6 +194,10 @@ def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., Up
 
 
 star_mini = _entry("star_mini", "The small STaR student that ships with the package (offline; for trying things out).")
+star_mini_mel = _entry(
+    "star_mini_mel", "The small STaR student with a log-mel front end that ships with the package (offline)."
+)
+star_mini_stream = _entry("star_mini_stream", "The small STaR student that streams and ships with the package (offline).")
 star_small = _entry("star_small", "The larger STaR student that ships with the package, 3.9 M parameters (offline).")
 star_mini_teacher = _entry("star_mini_teacher", "The small HuBERT-like teacher that ships with the package (offline).")
 star_hubert = _entry("star_hubert", "STaRHuBERT, 22.31 M parameters (Jang et al., ICASSP 2024).", "star_hubert")
@@ -221,6 +225,8 @@ ENTRIES: dict[str, Callable[..., UpstreamExpert]] = {
     entry.__name__: entry
     for entry in (
         star_mini,
+        star_mini_mel,
+        star_mini_stream,
         star_small,
         star_mini_teacher,
         star_hubert,
