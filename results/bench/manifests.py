@@ -167,7 +167,7 @@ def page(numbers: dict[str, list[dict]], words: str) -> str:
         {part["what"]: f"{part['seconds']:,.1f} | {part['MB']:,.0f}" for part in parts} for parts in numbers.values()
     ]
     for what in columns[0]:
-        lines.append(f"| {what} | {' | '.join(column[what] for column in columns)} |")
+        lines.append(f"| {what} | {' | '.join(column.get(what, ' | ') for column in columns)} |")
     notes = (__doc__ or "").split("\n\n", 1)[1]
     where = f"`{words}` on {processor()}, Python {platform.python_version()}."
     return f"{TITLE}\n\n{notes}\n{chr(10).join(lines)}\n\n{where}\n"
