@@ -71,7 +71,6 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(tmp_path, monkeypatch)
         distill.run(recipe.load("star_mini", [*words, f"training.compile={backend}"]), tmp_path / f"run{backend}")
         rows[backend] = log(tmp_path / f"run{backend}")
         assert bool(counters["stats"]["unique_graphs"]) == (backend == "eager")
-        assert not counters["graph_break"]
     for plain, compiled in zip(rows["null"], rows["eager"], strict=True):
         for name in ("train/loss", "valid/loss"):
             assert float(plain[name] or 0) == pytest.approx(float(compiled[name] or 0), rel=1e-3)

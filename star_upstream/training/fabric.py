@@ -65,7 +65,9 @@ def shard(model: nn.Module, fabric: Fabric) -> None:
 
 
 def compiled(model: nn.Module, backend: str | None) -> None:
-    """Have torch.compile make the forward pass of every encoder in ``model``, for batches of any size."""
+    """Have torch.compile make the forward pass of every encoder in ``model``, for batches of any size. What it cannot
+    make runs as it is, with torch's warning: its arithmetic on unknown sizes fails now and then (torch 2.11)."""
+    torch._dynamo.config.suppress_errors = True
     for module in model.modules():
         if isinstance(module, Encoder):
             module.compile(backend=backend, dynamic=True)
