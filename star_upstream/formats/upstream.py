@@ -197,7 +197,9 @@ star_mini = _entry("star_mini", "The small STaR student that ships with the pack
 star_mini_mel = _entry(
     "star_mini_mel", "The small STaR student with a log-mel front end that ships with the package (offline)."
 )
-star_mini_stream = _entry("star_mini_stream", "The small STaR student that streams and ships with the package (offline).")
+star_mini_stream = _entry(
+    "star_mini_stream", "The small STaR student that streams and ships with the package (offline)."
+)
 star_small = _entry("star_small", "The larger STaR student that ships with the package, 3.9 M parameters (offline).")
 star_mini_teacher = _entry("star_mini_teacher", "The small HuBERT-like teacher that ships with the package (offline).")
 star_hubert = _entry("star_hubert", "STaRHuBERT, 22.31 M parameters (Jang et al., ICASSP 2024).", "star_hubert")
