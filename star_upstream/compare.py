@@ -192,10 +192,14 @@ def _identity(asked: Asked, entries: Mapping[str, Entry]) -> dict[str, Any]:
     for name in ("tasks", "cache", "cache_gb"):
         del scoring[name]
     scoring["data"] = _data(asked.scoring.data)
-    made = {name: {**strict.plain(entry.recipe), "about": "", "choices": {}} for name, entry in entries.items()}
-    for values in made.values():
-        values["data"].pop("workers")
+    made = {name: _plain(entry.recipe) for name, entry in entries.items()}
     return {**strict.plain(kept), "first": next(iter(entries)), "eval": scoring, "recipes": made}
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    values: dict[str, Any] = {**strict.plain(recipe), "about": "", "choices": {}}
+    del values["data"]["workers"]
+    return values
 
 
 def _data(data: str) -> str:
@@ -213,6 +217,8 @@ def _check(asked: Asked, entries: Mapping[str, Entry], out: Path) -> None:
     if gone:
         raise StarError(f"{out}: compares {', '.join(gone)} too; name all its recipes, or choose another --out")
     here["recipes"] = {name: here["recipes"][name] for name in there["recipes"]}
+    with contextlib.suppress(StarError):  # settings that came since have their defaults
+        there["recipes"] = {name: _plain(strict.build(Recipe, values)) for name, values in there["recipes"].items()}
     if changed := strict.difference(there, here):
         raise StarError(f"{out}: holds another comparison ({changed}); choose another --out")
 
