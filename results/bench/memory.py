@@ -48,6 +48,8 @@ SIZES = {
 class Wide(nn.Module):
     """Each frame's loudness times a vector for each state."""
 
+    states_LD: Tensor
+
     def __init__(self):
         super().__init__()
         random = torch.Generator().manual_seed(0)
@@ -127,9 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
     lines = ["| | encoding (s) | training (s) | whole command (s) | peak (MB) |", "| --- |" + " ---: |" * 4]
     lines += [f"| {what} | {first} | {second} | {s:,.0f} | {mb:,.0f} |" for what, first, second, s, mb in rows]
     python = platform.python_version()
-    words = f"python {shlex.join([MAKER, *(arguments or sys.argv[1:])])}"
+    typed = f"python {shlex.join([MAKER, *(arguments or sys.argv[1:])])}"
     notes = (__doc__ or "").split("\n\n", 1)[1]
-    page = f"{TITLE}\n\n{notes}\n{chr(10).join(lines)}\n\n`{words}` on {processor()}, Python {python}.\n"
+    page = f"{TITLE}\n\n{notes}\n{chr(10).join(lines)}\n\n`{typed}` on {processor()}, Python {python}.\n"
     write(args.out, page, {"rows": rows})
     print(args.out)
     return 0
