@@ -87,10 +87,11 @@ class ChannelNorm(nn.GroupNorm):
                 if x_BCT.shape[-1] == 1:  # one frame alone has no variance, which torch refuses: it is its own mean
                     return bias_C[:, None].expand_as(x_BCT).to(self.weight.dtype)
                 return F.group_norm(x_BCT, self.num_groups, weight_C, bias_C, self.eps).to(self.weight.dtype)
-            mask_B1T = valid_mask(lengths_B, x_BCT.shape[-1])[:, None]
+            # products, which onnxruntime computes several times faster than selections
+            mask_B1T = valid_mask(lengths_B, x_BCT.shape[-1])[:, None].to(x_BCT.dtype)
             count_B11 = lengths_B[:, None, None].to(x_BCT.dtype)
-            centred_BCT = x_BCT - x_BCT.masked_fill(~mask_B1T, 0.0).sum(-1, keepdim=True) / count_B11
-            variance_BC1 = centred_BCT.masked_fill(~mask_B1T, 0.0).square().sum(-1, keepdim=True) / count_B11
+            centred_BCT = (x_BCT - (x_BCT * mask_B1T).sum(-1, keepdim=True) / count_B11) * mask_B1T
+            variance_BC1 = centred_BCT.square().sum(-1, keepdim=True) / count_B11
             scale_BC1 = torch.rsqrt(variance_BC1 + self.eps) * weight_C[:, None]
             return torch.addcmul(bias_C[:, None], centred_BCT, scale_BC1).to(self.weight.dtype)
 

@@ -1,21 +1,23 @@
-"""An exported file with 8-bit weights (one scale an output channel) and 8-bit activations, by onnxruntime's quantiser.
+"""An exported file whose products have 8-bit weights (one scale an output channel) and 8-bit activations.
 
-What is quantised is measured on the calibration audio. Each convolution of the front end, and the linear maps of each
-layer, are quantised alone; what moves the outputs by more than :data:`LIMIT` stays in float. Static: the activations'
-ranges are those of the calibration audio. Dynamic: those of each utterance, for the linear maps alone.
+What is in 8 bits is measured on the calibration audio: each convolution of the front end, the positional convolution
+and the linear maps of each layer are tried alone. What moves the outputs by more than :data:`LIMIT`, or makes the whole
+slower by more than :data:`SLOWER` on this machine, stays in float. Static: the ranges of linear maps' inputs are those
+of the calibration audio. Dynamic: those of each utterance. Convolutions have ranges of each frame in both
+(:mod:`.integers`).
 
-Always in float: norms, softmax and GELU; the heads; products of two activations and the positional convolution, which
-are slower in 8 bits (results/device.md).
+Always in float: norms, softmax and GELU; the heads; the first convolution, whose input is the waveform; products of two
+activations, which gain nothing (results/device.md).
 
 Shapes: B utterances, N samples, T frames, D width.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from .. import audio
 from ..data.clips import find
 from ..errors import StarError
 from ..files import replacing
-from . import onnx
+from . import integers, onnx
 
 LIMIT = 0.1
 """Largest root mean square change of an output, as a share of its standard deviation, that one part may bring alone."""
@@ -33,9 +35,12 @@ SECONDS = 60.0
 """Audio that ranges and changes are measured on."""
 LONGEST = 8.0
 """Seconds of one piece of it."""
-_CONVOLUTION = re.compile(r".*/(frontend/convs\.\d+)/Conv")
-_LINEAR = re.compile(
-    r".*/(layers\.\d+|frontend/projection|time_reduction|output_projections\.\d+|predictions)(/.*)?/MatMul"
+SLOWER = 0.01
+"""Largest part of its time that the whole may lose by one part in 8 bits alone."""
+TIMED, ROUNDS = 4.0, 7
+"""Seconds of audio that are timed, on one thread, and how often: the fastest counts."""
+_PART = re.compile(
+    r".*/(frontend/convs\.\d+|position|layers\.\d+|frontend/projection|time_reduction|output_projections\.\d+|predictions)/.*"
 )
 
 
@@ -57,50 +62,39 @@ def export(
 
 def quantise(path: Path, target: Path, waves: Sequence[np.ndarray], dynamic: bool = False) -> dict[str, Any]:
     """The exported file ``path`` in 8 bits, as ``target``; returns the metadata."""
-    import onnx as library
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
     content, right = onnx.describe(path), _outputs(path, waves)
-    types = quantization.QuantType
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser gives advice on the root logger
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            plain, result, ranges = (Path(folder) / name for name in ("plain.onnx", "result.onnx", "ranges.json"))
-            quant_pre_process(str(path), str(plain), skip_symbolic_shape=True)
-            parts = _parts(library.load(plain).graph, dynamic)
-            if not parts:
-                raise StarError(f"{path}: no part of this model is worth 8 bits")
+    with tempfile.TemporaryDirectory() as folder:
+        plain, result = Path(folder) / "plain.onnx", Path(folder) / "result.onnx"
+        model = _folded(path, plain)
+        parts = _parts(model)
+        if not parts:
+            raise StarError(f"{path}: no part of this model is worth 8 bits")
+        ranges = None if dynamic else _ranges(plain, model, waves)
 
-            def changes(chosen: dict[str, list[str]]) -> dict[str, float]:
-                nodes = [node for part in chosen.values() for node in part]
-                options: dict[str, Any] = {"per_channel": True, "weight_type": types.QInt8, "nodes_to_quantize": nodes}
-                if dynamic:
-                    quantization.quantize_dynamic(plain, result, **options)
-                else:
-                    reader = None if ranges.exists() else _reader(waves)
-                    options |= {"activation_type": types.QUInt8, "calibration_cache_path": ranges}
-                    quantization.quantize_static(plain, result, reader, **options)
-                return _changes(right, _outputs(result, waves), content["outputs"])
+        def write(names: Sequence[str]) -> Path:
+            nodes = [node for name in names for node in parts[name]]
+            onnx.save(integers.rewrite(model, nodes, ranges), content, result)
+            return result
 
-            changes(parts)  # keeps the ranges of all
-            alone = {name: max(changes({name: nodes}).values()) for name, nodes in parts.items()}
-            kept = {name: nodes for name, nodes in parts.items() if alone[name] <= LIMIT}
-            if not kept:
-                raise StarError(f"{path}: every part in 8 bits changes an output by more than {LIMIT} of its size")
-            total = changes(kept)
-            content["precision"] = f"int8, {'dynamic' if dynamic else 'static'}"
-            content["int8"] = {
-                "parts": list(kept),
-                "alone": {name: round(change, 4) for name, change in alone.items()},
-                "limit": LIMIT,
-                "change": {name: round(change, 4) for name, change in total.items()},
-                "seconds": round(sum(map(len, waves)) / audio.RATE, 1),
-            }
-            onnx.save(library.load(result), content, target)
-    finally:
-        logging.getLogger().setLevel(level)
+        alone, slower = {}, {}
+        for name in parts:
+            changes = _changes(right, _outputs(write([name]), waves), content["outputs"])
+            alone[name], slower[name] = max(changes.values()), _slower(plain, result)
+        kept = [name for name in parts if alone[name] <= LIMIT and slower[name] <= SLOWER]
+        if not kept:
+            raise StarError(f"{path}: every part in 8 bits changes an output by more than {LIMIT} of its size, or is slow")
+        total = _changes(right, _outputs(write(kept), waves), content["outputs"])
+        content["precision"] = f"int8, {'dynamic' if dynamic else 'static'}"
+        content["int8"] = {
+            "parts": kept,
+            "alone": {name: round(change, 4) for name, change in alone.items()},
+            "limit": LIMIT,
+            "slower": {name: round(share, 3) for name, share in slower.items()},
+            "slower_limit": SLOWER,
+            "change": {name: round(change, 4) for name, change in total.items()},
+            "seconds": round(sum(map(len, waves)) / audio.RATE, 1),
+        }
+        write(kept).replace(target)
     return content
 
 
@@ -115,32 +109,62 @@ def draw(sources: Sequence[str | Path], seconds: float = SECONDS, seed: int = 0)
     return waves
 
 
-def _parts(graph: Any, dynamic: bool) -> dict[str, list[str]]:
-    """Nodes with weights by the part of the model that they are in."""
-    weights, parts = {tensor.name for tensor in graph.initializer}, dict[str, list[str]]()
-    for node in graph.node:
-        found = _LINEAR.fullmatch(node.name) or (None if dynamic else _CONVOLUTION.fullmatch(node.name))
-        if found and node.input[1] in weights:
-            parts.setdefault(found.group(1).replace("/", "."), []).append(node.name)
+def _folded(path: Path, target: Path) -> Any:
+    """The model with its constants computed, which is also written to ``target``."""
+    import onnx as library
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath, options.log_severity_level = str(target), 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return library.load(target)
+
+
+def _parts(model: Any) -> dict[str, list[str]]:
+    """Nodes that can be in 8 bits by the part of the model that they are in."""
+    parts = dict[str, list[str]]()
+    for name in integers.possible(model):
+        if found := _PART.fullmatch(name):
+            parts.setdefault(found.group(1).replace("/", "."), []).append(name)
     return parts
 
 
-def _reader(waves: Sequence[np.ndarray]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
+def _ranges(plain: Path, model: Any, waves: Sequence[np.ndarray]) -> Mapping[str, integers.Range]:
+    """Least and largest value of every input of a linear map over all waves."""
+    import onnx as library
 
-    class Reader(CalibrationDataReader):
-        left = iter(waves)
+    names = sorted(set(integers.possible(model).values()))
+    watched = library.load(plain)
+    watched.graph.output.extend(library.helper.make_tensor_value_info(name, 1, None) for name in names)
+    session = onnx.session(watched.SerializeToString())
+    found = {name: (0.0, 0.0) for name in names}
+    for wave in waves:
+        for name, x in zip(names, session.run(names, _inputs(wave))):
+            found[name] = min(found[name][0], float(x.min())), max(found[name][1], float(x.max()))
+    return found
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            wave = next(self.left, None)
-            return None if wave is None else {"waveforms": wave[None], "lengths": np.array([len(wave)])}
 
-    return Reader()
+def _slower(plain: Path, other: Path) -> float:
+    """Share of its time that the whole loses (below 0: wins) in ``other``, by the processor's clock: this machine may
+    be busy."""
+    wave = np.random.default_rng(0).normal(0, 0.1, round(TIMED * audio.RATE)).astype(np.float32)
+    sessions, fastest = [onnx.session(path, 1) for path in (plain, other)], [float("inf")] * 2
+    for _ in range(ROUNDS + 1):
+        for i, session in enumerate(sessions):
+            start = time.process_time()
+            session.run(None, _inputs(wave))
+            fastest[i] = min(fastest[i], time.process_time() - start)
+    return fastest[1] / fastest[0] - 1
+
+
+def _inputs(wave: np.ndarray) -> dict[str, np.ndarray]:
+    return {"waveforms": wave[None], "lengths": np.array([len(wave)])}
 
 
 def _outputs(path: Path, waves: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     session = onnx.session(path)
-    return [session.run(None, {"waveforms": wave[None], "lengths": np.array([len(wave)])}) for wave in waves]
+    return [session.run(None, _inputs(wave)) for wave in waves]
 
 
 def _changes(right: list, given: list, outputs: dict[str, Any]) -> dict[str, float]:

@@ -335,13 +335,13 @@ def compare(path: Path, graph: Graph, seconds: Sequence[float] = SECONDS) -> flo
     return worst
 
 
-def session(path: Path, threads: int | None = None) -> Any:
-    """onnxruntime with the file, on the CPU, quiet. ``threads``: None takes torch's number."""
+def session(path: Path | bytes, threads: int | None = None) -> Any:
+    """onnxruntime with the file, or what it holds, on the CPU, quiet. ``threads``: None takes torch's number."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _noise(samples: int, seed: int) -> Tensor:
