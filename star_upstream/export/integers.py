@@ -125,7 +125,9 @@ class _Writer:
     def numbers(self, *values: int) -> str:
         return self.constant(np.array(values, dtype=np.int64))
 
-    def add(self, kind: str, inputs: Sequence[str], output: str | None = None, count: int = 1, **attributes: Any) -> Any:
+    def add(
+        self, kind: str, inputs: Sequence[str], output: str | None = None, count: int = 1, **attributes: Any
+    ) -> Any:
         """A node; returns its output, or its outputs where there are more."""
         self.count += 1
         outputs = [output] if output else [f"int8_{self.count}_{i}" for i in range(count)]
@@ -177,7 +179,9 @@ class _Writer:
             size_B1T = self.add("Transpose", [size_BT1], perm=[0, 2, 1])
             pooled = self.add("MaxPool", [size_B1T], kernel_shape=[size], strides=[stride])
             size_BT1 = self.add("Transpose", [pooled], perm=[0, 2, 1])
-        step_R = self.add("Mul", [self.add("Reshape", [size_BT1, self.numbers(-1)]), self.constant(np.float32(1 / 127))])
+        step_R = self.add(
+            "Mul", [self.add("Reshape", [size_BT1, self.numbers(-1)]), self.constant(np.float32(1 / 127))]
+        )
         zero, parts = self.constant(np.uint8(128)), []
         zeros = self.add("Expand", [zero, self.add("Shape", [step_R])])
         count = self.add("Slice", [self.add("Shape", [size_BT1]), self.numbers(1), self.numbers(2)])
