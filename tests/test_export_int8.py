@@ -44,6 +44,7 @@ def test_parts_that_change_little_are_quantised_and_the_others_are_named(model, 
     linear = {"frontend.projection", "layers.0", "layers.1", "layers.2"}
     assert set(said["alone"]) == convolutions | linear and set(said["slower"]) == convolutions
     assert max(said["alone"].values()) < 0.03 < said["limit"]  # the convolutions too
+    assert "VNNI" in said["needs"]
     slow = {name for name, share in said["slower"].items() if share > said["slower_limit"]}
     assert said["parts"] == [name for name in said["alone"] if name not in slow]
     kinds = {node.op_type for node in onnx_library.load(target).graph.node}

@@ -1,5 +1,9 @@
 """Products of integers in the place of nodes in float: what they compute, at every shape."""
 
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tiny_export
@@ -98,3 +102,27 @@ def test_whole_models_from_one_frame_up_alone_and_padded(name, tmp_path):
         (right,), (ours,) = one(wavs).values(), other(wavs).values()
         for a, b in zip(right, ours):
             assert a.shape == b.shape and np.sqrt(np.square(a - b).mean()) < 0.08 * a.std()
+
+
+EMULATED = """
+import sys, numpy, onnxruntime
+from star_upstream import runtime
+path, wave, out = sys.argv[1:]
+plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+wave = numpy.load(wave)
+given = {"waveforms": wave[None], "lengths": numpy.array([wave.size])}
+numpy.savez(out, plain=plain.run(["state_3"], given)[0][0], ours=runtime.Model(path, 1)([wave])["state_3"][0])
+"""
+
+
+@pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="needs qemu-user")
+def test_a_processor_without_vnni_gives_the_same_by_the_runtime(tmp_path):
+    onnx.write(onnx.Graph(tiny_export.encoder(), [-1]), tmp_path / "a.onnx", {}, (0.025, 0.3))
+    wave = waves(1.0)[0]
+    int8.quantise(tmp_path / "a.onnx", tmp_path / "b.onnx", [wave], dynamic=True)
+    np.save(tmp_path / "wave.npy", wave)
+    paths = [str(tmp_path / name) for name in ("b.onnx", "wave.npy", "out.npz")]
+    subprocess.run(["qemu-x86_64", "-cpu", "Haswell", sys.executable, "-c", EMULATED, *paths], check=True)
+    found, right = np.load(tmp_path / "out.npz"), runtime.Model(tmp_path / "b.onnx")([wave])["state_3"][0]
+    size = np.abs(right).max()
+    assert np.abs(found["ours"] - right).max() < 0.01 * size < np.abs(found["plain"] - right).max()

@@ -186,12 +186,17 @@ def page(found: dict[str, Any]) -> str:
     ]
     for kind in ("int8_static", "int8_dynamic"):
         said = found["int8"][kind]
-        floats = [f"{name} {change}" for name, change in said["alone"].items() if name not in said["parts"]]
+        floats = [
+            f"{name} {change}" + (", slower" if said["slower"].get(name, -1.0) > said["slower_limit"] else "")
+            for name, change in said["alone"].items()
+            if name not in said["parts"]
+        ]
         inside = [f"{name} {said['alone'][name]}" for name in said["parts"]]
         total = max(said["change"].values())
         lines.append(
             f"- {KINDS[kind]}: in float {', '.join(floats) or 'nothing that was tried'}; in 8 bits {', '.join(inside)}."
-            f" All of these together: {total} at most (limit for one part: {said['limit']})."
+            f" All of these together: {total} at most (limit for one part: {said['limit']}; a convolution that slows the "
+            f"whole by more than {said['slower_limit']:.0%} stays in float)."
         )
     if found["scores"]:
         tasks = list(found["scores"]["torch_fp32"])

@@ -3,8 +3,8 @@
 What is in 8 bits is measured on the calibration audio: each convolution of the front end, the positional convolution
 and the linear maps of each layer are tried alone. What moves the outputs by more than :data:`LIMIT` stays in float, and
 so does a convolution that makes the whole slower by more than :data:`SLOWER` on this machine. Static: the ranges of
-linear maps' inputs are those of the calibration audio. Dynamic: those of each utterance. The front end's convolutions
-have ranges of each frame in both (:mod:`.integers`).
+linear maps' inputs are those of the calibration audio. Dynamic: those of the utterances that are run together. The
+front end's convolutions have ranges of each frame in both (:mod:`.integers`).
 
 Always in float: norms, softmax and GELU; the heads; the first convolution, whose input is the waveform; products of two
 activations, which gain nothing (results/device.md).
@@ -39,6 +39,8 @@ SLOWER = 0.01
 """Largest share of its time that the whole may lose by one convolution in 8 bits."""
 TIMED, ROUNDS = 4.0, 7
 """Seconds of audio that are timed, on one thread, and how often: the fastest counts."""
+NEEDS = "on x86 a processor with VNNI, or onnxruntime's session.x64quantprecision = 1 (star_upstream.runtime sets it)"
+"""Without: sums of two products of 8 bits are cut off at 16 bits."""
 _PART = re.compile(
     r".*/(frontend/convs\.\d+|position|layers\.\d+|frontend/projection|time_reduction|output_projections\.\d+|predictions)/.*"
 )
@@ -71,17 +73,17 @@ def quantise(path: Path, target: Path, waves: Sequence[np.ndarray], dynamic: boo
             raise StarError(f"{path}: no part of this model is worth 8 bits")
         ranges = None if dynamic else _ranges(plain, model, waves)
 
-        def write(names: Sequence[str]) -> Path:
+        def write(names: Sequence[str], to: Path = result) -> Path:
             nodes = [node for name in names for node in parts[name]]
-            onnx.save(integers.rewrite(model, nodes, ranges), content, result)
-            return result
+            onnx.save(integers.rewrite(model, nodes, ranges), content, to)
+            return to
 
         alone, slower = dict[str, float](), dict[str, float]()
         for name in parts:
             changes = _changes(right, _outputs(write([name]), waves), content["outputs"])
-            alone[name] = max(changes.values())
+            alone[name] = round(max(changes.values()), 4)
             if name.startswith(("frontend.convs", "position")):
-                slower[name] = _slower(plain, result)
+                slower[name] = round(_slower(plain, result), 3)
         kept = [name for name in parts if alone[name] <= LIMIT and slower.get(name, SLOWER) <= SLOWER]
         if not kept:
             raise StarError(f"{path}: every part in 8 bits changes an output by more than {LIMIT} of its size")
@@ -89,14 +91,15 @@ def quantise(path: Path, target: Path, waves: Sequence[np.ndarray], dynamic: boo
         content["precision"] = f"int8, {'dynamic' if dynamic else 'static'}"
         content["int8"] = {
             "parts": kept,
-            "alone": {name: round(change, 4) for name, change in alone.items()},
+            "alone": alone,
             "limit": LIMIT,
-            "slower": {name: round(share, 3) for name, share in slower.items()},
+            "slower": slower,
             "slower_limit": SLOWER,
             "change": {name: round(change, 4) for name, change in total.items()},
             "seconds": round(sum(map(len, waves)) / audio.RATE, 1),
+            "needs": NEEDS,
         }
-        write(kept).replace(target)
+        write(kept, target)
     return content
 
 

@@ -2,7 +2,7 @@
 
 Three kinds, by what their activations are like:
 
-- linear maps: one range for the whole input, of the utterance (dynamic) or of calibration audio (static)
+- linear maps: one range for the whole input, its own (dynamic) or that of calibration audio (static)
 - convolutions over time: one range for each output frame. A quiet frame is as important as a loud one, since a norm
   over the channels follows; with one range for all, it would be a few steps, or none
 - the grouped positional convolution, several frames an output row: as a product of matrices it is 27 channels wide
@@ -34,7 +34,7 @@ Range = tuple[float, float]
 
 def rewrite(model: Any, names: Sequence[str], ranges: Mapping[str, Range] | None) -> Any:
     """A copy of ``model`` with the nodes ``names`` in 8 bits. ``ranges``: least and largest value, with 0 between, of
-    what linear maps and grouped convolutions read, by tensor; None takes those of each utterance."""
+    what linear maps and grouped convolutions read, by tensor; None takes those of each call."""
     import onnx
 
     result = onnx.ModelProto()
@@ -43,7 +43,7 @@ def rewrite(model: Any, names: Sequence[str], ranges: Mapping[str, Range] | None
     nodes = list(result.graph.node)
     for node in nodes:
         if node.name not in chosen:
-            if node.name not in writer.gone:
+            if node.output[0] not in writer.gone:
                 writer.nodes.append(node)
         elif node.op_type == "MatMul":
             writer.linear(node)
@@ -147,7 +147,7 @@ class _Writer:
             other = [name for name in readers[0].input if name != output]
             if len(other) == 1 and other[0] in self.tensors and list(self.tensors[other[0]].dims) == [weight.shape[1]]:
                 bias, output = other[0], readers[0].output[0]
-                self.gone.add(readers[0].name)
+                self.gone.add(output)
         inputs = [x, self.constant(integers), step, self.constant(scale[0]), zero, "", bias]
         self.add("MatMulIntegerToFloat", inputs, output)
 

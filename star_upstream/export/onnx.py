@@ -341,6 +341,7 @@ def session(path: Path | bytes, threads: int | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as in the runtime
     return onnxruntime.InferenceSession(
         path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"]
     )
