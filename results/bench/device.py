@@ -195,8 +195,8 @@ def page(found: dict[str, Any]) -> str:
         total = max(said["change"].values())
         lines.append(
             f"- {KINDS[kind]}: in float {', '.join(floats) or 'nothing that was tried'}; in 8 bits {', '.join(inside)}."
-            f" All of these together: {total} at most (limit for one part: {said['limit']}; a convolution that slows the "
-            f"whole by more than {said['slower_limit']:.0%} stays in float)."
+            f" All of these together: {total} at most (limit for one part: {said['limit']}; a convolution that slows "
+            f"the whole by more than {said['slower_limit']:.0%} stays in float)."
         )
     if found["scores"]:
         tasks = list(found["scores"]["torch_fp32"])
