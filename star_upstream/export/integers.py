@@ -114,7 +114,7 @@ class _Writer:
         self.integers: dict[str, tuple[str, str, str]] = {}
         self.count = 0
 
-    def constant(self, value: np.ndarray) -> str:
+    def constant(self, value: np.ndarray | np.generic) -> str:
         import onnx
 
         self.count += 1
@@ -155,7 +155,7 @@ class _Writer:
         """x in 8 bits, its step and its zero, for all that read it. ``of``: a tensor with the same values."""
         if x not in self.integers:
             if self.ranges is None:
-                self.integers[x] = tuple(self.add("DynamicQuantizeLinear", [x], count=3))  # type: ignore[assignment]
+                self.integers[x] = tuple(self.add("DynamicQuantizeLinear", [x], count=3))
             else:
                 low, high = self.ranges[of or x]
                 step = max(high - low, TINY) / 255
