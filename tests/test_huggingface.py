@@ -160,3 +160,34 @@ def test_a_port_with_fairseqs_final_projection(tmp_path):
     model.final_proj = torch.nn.Linear(model.config.hidden_size, 7)
     write(model, tmp_path)
     check(sources.load(tmp_path, reference_padding=True), model)
+
+
+@pytest.mark.parametrize(
+    "file, key, value, message",
+    [
+        ("config", "do_stable_layer_norm", "false", "do_stable_layer_norm: expected true or false, got 'false'"),
+        ("config", "layer_norm_eps", float("nan"), "norm_epsilon: must be 0 or more, got nan"),
+        ("preprocessor_config", "do_normalize", "false", "do_normalize: expected true or false, got 'false'"),
+        ("preprocessor_config", "sampling_rate", 8000, "sampling_rate: the model hears audio at 8000 Hz"),
+    ],
+)
+def test_options_that_would_be_taken_for_others(file, key, value, message, tmp_path):
+    write(tiny("Hubert"), tmp_path)
+    path = tmp_path / f"{file}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(StarError, match=message):
+        sources.load(tmp_path)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda w: w.to(torch.int8), "is of type int8, where weights are floating-point numbers"),
+    (lambda w: w.to(torch.complex64), "is of type complex64"),
+    (lambda w: w / 0, "holds values that are no numbers"),
+])  # fmt: skip
+def test_weights_that_are_none(change, message, tmp_path):
+    model = tiny("Hubert")
+    write(model, tmp_path)
+    name = "encoder.layers.1.attention.q_proj.weight"
+    save_file(model.state_dict() | {name: change(model.state_dict()[name])}, tmp_path / "model.safetensors")
+    with pytest.raises(StarError, match=f"layers.1.attention.query.weight {message}"):
+        sources.load(tmp_path)

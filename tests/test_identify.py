@@ -49,6 +49,7 @@ CASES = {
         "a web page saved in place of the file",
     ),
     "empty": (b"", "an empty file"),
+    "zeros": (bytes(4096), "filled with zeros"),
     "gguf": (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
     "hdf5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file .Keras"),
     "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.0.0", "an ONNX model"),
@@ -181,3 +182,42 @@ def test_a_damaged_json_header(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(StarError, match="model.safetensors: damaged, or no safetensors file"):
         sources.load(tmp_path)
+
+
+def held(folder, name, also="model.safetensors"):
+    (folder / also).rename(folder / name)
+
+
+FOLDERS = {
+    "latin1": (lambda d: (d / "config.json").write_bytes(b'{"model_type": "\xe9"}'), "config.json: not json"),
+    "list": (lambda d: (d / "config.json").write_text("[]"), "config.json: expected keys with values"),
+    "tensorflow": (lambda d: held(d, "tf_model.h5"), "no weights .* it holds tf_model.h5, which is not read"),
+    "variant": (
+        lambda d: held(d, "model.fp16.safetensors"),
+        "where model.fp16.safetensors is meant, rename it to model.s",
+    ),
+    "folder": (lambda d: (held(d, "a"), (d / "model.safetensors").mkdir()), "model.safetensors: a folder"),
+    "index": (
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": null}}'),
+        "expected 'weight_map' with file names",
+    ),
+    "lora": (
+        lambda d: (held(d, "adapter_model.safetensors"), held(d, "adapter_config.json", "config.json")),
+        "an adapter .PEFT, such as LoRA. of another model; merge it",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil, message", FOLDERS.values(), ids=FOLDERS.keys())
+def test_folders_of_transformers_that_are_not_whole(spoil, message, tmp_path):
+    tiny("Hubert").save_pretrained(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(StarError, match=message):
+        sources.load(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_of_editors_that_write_a_mark(encoding, tmp_path):
+    tiny("Hubert").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text(), encoding=encoding)
+    assert sources.load(tmp_path).config.layers == 2

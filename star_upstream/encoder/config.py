@@ -162,6 +162,7 @@ class EncoderConfig:
             self, "[0, inf)", "left_context", "look_ahead", "layers", "adapter", "output_projection",
             "prediction_inner", "prediction_width",
         )  # fmt: skip
+        strict.within(self, "[0, inf)", "norm_epsilon", "normalize_epsilon")
         if self.adapter and self.norm == "post":
             raise StarError("adapter: only models with norm 'pre' have one")
         if self.position_layers > 1 and self.position_norm != "layer":

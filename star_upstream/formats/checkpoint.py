@@ -186,7 +186,7 @@ def is_checkpoint(path: str | Path) -> bool:
         return True
     folder = _folder(path)
     try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("format") == FORMAT
+        return json.loads((folder / CONFIG).read_bytes()).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -195,7 +195,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     """The contents of ``config.json``. Raises :class:`StarError` for another format or a newer version."""
     folder, single = _folder(path), _metadata(Path(path))
     try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8") if single is None else single)
+        content = json.loads((folder / CONFIG).read_bytes() if single is None else single)
     except OSError:
         raise StarError(
             f"{folder}: no {CONFIG}; a checkpoint of star_upstream is a folder with {CONFIG} and {WEIGHTS}"
@@ -254,6 +254,11 @@ def load_weights(encoder: torch.nn.Module, weights: dict[str, torch.Tensor], whe
                 f"{where}: {name} has shape {list(weights[name].shape)}, the configuration asks for "
                 f"{list(tensor.shape)}"
             )
+        if not weights[name].is_floating_point():
+            kind = str(weights[name].dtype).removeprefix("torch.")
+            raise StarError(f"{where}: {name} is of type {kind}, where weights are floating-point numbers")
+        if not weights[name].float().isfinite().all():
+            raise StarError(f"{where}: {name} holds values that are no numbers (NaN or infinite): damaged, or diverged")
     encoder.load_state_dict({k: v.to(expected[k].dtype) for k, v in weights.items() if k != MASK_VECTOR})
 
 

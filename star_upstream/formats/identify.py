@@ -51,6 +51,8 @@ def what(path: str | Path) -> str | None:
         if "annex/objects" in link:
             return "a git-annex link whose content is not here: run 'git annex get' on it, or download the file itself"
         return f"a link to {link}, which does not exist"
+    if path.is_dir():
+        return "a folder, where a file is wanted"
     try:
         with open(path, "rb") as file:
             start = file.read(_START)
@@ -60,6 +62,8 @@ def what(path: str | Path) -> str | None:
         return said
     if not start:
         return "an empty file: its download or copy did not finish; fetch it again"
+    if not any(start):
+        return "filled with zeros where a file begins: its download or copy did not finish; fetch it again"
     for beginning, sentence in _BEGINNINGS:
         if start.startswith(beginning):
             return sentence

@@ -24,7 +24,7 @@ import torch
 from .. import extras, outputs
 from ..encoder import Encoder
 from ..errors import StarError, first_line, nearest
-from ..files import pointer, sha256
+from ..files import sha256
 from ..mini import SHIPPED
 from . import checkpoint, published
 from .published import huggingface, known, torchaudio_style
@@ -156,14 +156,19 @@ def _from_path(path: Path, reference_padding: bool, config: str | Path | None) -
         }
     if path.is_dir():
         weights = sorted(entry.name for entry in path.iterdir() if entry.suffix in _WEIGHTS)
+        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+            raise StarError(
+                f"{path}: an adapter (PEFT, such as LoRA) of another model; merge it into that model "
+                "(merge_and_unload) and save the whole"
+            )
         if weights and not (path / "config.json").exists():
             raise StarError(
                 f"{path}: holds {', '.join(weights[:3])} without the config.json of a transformers folder or a "
                 "checkpoint of star_upstream: "
                 f"put it beside, or give the file itself ({path / weights[0]})"
             )
-        if said := pointer(path / "config.json"):
-            raise StarError(f"{path / 'config.json'}: {said}")
+        if (path / "config.json").exists():
+            huggingface.read_json(path / "config.json")  # its error says what is wrong with it
         inside = sorted(entry.name for entry in path.iterdir())
         shown = f"{', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "nothing"
         raise StarError(

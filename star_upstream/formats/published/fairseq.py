@@ -16,7 +16,7 @@ from torch import Tensor
 from ...encoder import Encoder
 from ...errors import StarError
 from . import literals
-from .names import build, divide, expect, fill, fold_batch_norm, inside, rename
+from .names import build, divide, expect, fill, fold_batch_norm, inside, rename, truth
 from .pickles import plain
 
 _DEFAULTS = {
@@ -165,5 +165,5 @@ def load_weights(weights: Mapping[str, Any], cfg: Mapping[str, Any], where: str,
     if options.get("conv_pos_batch_norm") and (options.get("pos_conv_depth") or 1) == 1:
         stem = "encoder.pos_conv.0"
         weights = fold_batch_norm(weights, stem, f"{stem}.scale", f"{stem}.shift", where)
-    config = {**values(options, weights, where), "normalize_waveform": bool(task.get("normalize", False))}
+    config = {**values(options, weights, where), "normalize_waveform": truth(task, "normalize", False, where)}
     return build(config, rename(weights, TABLE, IGNORED, where), where, reference_padding)

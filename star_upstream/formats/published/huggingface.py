@@ -18,18 +18,21 @@ from typing import Any
 from torch import Tensor
 
 from ...encoder import Encoder
+from ...encoder.mel import RATE
 from ...errors import StarError
 from ...files import pointer
 from ...say import say
 from ..identify import read_safetensors
 from . import pickles
-from .names import build, divide, expect, fold_batch_norm, inside, rename
+from .names import build, divide, expect, fold_batch_norm, inside, rename, truth
 
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In order of preference; a large model has an index (``*.index.json``) that names its parts."""
 PART = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
 """Such a part's name."""
+OTHER_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ckpt", ".gguf")
+"""Endings of files that may be meant where there are none of :data:`WEIGHTS`."""
 
 TABLE = (
     ("feature_extractor.conv_layers.#.conv.@", "frontend.convs.#.@"),
@@ -82,7 +85,7 @@ _IGNORED = (
 def is_folder(path: str | Path) -> bool:
     """Whether the folder holds a model that this module reads, or at least one of the transformers library."""
     try:
-        return "model_type" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        return "model_type" in json.loads((Path(path) / "config.json").read_bytes())
     except (OSError, ValueError, TypeError):
         return False
 
@@ -96,8 +99,8 @@ def load(folder: str | Path, reference_padding: bool = False) -> Encoder:
     """
     folder = Path(folder)
     preprocessor = folder / "preprocessor_config.json"
-    prepared = _json(preprocessor) if preprocessor.exists() else None
-    config, where = _json(folder / "config.json"), str(folder)
+    prepared = read_json(preprocessor) if preprocessor.exists() else None
+    config, where = read_json(folder / "config.json"), str(folder)
     _known(config, f"{where}: config.json")
     return load_weights(_weights(folder), config, prepared, where, f"{where}: config.json", reference_padding)
 
@@ -118,7 +121,12 @@ def load_weights(
         say(f"star: {where}: read without the adapter that follows its encoder (add_adapter)")
     values = _values(config, config_where) | {"normalize_epsilon": 1e-7}
     if preprocessor is not None:
-        values["normalize_waveform"] = bool(preprocessor.get("do_normalize", True))
+        values["normalize_waveform"] = truth(preprocessor, "do_normalize", True, f"{where}: preprocessor_config.json")
+        if (rate := preprocessor.get("sampling_rate", RATE)) != RATE:
+            raise StarError(
+                f"{where}: preprocessor_config.json: sampling_rate: the model hears audio at {rate} Hz; here audio has "
+                f"{RATE} Hz"
+            )
     else:
         values["normalize_waveform"] = values["conv_norm"] == "layer"
     if values["position_norm"] == "batch":
@@ -140,7 +148,7 @@ def _values(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     # norm
     norm = "layer" if kind == "data2vec-audio" else config.get("feat_extract_norm", "group")
     expect(norm in ("group", "layer"), f"{where}: feat_extract_norm", repr(norm))
-    stable = kind != "data2vec-audio" and bool(config.get("do_stable_layer_norm", False))
+    stable = kind != "data2vec-audio" and truth(config, "do_stable_layer_norm", False, where)
     adapted = stable and kind != "wavlm"
     width, heads, layers = (
         config.get("hidden_size", 768),
@@ -196,8 +204,10 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         parts = [folder / name]
         index = folder / f"{name}.index.json"
         if index.exists():
-            listed = _json(index).get("weight_map")
-            if not isinstance(listed, dict) or any("/" in part or "\\" in part for part in listed.values()):
+            listed = read_json(index).get("weight_map")
+            if not isinstance(listed, dict) or not all(
+                isinstance(part, str) and Path(part).name == part for part in listed.values()
+            ):
                 raise StarError(f"{index}: expected 'weight_map' with file names of this folder")
             parts = [folder / part for part in sorted(set(listed.values()))]
         if index.exists() or parts[0].exists() or parts[0].is_symlink():
@@ -207,7 +217,15 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             f"{folder}: holds parts of a model ({pieces[0]}, ...) without their index (*.index.json), which is part of "
             "it too"
         )
-    raise StarError(f"{folder}: no weights ({' or '.join(WEIGHTS)}) beside config.json")
+    others = sorted(entry.name for entry in folder.iterdir() if entry.suffix in OTHER_WEIGHTS)
+    held = f"; it holds {', '.join(others[:3])}, which is not read" if others else ""
+    variant = next(
+        (name for name in others if re.fullmatch(r"model\.\w+\.safetensors|pytorch_model\.\w+\.bin", name)), None
+    )
+    if variant:
+        first, *_, last = variant.split(".")
+        held = f"; where {variant} is meant, rename it to {first}.{last}"
+    raise StarError(f"{folder}: no weights ({' or '.join(WEIGHTS)}) beside config.json{held}")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -219,11 +237,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Keys and values, in any of json's encodings, with or without a byte-order mark. Raises :class:`StarError`."""
     if said := pointer(path):
         raise StarError(f"{path}: {said}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except OSError as error:
         raise StarError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:

@@ -130,9 +130,20 @@ def fill(
         value = given.get(key, allowed)
         expect(value == allowed, f"{where}: {key}", repr(value))
     option = {**defaults, **{key: given[key] for key in defaults if given.get(key) is not None}}
+    for key, default in defaults.items():
+        if isinstance(default, bool):
+            option[key] = truth(option, key, default, where)
     mode = option["extractor_mode"]
     expect(mode in ("default", "layer_norm"), f"{where}: extractor_mode", repr(mode))
     return option
+
+
+def truth(values: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
+    """The switch ``key``. Raises :class:`StarError` for a value that is none, such as the text ``"false"``."""
+    value = values.get(key, default)
+    if not isinstance(value, (bool, int)) or value not in (0, 1):
+        raise StarError(f"{where}: {key}: expected true or false, got {value!r}")
+    return bool(value)
 
 
 def divide(width: Any, heads: Any, where: str) -> int:
