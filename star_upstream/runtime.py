@@ -1,8 +1,7 @@
 """Run what ``star export`` wrote, with numpy and onnxruntime alone; a product may copy this file.
 
     model, wave = Model("model.onnx"), read("a.wav")
-    model([wave])["state_8"]           # T x D of each waveform; names: model.outputs
-    model.keyword(wave), model.similarity(wave, read("b.wav"))
+    model([wave])["state_8"], model.keyword(wave)   # T x D of each waveform; names: model.outputs
 
 Shapes: B utterances, N samples at 16 kHz, T frames, D width, E channels of a vector.
 """
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-KEY, FORMAT, RATE = "star_upstream", "star_upstream.onnx", 16_000
+KEY, FORMAT, RATE, CPU = "star_upstream", "star_upstream.onnx", 16_000, Path("/proc/cpuinfo")
+EXACT = str(int(not CPU.exists() or "vnni" not in CPU.read_text()))  # x86 without VNNI: sums of 8-bit products saturate
 
 
 class Model:
@@ -27,7 +27,7 @@ class Model:
     def __init__(self, path: str | Path, threads: int | None = None):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
-        options.add_session_config_entry("session.x64quantprecision", "1")  # of 8 bits; else x86 without VNNI saturates
+        options.add_session_config_entry("session.x64quantprecision", EXACT)
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class for every reason

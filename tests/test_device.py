@@ -14,11 +14,10 @@ def test_the_command_measures_and_writes_its_page(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "tiny", tiny_export.encoder(), {})
     soundfile.write(tmp_path / "a.wav", waves(1.0)[0], 16_000)
     monkeypatch.setattr(device, "SECONDS", (0.5,))
-    monkeypatch.setattr(device, "THREADS", (1,))
     out = tmp_path / "device.md"
     words = {"source": tmp_path / "tiny", "calibrate": tmp_path / "a.wav", "work": tmp_path / "work", "out": out}
     named = [word for name, value in words.items() for word in (f"--{name}", str(value))]
-    monkeypatch.setattr("sys.argv", ["device.py", *named, "--tasks", "none", "--rounds", "2"])
+    monkeypatch.setattr("sys.argv", ["device.py", *named, "--tasks", "none", "--rounds", "2", "--threads", "1"])
     assert device.main() == 0
     found = json.loads(out.with_suffix(".json").read_text())
     for kind in device.KINDS:
@@ -34,4 +33,9 @@ def test_the_command_measures_and_writes_its_page(tmp_path, monkeypatch):
     one = title | {"value": 70.0, "interval_95": [68.0, 72.0]}
     other = title | {"value": 60.0, "interval_95": [58.0, 62.0]}
     text = device.page(found | {"scores": {"torch_fp32": {"ks": one}, "int8_static": {"ks": other}}})
-    assert "| 70.00 [68.00, 72.00] |" in text and "| 60.00 [58.00, 62.00] *outside* |" in text
+    text += device.page(found | {"scores": {"torch_fp32": {"ks": one}, "torch_bf16": {}}})
+    assert (
+        "| torch, bf16 | not measured |" in text
+        and "| 70.00 [68.00, 72.00] |" in text
+        and "| 60.00 [58.00, 62.00] *outside* |" in text
+    )

@@ -172,9 +172,8 @@ class _Writer:
         x_BTC = self.add("Transpose", [node.input[0]], perm=[0, 2, 1])
         if any(pads):
             x_BTC = self.add("Pad", [x_BTC, self.numbers(0, pads[0], 0, 0, pads[1], 0)])
-        high_BT1 = self.add("ReduceMax", [x_BTC], axes=[2])
-        low_BT1 = self.add("Neg", [self.add("ReduceMin", [x_BTC], axes=[2])])
-        size_BT1 = self.add("Max", [high_BT1, low_BT1, self.constant(np.float32(TINY))])
+        largest_BT1 = self.add("ReduceMax", [self.add("Abs", [x_BTC])], axes=[2])
+        size_BT1 = self.add("Max", [largest_BT1, self.constant(np.float32(TINY))])
         if size > 1 or stride > 1:
             size_B1T = self.add("Transpose", [size_BT1], perm=[0, 2, 1])
             pooled = self.add("MaxPool", [size_B1T], kernel_shape=[size], strides=[stride])

@@ -46,7 +46,7 @@ from ..formats import checkpoint
 from ..heads import export as heads_file
 from ..heads.head import select
 from ..heads.model import MultitaskModel
-from ..runtime import FORMAT, KEY
+from ..runtime import EXACT, FORMAT, KEY
 from . import origin
 
 VERSION, MAKER = 1, "star export"
@@ -341,7 +341,7 @@ def session(path: Path | bytes, threads: int | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as in the runtime
+    options.add_session_config_entry("session.x64quantprecision", EXACT)
     return onnxruntime.InferenceSession(
         path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"]
     )
