@@ -7,7 +7,8 @@ linear maps' inputs are those of the calibration audio. Dynamic: those of the ut
 front end's convolutions have ranges of each frame in both (:mod:`.integers`).
 
 Always in float: norms, softmax and GELU; the heads; the first convolution, whose input is the waveform; products of two
-activations, which gain nothing (results/device.md).
+activations, which would gain little in short utterances: attention of 8 heads of 54 channels, a range for each row of
+shares, took 0.37 ms for 0.40 at 2 s, 5.0 for 7.3 at 10 s, and was 0.02 of its size off.
 
 Shapes: B utterances, N samples, T frames, D width.
 """
