@@ -6,17 +6,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from star_upstream.flags import flag, rates
+from star_upstream.flags import flag, named, rates, seed
 
 
 @dataclass(frozen=True)
 class Run:
     """``run``."""
 
-    upstream: str = flag("fbank or another s3prl name, a star_upstream name, a checkpoint, or module:function")
+    upstream: str = flag(
+        "fbank or another s3prl name, a star_upstream name, a checkpoint, or module:function", read=named
+    )
     out: Path = flag("folder for the results; a rerun goes on where the last one stopped")
     tasks: str = flag("commas between, of {tasks}; or all (default)", "all")
-    data: str = flag("mini (made by speech synthesis when not there) or a folder of corpora or manifests", "mini")
+    data: str = flag(
+        "mini (made by speech synthesis when not there) or a folder of corpora or manifests", "mini", named
+    )
     schedule: str | None = flag(
         "superb, superb-sched (its steps with warm-up and decay) or mini (default: mini for mini data and manifests, "
         "else superb)",
@@ -27,7 +31,7 @@ class Run:
     )
     steps: int | None = flag("optimizer updates, instead of the schedule's", None)
     limit: int | None = flag("at most this many rows a split: a smoke run, marked as such", None)
-    seed: int = flag("draws heads and batches (default 0)", 0)
+    seed: int = flag("draws heads and batches (default 0)", 0, seed)
     device: str = flag("auto (default), cpu, cuda or cuda:N", "auto")
     cache: Path | None = flag(
         "folder for features (default: $STAR_CACHE/features or ~/.cache/star_upstream/features)", None

@@ -42,15 +42,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "source",
         nargs="+",
+        type=flags.named,
         help="a recipe, anything that can be a teacher, or a file of star export; with --time also RUN/stage1/gated",
     )
     command.add_argument("--json", action="store_true")
     command.add_argument(
         "--time", action="store_true", help="time one forward pass of each on this machine's CPU, in turns"
     )
-    command.add_argument("--seconds", type=float, default=10.0, help="length of the audio (10)")
-    command.add_argument("--repeats", type=int, default=15, help="rounds (15)")
-    command.add_argument("--threads", type=int, help="CPU threads (torch's own number)")
+    command.add_argument("--seconds", type=flags.seconds, default=10.0, help="length of the audio (10)")
+    command.add_argument("--repeats", type=flags.count, default=15, help="rounds (15)")
+    command.add_argument("--threads", type=flags.count, help="CPU threads (torch's own number)")
 
     command = add("cut", "Cut a pruned run's gated student once more: channels rounded for speed, or another sparsity.")
     command.add_argument("gated", type=path, help="RUN/stage1/gated")
@@ -58,12 +59,12 @@ def parser() -> argparse.ArgumentParser:
         "target_folder", type=path, metavar="folder", help="the checkpoint to write; it has had no second stage"
     )
     command.add_argument(
-        "--round", type=int, help="convolution channels and FFN units are kept in multiples of this, e.g. 8"
+        "--round", type=flags.count, help="convolution channels and FFN units are kept in multiples of this, e.g. 8"
     )
     command.add_argument("--sparsity", type=float, help="0 to 1; without it the run's own target")
 
     command = add("convert", "Write a checkpoint of any known format in ours.")
-    command.add_argument("source")
+    command.add_argument("source", type=flags.named)
     command.add_argument("target", type=path, help="the folder to write")
     command.add_argument("--config", metavar="FILE", help="the configuration file that some published checkpoints need")
     about = "of the weights on disk; without it the shortest that holds every weight as it is"
@@ -74,7 +75,9 @@ def parser() -> argparse.ArgumentParser:
         "Write a model as one ONNX file, which runs without torch (star listen, star_upstream.runtime).",
     )
     command.add_argument(
-        "source", help="anything that can be a teacher, or the file of a fine-tuned model with its heads"
+        "source",
+        type=flags.named,
+        help="anything that can be a teacher, or the file of a fine-tuned model with its heads",
     )
     command.add_argument("target", type=path, nargs="?", metavar="OUT.onnx", help="the file to write")
     about = "states to give, e.g. 0,4,-1 (write --layers=-1,...), or all; without it all, or none where there are heads"
@@ -102,15 +105,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "audio", nargs="+", help="recordings at 16 kHz: wav, and what soundfile reads where it is installed"
     )
-    command.add_argument("--threads", type=int, help="CPU threads (onnxruntime's own number)")
+    command.add_argument("--threads", type=flags.count, help="CPU threads (onnxruntime's own number)")
     command.add_argument("--json", action="store_true")
 
     command = add("similarity", "Which layers of a teacher are alike, and how far a student's are from them.")
-    command.add_argument("teacher", help="a name, folder or file, as in a recipe")
+    command.add_argument("teacher", type=flags.named, help="a name, folder or file, as in a recipe")
     command.add_argument(
         "audio", nargs="+", help="folders, lists of audio (tsv, csv, jsonl, a path a line) or audio files"
     )
-    command.add_argument("--groups", type=int, default=4, metavar="N", help="groups of layers to make (4)")
+    command.add_argument("--groups", type=flags.count, default=4, metavar="N", help="groups of layers to make (4)")
     command.add_argument("--measure", choices=["cka", "cosine", "l2"], default="cka")
     estimators = ["exact", "minibatch"]
     command.add_argument(
@@ -122,10 +125,12 @@ def parser() -> argparse.ArgumentParser:
         "--zeroth", choices=["features", "layer_input", "none"], default="features", help="what layer 0 is"
     )
     command.add_argument(
-        "--seconds", type=float, default=300.0, metavar="S", help="audio to measure on (300), drawn at random"
+        "--seconds", type=flags.seconds, default=300.0, metavar="S", help="audio to measure on (300), drawn at random"
     )
-    command.add_argument("--seed", type=int, default=0, help="draws the clips")
-    command.add_argument("--student", metavar="CKPT", help="also its distance from the teacher, layer by layer")
+    command.add_argument("--seed", type=flags.seed, default=0, help="draws the clips")
+    command.add_argument(
+        "--student", type=flags.named, metavar="CKPT", help="also its distance from the teacher, layer by layer"
+    )
     command.add_argument(
         "--distilled", type=_numbers, metavar="4,8,12", help="its distilled layers, if the checkpoint is silent"
     )
@@ -143,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     about = "every model frozen and fine-tuned, on each task alone and on all, once a seed, then the table"
     command.add_argument("--grid", type=_models, metavar="NAME=ENCODER,...", help=about)
     command.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="of --grid (default 0)")
-    command.add_argument("--jobs", type=int, default=1, help="runs of --grid at once (default 1)")
+    command.add_argument("--jobs", type=flags.count, default=1, help="runs of --grid at once (default 1)")
     command.add_argument(
         "--table", nargs="+", type=path, metavar="RUN", help="print finished runs as a table beside the published rows"
     )

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from .errors import StarError
-from .flags import flag, rates
+from .flags import flag, named, rates
 
 OWN = ("teacher", "training.updates", "training.epochs", "training.minutes", "training.seed")
 """Keys that a comparison sets itself."""
@@ -37,7 +37,7 @@ class Asked:
     sources: tuple[str, ...]
     overrides: tuple[str, ...]
     """``key=value`` for every recipe."""
-    teacher: str = flag("the same for all, as in a recipe")
+    teacher: str = flag("the same for all, as in a recipe", read=named)
     parameters: int = flag("of every student, to 5 %%")
     updates: int = flag("of every student, both stages together")
     seeds: int = flag("runs of each recipe (1); 3 or more to tell", 1)

@@ -262,7 +262,10 @@ def _main(argv: list[str] | None) -> None:
     commands = parser()
     args, rest = commands.parse_known_args(argv)
     if rest and getattr(args, "target", "") is None and not rest[0].startswith("-"):
-        args.target = path(rest.pop(0))  # argparse looks for what may be left out before the first option alone
+        try:  # argparse looks for what may be left out before the first option alone
+            args.target = path(rest.pop(0))
+        except argparse.ArgumentTypeError as error:
+            commands.error(f"argument OUT.onnx: {error}")
     if rest:
         # argparse takes key=value words in one place only; those after an option are found here
         if not hasattr(args, "values") or any(word.startswith("-") for word in rest):

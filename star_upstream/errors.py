@@ -1,4 +1,10 @@
-"""The one error that users are meant to read."""
+"""The one error that users are meant to read, and how others are said in a line."""
+
+import errno
+import os
+import re
+
+_UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 
 
 class StarError(ValueError):
@@ -17,3 +23,14 @@ def nearest(word: str, known) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says first, or its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def unwritten(error: BaseException) -> str | None:
+    """Why a file could not be written (a full disk, a quota, no permission, a name too long), as safetensors, torch and
+    Python say it; None for any other error."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _UNWRITTEN else None
+    text = str(error)
+    if (number := re.search(r"\(os error (\d+)\)", text)) and int(number[1]) in _UNWRITTEN:
+        return os.strerror(int(number[1]))
+    return "the disk may be full" if "PytorchStreamWriter failed" in text or "inline_container.cc" in text else None

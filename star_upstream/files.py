@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import StarError, unwritten
+
 if TYPE_CHECKING:  # the command line's help should not wait for torch
     from torch import Tensor
 
@@ -32,14 +34,14 @@ def replacing(path: str | Path, own: Collection[str] | None = None) -> Iterator[
     """
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    _remove(part)
-    for old in leftovers(path, "part"):
-        with contextlib.suppress(OSError):  # another process was quicker
-            if time.time() - old.stat().st_mtime > LEFT:
-                _remove(old)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(part)
+        for old in leftovers(path, "part"):
+            with contextlib.suppress(OSError):  # another process was quicker
+                if time.time() - old.stat().st_mtime > LEFT:
+                    _remove(old)
         yield part
         if part.is_dir() and path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -51,8 +53,13 @@ def replacing(path: str | Path, own: Collection[str] | None = None) -> Iterator[
             _remove(old)
         else:
             os.replace(part, path)
+    except Exception as error:
+        if said := unwritten(error):
+            raise StarError(f"{path}: cannot be written ({said}); what was there is as it was") from None
+        raise
     finally:
-        _remove(part)
+        with contextlib.suppress(OSError):  # a folder or a name that cannot be
+            _remove(part)
 
 
 def pointer(path: str | Path) -> str | None:

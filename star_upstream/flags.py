@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import math
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from .strict import SEEDS
+
 Kind = TypeVar("Kind")
 
 
 def path(text: str) -> Path:
-    """A path as the shell would give it."""
-    return Path(text).expanduser()  # the shell leaves --out=~/results as it is
+    """A path as the shell would give it; an empty text is none, where Python takes it for the folder one works in."""
+    return Path(named(text)).expanduser()  # the shell leaves --out=~/results as it is
+
+
+def named(text: str) -> str:
+    """A name, as of a model or a folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty text, where something is to be named")
+    return text
+
+
+def count(text: str) -> int:
+    """A whole number of 1 or more."""
+    return int(_number(int, text, lambda value: value >= 1, "a whole number of 1 or more"))
+
+
+def seed(text: str) -> int:
+    """What every random generator takes."""
+    return int(_number(int, text, lambda value: 0 <= value < SEEDS, f"a whole number from 0 to {SEEDS - 1}"))
+
+
+def seconds(text: str) -> float:
+    """A length."""
+    return _number(float, text, lambda value: 0 < value < math.inf, "a number above 0")
+
+
+def _number(kind: Callable[[str], float], text: str, fits: Callable[[float], bool], expected: str) -> float:
+    try:
+        if fits(value := kind(text)):
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
 
 
 def rates(text: str) -> tuple[float, ...]:

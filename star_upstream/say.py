@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from .errors import StarError
+from .errors import StarError, unwritten
 
 LOG = logging.getLogger("star_upstream")
 """What is said goes through it, as INFO: who uses the package from Python silences it with its level, or gives it
@@ -37,7 +37,7 @@ def say(text: str, end: str = "\n") -> None:
 @contextlib.contextmanager
 def quiet_pipe() -> Iterator[None]:
     """Around a command: where the reader of its stdout has gone (``star recipes | head -1``), it ends without a word,
-    with the status that the signal would give (141)."""
+    with the status that the signal would give (141). A full disk, or a place that one may not write, is one line."""
     try:
         try:
             yield
@@ -48,8 +48,20 @@ def quiet_pipe() -> Iterator[None]:
         poll.register(sys.stdout, 0)
         if not any(event & select.POLLERR for _, event in poll.poll(0)):
             raise  # some other pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        _mute()
         sys.exit(141)
+    except OSError as error:
+        if (said := unwritten(error)) is None:
+            raise
+        _mute()
+        say(f"error: {error.filename or 'output'}: {said}")
+        sys.exit(2)
+
+
+def _mute() -> None:
+    """Python flushes stdout once more at its end."""
+    with contextlib.suppress(OSError, ValueError):  # no file, as in a notebook
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def command(main: Callable[[], int | None]) -> NoReturn:

@@ -19,6 +19,8 @@ from typing import Any, Literal, TypeVar, Union, cast
 from .errors import StarError, nearest
 
 T = TypeVar("T")
+SEEDS = 2**32
+"""Below it seeds are taken by every random generator."""
 
 
 def build(cls: type[T], values: Any, where: str = "") -> T:

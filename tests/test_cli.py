@@ -55,6 +55,13 @@ def test_a_reader_that_leaves_ends_a_command_without_a_word(words, buffered):
     assert done.stderr == ""
 
 
+def test_a_full_disk_under_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "star_upstream", "recipes"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (2, "error: output: No space left on device\n")
+
+
 def test_another_pipe_that_breaks_is_an_error():
     with pytest.raises(BrokenPipeError), say.quiet_pipe():
         raise BrokenPipeError
@@ -112,6 +119,14 @@ def test_convert_writes_a_checkpoint(capsys, tiny, tmp_path):
         (["distill", "star_mini", "--dry-run", "--force"], "unrecognized arguments: --force"),
         (["recipes", "all"], "unrecognized arguments: all"),
         (["distil"], "invalid choice"),
+        (["profile", "star_mini", "--time", "--seconds", "nan"], "--seconds: expected a number above 0, got 'nan'"),
+        (["profile", "star_mini", "--time", "--seconds", "inf"], "--seconds: expected a number above 0, got 'inf'"),
+        (["profile", "star_mini", "--time", "--threads", "-2"], "--threads: expected a whole number of 1 or more"),
+        (["similarity", "star_mini", "a", "--seed", "-1"], "--seed: expected a whole number from 0 to 4294967295"),
+        (["distill", "star_mini", "training.seed=4294967296"], "training.seed: must be at least 0 and below"),
+        (["convert", "", "there"], "source: an empty text, where something is to be named"),
+        (["export", "star_mini", "--layers", "0", ""], "OUT.onnx: an empty text"),
+        (["distill", "star_mini", "--out", ""], "--out: an empty text"),
         ([], "required"),
     ],
 )

@@ -2,12 +2,14 @@
 
 import json
 import os
+import resource
 import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from star_upstream.errors import StarError
 from star_upstream.files import replacing, write_json, write_tensors
 
 
@@ -57,3 +59,36 @@ def test_tensors_can_be_read_by_whoever_may_read_other_files(tmp_path):
     (tmp_path / "b").touch()
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
     assert load_file(tmp_path / "a.safetensors")["x"].tolist() == [1, 1]
+
+
+@pytest.fixture
+def little_room():
+    """Files may grow to 20 kB, and fail to as they do on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("a" * 40_000),
+        lambda path: write_tensors(path, {"a": torch.zeros(10_000)}),
+        lambda path: torch.save({"a": torch.zeros(10_000)}, path),
+    ],
+    ids=["text", "safetensors", "torch"],
+)
+def test_a_full_disk_is_one_line_and_loses_nothing(write, tmp_path, little_room):
+    (tmp_path / "a").write_text("before")
+    with (
+        pytest.raises(StarError, match=r"/a: cannot be written \(.*\); what was there is as it was"),
+        replacing(tmp_path / "a") as part,
+    ):
+        write(part)
+    assert (tmp_path / "a").read_text() == "before" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path):
+    with pytest.raises(StarError, match="cannot be written .File name too long."):
+        write_json(tmp_path / ("n" * 250), {})

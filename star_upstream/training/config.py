@@ -156,7 +156,8 @@ class TrainingConfig:
         strict.lengths(self)
         strict.within(self, "(0, inf)", "learning_rate", "eps", "accumulate", "devices", "nodes")
         strict.within(self, "(0, inf)", "log_every", "validate_every", "save_every")
-        strict.within(self, "[0, inf)", "clip", "weight_decay", "seed")
+        strict.within(self, "[0, inf)", "clip", "weight_decay")
+        strict.within(self, f"[0, {strict.SEEDS})", "seed")
         strict.within(self, "[0, 1)", "warmup", "betas")
         together = self.batches_per_update
         if together is not None and (together < 1 or together % self.processes):
