@@ -21,7 +21,7 @@ from star_upstream import cluster, compat, cores, outputs
 from star_upstream.data import corpora
 from star_upstream.environment import cache_home
 from star_upstream.errors import StarError
-from star_upstream.files import replacing, write_json
+from star_upstream.files import home, replacing, write_json
 from star_upstream.say import say
 
 from . import record as record_of
@@ -299,7 +299,7 @@ def corpora_folder(data: str) -> tuple[Path, str]:
         root = cache_home() / "mini"
         mini.make(root)
         return root, "mini"
-    root = Path(data).expanduser().absolute()
+    root = home(data).absolute()
     if wrong := corpora.misplaced(root):
         raise StarError(f"--data {wrong}")
     if not root.is_dir():

@@ -118,6 +118,8 @@ def _opened(path: str | Path, stream: Any = None) -> Iterator[soundfile.SoundFil
     try:
         if stream is None and (data := members.content(path)) is not None:
             stream = io.BytesIO(data)
+        if stream is None and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise StarError(f"{path}: no file, but a folder, a pipe or a device")
         with soundfile.SoundFile(os.fsencode(path) if stream is None else stream) as file:  # a name need not be UTF-8
             _check_whole(path, file)
             yield file

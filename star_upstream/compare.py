@@ -34,7 +34,7 @@ from .cluster import Launch
 from .compare_jobs import cell, each, evaluate, is_complete, score, trial
 from .encoder import EncoderConfig
 from .errors import StarError
-from .files import replacing, write_json
+from .files import home, replacing, write_json
 from .formats import sources
 from .say import say
 from .training import recipe as recipes
@@ -203,7 +203,7 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def _data(data: str) -> str:
-    return data if data == "mini" else str(Path(data).expanduser().resolve())
+    return data if data == "mini" else str(home(data).resolve())
 
 
 def _check(asked: Asked, entries: Mapping[str, Entry], out: Path) -> None:

@@ -62,6 +62,11 @@ def replacing(path: str | Path, own: Collection[str] | None = None) -> Iterator[
             _remove(part)
 
 
+def home(path: str | Path) -> Path:
+    """``path`` with ``~`` as the home folder; a name that begins so and is no user's stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def pointer(path: str | Path) -> str | None:
     """What a file is that git-lfs or git-annex left in the place of another, as a phrase with what to do; None for any
     other."""

@@ -10,6 +10,7 @@ from dataclasses import MISSING, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from .files import home
 from .strict import SEEDS
 
 Kind = TypeVar("Kind")
@@ -17,7 +18,7 @@ Kind = TypeVar("Kind")
 
 def path(text: str) -> Path:
     """A path as the shell would give it; an empty text is none, where Python takes it for the folder one works in."""
-    return Path(named(text)).expanduser()  # the shell leaves --out=~/results as it is
+    return home(named(text))  # the shell leaves --out=~/results as it is
 
 
 def named(text: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import StarError
+from .files import home
 
 MARK = ".made_by"
 FILES = ".files"
@@ -26,7 +27,7 @@ def check_folder(path: str | Path, maker: str, made: Callable[[Path], bool] = la
     for a folder that holds anything else, for the folder that one works in and those above it, and where no folder can
     be made.
     """
-    path = Path(path).expanduser()
+    path = home(path)
     whole = path.resolve()
     here = Path.cwd()
     if whole == here or whole in here.parents:
@@ -64,7 +65,7 @@ def claim_folder(path: str | Path, maker: str, made: Callable[[Path], bool] = la
 def check_file(path: str | Path, maker: str, made: Callable[[Path], bool]) -> Path:
     """``path``, where ``maker`` may write a file: a new one, or one that ``made`` knows for an earlier result. Raises
     :class:`StarError`."""
-    path = Path(path).expanduser()
+    path = home(path)
     if path.is_dir():
         raise StarError(f"{path}: is a folder, where {maker} writes a file; name a file in it")
     _writable(path, path.resolve())

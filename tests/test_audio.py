@@ -1,5 +1,7 @@
 """Any rate, channel count and container becomes 16 kHz mono; what cannot be read says so in one line."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -128,3 +130,9 @@ def test_a_piece_is_whole(tmp_path):
         (tmp_path / f"b.{ending}").write_bytes(content[: len(content) // 2])
         with pytest.raises(StarError, match="when decoded|lost sync"):
             audio.piece(tmp_path / f"b.{ending}", 0, 64_000)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(StarError, match="a.wav: no file, but a folder, a pipe or a device"):
+        audio.header(tmp_path / "a.wav")

@@ -105,6 +105,7 @@ def test_missing_column(tmp_path, rows, column):
         ("id\tpath\tsamples\tsplit\tlabel\na\tb\t1\ttrain\tx\na\tb\t1\ttrain\tx\ty\n", "not a tab-separated.*line 3"),
         ("id\tpath\tsamples\tsplit\tlabel\na\tb\t1\ttrain\n", "line 2: label is empty"),
         ("id,path,samples,split,label\n", "column 'id' is missing"),
+        ("id\tpath\tsamples\tsplit\tlabel\tlabel\n", "the header line has column 'label' twice"),
     ],
 )
 def test_not_a_manifest(tmp_path, text, words):
@@ -217,3 +218,9 @@ def test_real_trials_segments_and_truth(shared):
     assert (segments.groupby("id")["speaker"].nunique() == 2).all()
     assert (segments["end"] <= segments["id"].map(seconds) + 0.01).all()
     assert corpora.truth(root)["relevant"].value_counts().to_dict() == {0: 19_145, 1: 5_555}
+
+
+def test_a_folder_in_the_place_of_a_manifest(tmp_path):
+    (tmp_path / "manifests" / "ks.tsv").mkdir(parents=True)
+    with pytest.raises(StarError, match="ks.tsv: cannot be read .Is a directory."):
+        corpora.load("ks", tmp_path)

@@ -116,6 +116,7 @@ def test_rttm(diarization):
     [
         ("SPEAKER u1 1 0.0\n", "u1.rttm: line 1: expected 'SPEAKER <id> 1 <start> <length>"),
         (LINE.format("u1", "0.0", "long", "x"), "u1.rttm: line 1: expected 'SPEAKER"),
+        (LINE.format("u1", 0, 0.1, "<NA>"), "u1.rttm: line 1: expected 'SPEAKER"),
         (LINE.format("u2", 0, 1, "x"), "u1.rttm: line 1: is about 'u2', but sd.tsv gives this file to 'u1'"),
         (LINE.format("u1", 0.01, 0, "x"), "u1.rttm: line 1: from 0.01 s to 0.01 s is no segment"),
         (LINE.format("u1", -0.01, 0.05, "x"), "u1.rttm: line 1: from -0.01 s to 0.04 s is no segment"),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from star_upstream.errors import StarError
-from star_upstream.files import replacing, write_json, write_tensors
+from star_upstream.files import home, replacing, write_json, write_tensors
 
 
 def test_a_file_appears_only_when_whole(tmp_path):
@@ -92,3 +92,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(write, tmp_path, little_room)
 def test_a_name_that_no_file_can_have_is_one_line(tmp_path):
     with pytest.raises(StarError, match="cannot be written .File name too long."):
         write_json(tmp_path / ("n" * 250), {})
+
+
+def test_a_tilde_is_the_home_folder_or_part_of_a_name(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    assert [str(home(name)) for name in ("~/a", "~no such user/a", "~x.wav")] == [
+        "/home/anna/a", "~no such user/a", "~x.wav"
+    ]  # fmt: skip

@@ -20,6 +20,7 @@ from star_upstream.data.corpora import (
     voxceleb1,
 )
 from star_upstream.errors import StarError
+from star_upstream.files import home
 from star_upstream.say import say
 
 LINKS = {"asv": ("trials", trials, voxceleb1.TRIALS), "sd": ("segments", segments, None), "qbe": ("pairs", truth, None)}
@@ -33,7 +34,7 @@ def main(root: str | Path, tasks: tuple[str, ...] = (), as_json: bool = False) -
 
     Returns 0 when every task can be run, else 1. Raises :class:`StarError` when ``root`` is no folder.
     """
-    root = Path(root).expanduser().absolute()
+    root = home(root).absolute()
     if wrong := misplaced(root):
         raise StarError(wrong)
     if not root.is_dir():

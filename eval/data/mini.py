@@ -20,7 +20,7 @@ import numpy as np
 from star_upstream import extras, outputs
 from star_upstream.environment import versions
 from star_upstream.errors import StarError
-from star_upstream.files import leftovers, replacing, write_json
+from star_upstream.files import home, leftovers, replacing, write_json
 from star_upstream.say import command, say
 
 VERSION = 3
@@ -54,7 +54,7 @@ def make(root: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
         raise StarError(f"scale is {scale}; it must be above 0 and at most 10")
     if seed < 0:
         raise StarError(f"seed is {seed}; it must be 0 or more")
-    root = Path(root).expanduser().absolute()
+    root = home(root).absolute()
     recipe = {"made_by": MAKER, "version": VERSION, "seed": seed, "scale": float(scale)}
     marker = root / MARKER
     if root.exists():

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from star_upstream.errors import StarError
-from star_upstream.files import replacing, write_tensors
+from star_upstream.files import home, replacing, write_tensors
 from star_upstream.say import say
 
 _OWN = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]*\.safetensors|\.\1[0-9a-f]*\.safetensors\.\d+\.part)")
@@ -30,7 +30,7 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, budget_gb: float = 20.0):
-        self.folder, self.budget = Path(folder).expanduser(), int(budget_gb * 1e9)
+        self.folder, self.budget = home(folder), int(budget_gb * 1e9)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

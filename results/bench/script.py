@@ -11,7 +11,7 @@ from typing import Any
 
 from star_upstream import outputs
 from star_upstream.errors import StarError
-from star_upstream.files import replacing, write_json
+from star_upstream.files import home, replacing, write_json
 
 FAST = ("avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """Of a processor's flags, those that make bf16 and int8 fast."""
@@ -53,7 +53,7 @@ def processor() -> str:
 
 
 def path(text: str) -> Path:
-    return Path(text).expanduser()  # the shell leaves --out=~/results as it is
+    return home(text)  # the shell leaves --out=~/results as it is
 
 
 def guarded(verb, *arguments) -> int:

@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 from .. import audio
 from ..errors import StarError
-from ..files import pointer
+from ..files import home, pointer
 
 KNOWN = (
     "a table with a column path, fairseq's tsv, a path a line, wav.scp, SpeechBrain's csv or json, "
@@ -70,7 +70,7 @@ def read(path: Path) -> tuple[Iterator[Entry], Path | None]:
         raise StarError(f"{path}: is empty; expected {KNOWN}")
     first, second = some[0][1], some[1][1] if len(some) > 1 else ""
     if "\t" not in first and re.fullmatch(r"[^\t]+\t\d+\s*", second):
-        named = Path(first.strip()).expanduser()
+        named = home(first.strip())
         root = next((folder for folder in (named, path.parent / named) if folder.is_dir()), None)
         if root is None:
             raise StarError(

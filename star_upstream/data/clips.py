@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .. import audio, members
 from ..errors import StarError
+from ..files import home
 from ..say import say
 from . import audio_lists, shards
 from .clip_table import Clip, Clips, Table
@@ -88,7 +89,7 @@ def scan(
 
 def _read(text: str, passed: list[tuple[str, str]], threads: int, progress: bool) -> Named:
     """The audio of a source; what was passed over is added to ``passed``."""
-    source = Path(text).expanduser()
+    source = home(text)
     if (files := shards.expand(text)) is not None:
         return _read_shards(files, passed, threads, progress)
     if source.is_dir():
@@ -122,7 +123,7 @@ def _name(clip: Clip) -> str:
 
 def absolute(source: str) -> str:
     """A source as it is found from any folder."""
-    return source if members.is_address(source) else str(Path(source).expanduser().resolve())
+    return source if members.is_address(source) else str(home(source).resolve())
 
 
 def _nothing(sources: Sequence[str | Path], passed: list[tuple[str, str]]) -> str:

@@ -24,7 +24,7 @@ import torch
 from .. import extras, outputs
 from ..encoder import Encoder
 from ..errors import StarError, first_line, nearest
-from ..files import sha256
+from ..files import home, sha256
 from ..mini import SHIPPED
 from . import checkpoint, published
 from .published import huggingface, known, torchaudio_style
@@ -82,7 +82,7 @@ def convert(
 def method(source: str | Path) -> str:
     """The method that made a model, as its recipe has it: of a checkpoint of ours, a conversion, or a known published
     one; empty where nothing says it."""
-    path = SHIPPED.get(str(source), Path(source).expanduser())
+    path = SHIPPED.get(str(source), home(source))
     if checkpoint.is_checkpoint(path):
         provenance = checkpoint.describe(path).get("provenance", {})
         recipe, origin = provenance.get("recipe", {}), provenance.get("converted_from", {})
@@ -93,7 +93,7 @@ def method(source: str | Path) -> str:
 
 def _open(source: str | Path, reference_padding: bool, config: str | Path | None) -> tuple[Encoder, dict[str, Any]]:
     """The encoder and where it comes from."""
-    name, path = str(source), Path(source).expanduser()
+    name, path = str(source), home(source)
     if path.exists() or path.is_symlink():
         return _from_path(path, reference_padding, config)
     if name in SHIPPED:

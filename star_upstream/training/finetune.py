@@ -27,7 +27,7 @@ from ..data.tasks import TaskData
 from ..encoder.numerics import full_precision
 from ..environment import versions
 from ..errors import StarError
-from ..files import write_json
+from ..files import home, write_json
 from ..formats import checkpoint, sources
 from ..heads.export import load as load_model
 from ..heads.export import save as save_model
@@ -281,9 +281,9 @@ def _absolute(recipe: FinetuneRecipe) -> FinetuneRecipe:
     """With absolute paths, so that a run can be resumed from another folder."""
     data = recipe.data
     paths: dict[str, Any] = {
-        name: str(Path(getattr(data, name)).expanduser().resolve()) for name in ("root", "cache") if getattr(data, name)
+        name: str(home(getattr(data, name)).resolve()) for name in ("root", "cache") if getattr(data, name)
     }
-    place = Path(recipe.encoder).expanduser()
+    place = home(recipe.encoder)
     encoder = str(place.resolve()) if place.exists() else recipe.encoder
     return dataclasses.replace(recipe, data=dataclasses.replace(data, **paths), encoder=encoder)
 

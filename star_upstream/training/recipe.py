@@ -16,6 +16,7 @@ import yaml
 
 from .. import strict
 from ..errors import StarError, nearest
+from ..files import home
 from .config import FOLDER, Recipe
 
 
@@ -55,8 +56,8 @@ def load(source: str | Path, overrides: Sequence[str] = (), kind: type[Any] = Re
     for override in overrides:
         key, equals, text = override.partition("=")
         unknown = key.partition(".")[0] not in kind.__dataclass_fields__
-        if not equals or (unknown and Path(override).expanduser().exists()):
-            place = Path(override).expanduser().exists() or re.match(r"[/~.]", override)
+        if not equals or (unknown and home(override).exists()):
+            place = home(override).exists() or re.match(r"[/~.]", override)
             example = f"{kind.folder_key[0]}={override}" if place else "training.updates=1000"
             raise StarError(f"{override!r}: an override is key=value, e.g. {example}")
         if not key:

@@ -40,7 +40,7 @@ from ..data.audio_lists import cell, uncell
 from ..data.clip_table import Clip, Clips, Table
 from ..environment import environment
 from ..errors import StarError, first_line
-from ..files import leftovers, put_back, replacing, write_json
+from ..files import home, leftovers, put_back, replacing, write_json
 from ..formats import checkpoint
 
 PARTS = ("train", "valid")
@@ -57,7 +57,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, lead: bool | None = None, maker: str = "star distill"):
         """``lead``: whether this process writes; None asks Lightning, which knows the processes that it started."""
-        self.path, self.maker = Path(path).expanduser(), maker
+        self.path, self.maker = home(path), maker
         self.lead = getattr(rank_zero_only, "rank", 0) == 0 if lead is None else lead
         self.lock = self.path / ".lock"
         """Held by the first process, and touched again and again as long as it lives."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from .. import strict
 from ..encoder import EncoderConfig
 from ..encoder.size import without_training
 from ..errors import StarError
+from ..files import home
 from ..formats import checkpoint
 from ..mini import SHIPPED
 from ..pruning.size import Size
@@ -225,7 +225,7 @@ def _stretch(values: Sequence[Any], count: int) -> tuple[Any, ...]:
 
 def _config(teacher: str) -> EncoderConfig | None:
     """The shape of a recipe's own teacher without loading it; None where only that would tell."""
-    source = SHIPPED.get(teacher, Path(teacher).expanduser())
+    source = SHIPPED.get(teacher, home(teacher))
     if checkpoint.is_checkpoint(source):
         return strict.build(EncoderConfig, checkpoint.describe(source).get("encoder"), "encoder")
     return EncoderConfig() if "base" in teacher.lower() else None

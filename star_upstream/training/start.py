@@ -17,6 +17,7 @@ from ..data.clips import absolute as absolute_source
 from ..encoder import Encoder
 from ..environment import versions
 from ..errors import StarError
+from ..files import home
 from ..formats import checkpoint, sources
 from ..say import say
 from . import recipe as recipes
@@ -147,7 +148,7 @@ def absolute(recipe: R) -> R:
     data, start = recipe.data, recipe.training.initialise_from_student
     paths = {part: tuple(map(absolute_source, getattr(data, part))) for part in ("train", "valid")}
     teacher, student = (
-        str(Path(source).expanduser().resolve()) if source and Path(source).expanduser().exists() else source
+        str(home(source).resolve()) if source and home(source).exists() else source
         for source in (recipe.teacher, start.source)
     )
     training = dataclasses.replace(recipe.training, initialise_from_student=dataclasses.replace(start, source=student))

@@ -45,6 +45,7 @@ from pathlib import Path
 import pandas as pd
 
 from ...errors import StarError, nearest
+from ...files import home
 from ...say import say
 from . import (
     audio_snips,
@@ -178,9 +179,7 @@ def sizes(table: pd.DataFrame) -> dict:
 
 def find(corpus, root: str | Path) -> Path | None:
     """The folder of a corpus below ``root``, None where there is none."""
-    return next(
-        (folder for name in corpus.FOLDERS if (folder := Path(root).expanduser().absolute() / name).is_dir()), None
-    )
+    return next((folder for name in corpus.FOLDERS if (folder := home(root).absolute() / name).is_dir()), None)
 
 
 def _source(task: str, root: str | Path) -> Path | None:
@@ -188,7 +187,7 @@ def _source(task: str, root: str | Path) -> Path | None:
     _check_known(task)
     folder = find(BY_TASK[task], root)
     if folder is None and not from_manifest(task, root):
-        raise StarError(_missing(task, BY_TASK[task], Path(root).expanduser().absolute()))
+        raise StarError(_missing(task, BY_TASK[task], home(root).absolute()))
     return folder
 
 
@@ -201,12 +200,12 @@ def _check_known(task: str) -> None:
 
 
 def _manifests(root: str | Path) -> Path:
-    return Path(root).expanduser().absolute() / "manifests"
+    return home(root).absolute() / "manifests"
 
 
 def misplaced(root: str | Path) -> str:
     """Which folder is meant where ``root`` is a manifest, or the folder that they are in; empty where it is neither."""
-    root = Path(root).expanduser().absolute()
+    root = home(root).absolute()
     _find_installed()
     known = {name for task in BY_TASK for name in manifest.files(task)}
     if root.is_file():

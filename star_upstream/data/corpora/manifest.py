@@ -98,11 +98,15 @@ def rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         )
     except FileNotFoundError:
         raise StarError(f"{path} is missing; put it beside the other manifests") from None
+    except OSError as error:
+        raise StarError(f"{path}: cannot be read ({error.strerror})") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise StarError(f"{path}: not a tab-separated UTF-8 table with one header line ({first_line(error)})") from None
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes a surplus first field of every row for an index
         raise StarError(f"{path}: the rows have more fields than the header line; name every column in the header")
     for name in columns:
+        if f"{name}.1" in table:  # what pandas makes of a second one
+            raise StarError(f"{path}: the header line has column {name!r} twice; remove one")
         if name not in table:
             raise StarError(
                 f"{path}: column {name!r} is missing{nearest(name, table.columns)} (found: {', '.join(table.columns)})"

@@ -100,7 +100,7 @@ def _spoken(line: str, uid: str, place: str, source: str) -> tuple[float, float,
     if fields[0] in OTHER_LINES or fields[0].startswith(";;"):
         return None
     start, length = (_number(f) for f in fields[3:5]) if len(fields) >= 8 else (None, None)
-    if fields[0] != "SPEAKER" or start is None or length is None or not fields[7]:
+    if fields[0] != "SPEAKER" or start is None or length is None or fields[7] in ("", "<NA>"):
         raise StarError(f"{place}: expected 'SPEAKER <id> 1 <start> <length> <NA> <NA> <name>', got {line!r}")
     if len(fields) > 10 or not all(field == "<NA>" or _is_share(field) for field in fields[8:]):
         raise StarError(
