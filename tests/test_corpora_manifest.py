@@ -218,9 +218,3 @@ def test_real_trials_segments_and_truth(shared):
     assert (segments.groupby("id")["speaker"].nunique() == 2).all()
     assert (segments["end"] <= segments["id"].map(seconds) + 0.01).all()
     assert corpora.truth(root)["relevant"].value_counts().to_dict() == {0: 19_145, 1: 5_555}
-
-
-def test_a_folder_in_the_place_of_a_manifest(tmp_path):
-    (tmp_path / "manifests" / "ks.tsv").mkdir(parents=True)
-    with pytest.raises(StarError, match="ks.tsv: cannot be read .Is a directory."):
-        corpora.load("ks", tmp_path)
