@@ -145,6 +145,8 @@ def _reason(path: str | Path, error: Exception) -> str:
     file = members.container(path)
     if not members.is_address(file) and not os.path.exists(file):
         return "no such file"
+    if not members.is_address(file) and not os.access(file, os.R_OK):
+        return "no permission to read it"
     if said := pointer(path):
         return said
     text = str(error).strip().rstrip(".")

@@ -362,3 +362,20 @@ def test_a_run_keeps_every_name(tmp_path):
 def test_a_run_that_began_before_clips_had_a_start_goes_on(tmp_path):
     (tmp_path / "data.tsv").write_text("path\tsamples\tpart\n/x/a.wav\t3\ttrain\n/x/b.wav\t4\tvalid\n")
     assert RunFolder(tmp_path).read_clips() == {"train": [Clip("/x/a.wav", 3)], "valid": [Clip("/x/b.wav", 4)]}
+
+
+def test_a_folder_that_cannot_be_opened_is_said(audio_folder, monkeypatch, capsys):
+    monkeypatch.chdir(audio_folder / "audio")
+    for _ in range(20):  # a path longer than the system takes
+        os.mkdir("n" * 250)
+        os.chdir("n" * 250)
+    os.chdir(audio_folder)
+    assert len(scan([audio_folder / "audio"], progress=False).clips) == 3
+    assert "a folder passed over: File name too long" in capsys.readouterr().err
+
+
+def test_lengths_that_cannot_be_kept_stop_nothing(audio_folder, monkeypatch, capsys):
+    (audio_folder / "home").write_text("no folder")
+    monkeypatch.setenv("STAR_CACHE", str(audio_folder / "home"))
+    assert len(scan([audio_folder / "audio"], progress=False).clips) == 3
+    assert "the lengths of files are measured anew the next time" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from star_upstream import extras, outputs
+from star_upstream import extras, flags, outputs
 from star_upstream.environment import versions
 from star_upstream.errors import StarError
 from star_upstream.files import home, leftovers, replacing, write_json
@@ -148,7 +148,7 @@ says what it was made from.
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MAKER}", description="Make small synthetic corpora in a folder.")
     parser.add_argument("root", help="folder to make; a finished one is left as it is")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=flags.seed, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the numbers of items (default 1)")
     arguments = parser.parse_args(argv)
     try:

@@ -155,9 +155,12 @@ def _search(folder: Path, passed: list[tuple[str, str]], threads: int, progress:
     """The audio below ``folder``, or of its shards; the other files, by ending, are passed over."""
     others, seen, kept, any_audio = Counter[str](), set(), [], False
 
+    def closed(error: OSError) -> None:
+        passed.append((str(error.filename), f"a folder passed over: {error.strerror}"))
+
     def walk() -> Iterator[str]:
         nonlocal any_audio
-        for base, folders, names in os.walk(folder, followlinks=True):
+        for base, folders, names in os.walk(folder, followlinks=True, onerror=closed):
             # a link to a folder above would lead round for ever; git-annex keeps every file a second time below .git
             folders[:] = sorted(name for name in folders if name != ".git")
             if (real := os.path.realpath(base)) in seen:

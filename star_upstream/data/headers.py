@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import audio, members
 from ..environment import cache_home
-from ..errors import StarError
+from ..errors import StarError, first_line
 from ..files import replacing
 from ..say import say
 
@@ -147,16 +147,21 @@ class Headers:
     def _keep(self, rows: np.ndarray) -> None:
         assert self.folder is not None
         file = self.folder / f"{time.time_ns()}-{os.getpid()}.rows"
-        with replacing(file) as part:
-            rows.tofile(part)
-        self.files.append(file)
+        try:
+            with replacing(file) as part:
+                rows.tofile(part)
+        except (OSError, StarError) as error:  # a home folder that is full, or not there
+            say(f"star: the lengths of files are measured anew the next time ({first_line(error)})")
+            self.folder = None
+        else:
+            self.files.append(file)
 
     def _settle(self) -> None:
         """Write one file of what was met, in place of all."""
-        if len(self.files) > 1 or not self.seen.all():
+        if self.folder and (len(self.files) > 1 or not self.seen.all()):
             old, self.files = self.files, []
             self._keep(_sorted(np.concatenate([self.known[self.seen], *self.steps])))
-            for file in old:
+            for file in old if self.folder else ():
                 file.unlink(missing_ok=True)
 
 

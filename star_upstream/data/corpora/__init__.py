@@ -81,6 +81,7 @@ def by_task(found) -> dict:
 
 BY_TASK = by_task(CORPORA)
 GROUP = "star_upstream.corpora"
+_MINI = "python -m eval.data.mini FOLDER makes small ones; star-eval run takes --data mini"
 
 
 def register(corpus) -> None:
@@ -223,12 +224,12 @@ def _missing(task: str, corpus, root: Path) -> str:
     if wrong := misplaced(root):
         return wrong
     if not root.is_dir():
-        return f"{root}: no such folder; give the one that holds the corpora, or use `--data mini`"
+        return f"{root}: no such folder; give the one that holds the corpora ({_MINI})"
     if root.name in corpus.FOLDERS:
         return f"{root}: this is the corpus itself; give the folder that holds it, {root.parent}"
     tables = " and ".join(f"manifests/{name}" for name in manifest.files(task))
     return (
         f"{root}: no data for {task}: neither {tables} nor {' nor '.join(corpus.FOLDERS)} is there; "
         f"put {corpus.NAME} there under that name (search for that title; licence: {corpus.LICENCE}), "
-        "or use `--data mini`"
+        f"or take others: {_MINI}"
     )
