@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -65,14 +64,16 @@ def made(folder: Path) -> set[Path]:
 
 
 def remove(folder: Path) -> list[Path]:
-    """Remove them, and folders that are empty then; what is left."""
+    """Remove them, and their folders where these are empty then; what is left."""
     if not folder.is_dir():
         return []
+    held = set[Path]()
     for path in made(folder):
         path.unlink()
-    for base, _, _ in os.walk(folder, topdown=False):
+        held |= {above for above in path.parents if above.is_relative_to(folder)}
+    for above in sorted(held, reverse=True):  # the innermost first
         with contextlib.suppress(OSError):  # not empty
-            os.rmdir(base)
+            above.rmdir()
     return sorted(path for path in folder.rglob("*") if not path.is_dir()) if folder.is_dir() else []
 
 

@@ -130,6 +130,9 @@ def walk(folder: Path) -> list[str]:
 
 
 def _writable(path: Path, whole: Path) -> None:
+    for above in (path, *path.parents):
+        if above.is_symlink() and not above.exists():
+            raise StarError(f"{path}: {above} is a link to {above.readlink()}, which is not there; name another place")
     above = next(folder for folder in (whole, *whole.parents) if folder.exists())
     if above != whole and not above.is_dir():
         raise StarError(f"{path}: cannot be written, since {above} is a file; choose another name")

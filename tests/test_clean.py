@@ -30,9 +30,10 @@ def test_corpora_go_and_notes_among_them_stay(tmp_path_factory, tmp_path, capsys
     assert clean.main([str(root), str(tmp_path / "none")]) == 0
     assert names(root) == ["IEMOCAP/Session1/notes.txt", "LibriSpeech/mine.flac", "thesis.txt"]
     assert "mini: kept 3 files that make did not make, such as IEMOCAP/Session1/notes.txt" in capsys.readouterr().err
-    for name in names(root):
-        (root / name).unlink()
-    assert clean.main([str(root)]) == 0 and not root.exists()
+    assert {p.name for p in root.rglob("*") if p.is_dir()} == {"IEMOCAP", "Session1", "LibriSpeech"}
+    whole = tmp_path / "whole"
+    shutil.copytree(small(tmp_path_factory), whole)
+    assert clean.main([str(whole)]) == 0 and not whole.exists()
 
 
 @pytest.mark.parametrize("mark", [True, False])
@@ -61,3 +62,10 @@ def test_results_and_reports_go(tmp_path, monkeypatch):
         (results / name).write_text("{}")
     clean.main([str(results)])
     assert names(results) == ["mine.csv", "notes.md", "tones/sid.json"]
+
+
+def test_empty_folders_of_others_stay(tmp_path):
+    run = outputs.claim_folder(tmp_path / "data" / "mini", "star distill")
+    (tmp_path / "data" / "mine").mkdir()
+    clean.main([str(tmp_path / "data")])
+    assert not run.exists() and (tmp_path / "data" / "mine").is_dir()

@@ -215,6 +215,14 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
     assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
 
 
+@pytest.mark.parametrize("name", ["link", "link/in it"])
+def test_a_link_to_nothing_is_no_place_for_results(name, tmp_path):
+    (tmp_path / "link").symlink_to("gone")
+    for check in (outputs.check_folder, outputs.claim_folder):
+        with pytest.raises(StarError, match="link is a link to gone, which is not there; name another place"):
+            check(tmp_path / name, "star convert")
+
+
 def test_hidden_files_that_only_look_like_ours_stay(tmp_path):
     mine = tmp_path / ".a.txt.notes.part"
     mine.write_text("mine")
