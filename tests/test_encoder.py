@@ -317,3 +317,16 @@ def test_a_scale_that_pruning_left_is_not_trained():
     assert [name for name, p in Encoder(config(feature_scale=True)).named_parameters() if not p.requires_grad] == [
         "frontend.scale"
     ]
+
+
+@pytest.mark.parametrize(
+    "lengths, message",
+    [
+        ([900], "lengths must be 2 whole numbers, one a waveform, got torch.int64 of shape"),
+        ([900.0, 600.0], "got torch.float32"),
+        ([901, 600], "lengths: 901 samples of a waveform that has 900"),
+    ],
+)
+def test_lengths_that_are_not_the_waveforms(lengths, message):
+    with pytest.raises(ValueError, match=message):
+        Encoder(config())(torch.randn(2, 900), torch.tensor(lengths))

@@ -180,6 +180,7 @@ class Encoder(nn.Module):
         if waveforms_BN.shape[1] < shortest:
             waveforms_BN = F.pad(waveforms_BN, (0, shortest - waveforms_BN.shape[1]))
         if lengths_B is not None:
+            _check_lengths(lengths_B, waveforms_BN)
             lengths_B = lengths_B.clamp(min=shortest)
         if self.config.normalize_waveform:
             if self.config.statistics == "running":
@@ -339,3 +340,17 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _check_lengths(lengths_B: Tensor, waveforms_BN: Tensor) -> None:
+    """Other lengths would be taken for all utterances, or count samples that are not there in every mean. Values are
+    looked at on the CPU alone, since elsewhere one waits for them, and not while the model is made a graph."""
+    batch, samples = waveforms_BN.shape
+    if lengths_B.dim() != 1 or lengths_B.shape[0] != batch or lengths_B.is_floating_point():
+        raise ValueError(
+            f"lengths must be {batch} whole numbers, one a waveform, got {lengths_B.dtype} of shape "
+            f"{tuple(lengths_B.shape)}"
+        )
+    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if batch and lengths_B.device.type == "cpu" and not graph and int(lengths_B.max()) > samples:
+        raise ValueError(f"lengths: {int(lengths_B.max())} samples of a waveform that has {samples}")
