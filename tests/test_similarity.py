@@ -360,7 +360,7 @@ def test_groups_are_named_by_their_runs():
         (["{models}/teacher", "{audio}/nothing"], "no such folder or manifest"),
         (["{models}/teacher", "{audio}/0.wav", "--groups", "9"], "number: 9 groups cannot be made of 5 layers"),
         (["{models}/teacher", "{audio}", "--groups", "0"], "--groups: expected a whole number of 1 or more"),
-        (["{models}/teacher", "{audio}", "--seconds", "0"], "seconds: must be above 0"),
+        (["{models}/teacher", "{audio}", "--seconds", "0"], "--seconds: expected a number above 0"),
         (
             ["{models}/teacher", "{audio}", "--linkage", "ward", "--estimator", "minibatch"],
             "ward needs estimator exact",
