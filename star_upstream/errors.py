@@ -12,6 +12,10 @@ class StarError(ValueError):
     exits with 2."""
 
 
+class Unwritten(StarError, OSError):
+    """A file could not be written."""
+
+
 def nearest(word: str, known) -> str:
     """``"; did you mean 'x'?"`` for the closest of the ``known`` names, or an empty string when none is close."""
     from difflib import get_close_matches

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import StarError, unwritten
+from .errors import Unwritten, unwritten
 
 if TYPE_CHECKING:  # the command line's help should not wait for torch
     from torch import Tensor
@@ -55,7 +55,7 @@ def replacing(path: str | Path, own: Collection[str] | None = None) -> Iterator[
             os.replace(part, path)
     except Exception as error:
         if said := unwritten(error):
-            raise StarError(f"{path}: cannot be written ({said}); what was there is as it was") from None
+            raise Unwritten(f"{path}: cannot be written ({said}); what was there is as it was") from None
         raise
     finally:
         with contextlib.suppress(OSError):  # a folder or a name that cannot be
