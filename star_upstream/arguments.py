@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "target_folder", type=path, metavar="folder", help="the checkpoint to write; it has had no second stage"
     )
     command.add_argument(
-        "--round", type=flags.count, help="convolution channels and FFN units are kept in multiples of this, e.g. 8"
+        "--round", type=int, help="convolution channels and FFN units are kept in multiples of this, e.g. 8"
     )
     command.add_argument("--sparsity", type=float, help="0 to 1; without it the run's own target")
 

@@ -191,7 +191,7 @@ def test_gated_cut_and_rounded_side_by_side(world, unbroken, tmp_path, capsys):
         (["cut", "{run}/stage1/gated", "{new}", "--sparsity", "0.99"], "0.99 cannot be reached"),
         (
             ["cut", "{run}/stage1/gated", "{new}", "--round", "0"],
-            "--round: expected a whole number of 1 or more",
+            "gates.round_channels: must be 1 or more",
         ),
         (["profile", "{run}/best", "{run}/best", "--time"], "a model is named twice"),
         (["profile", "{run}/best", "--time", "--seconds", "0.001"], "seconds must be enough for one frame"),
