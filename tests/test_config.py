@@ -39,6 +39,7 @@ from star_upstream.errors import StarError
         ),
         ({"prediction_width": -1}, "prediction_width: must be 0 or more"),
         ({"hidden_states": "some"}, "hidden_states: expected 'all' or"),
+        ({"layers": 10**9}, "layers: must be at least 0 and at most 1000, got 1000000000"),
         ({"position_layers": 2}, "position_layers: 2 convolutions need position_norm 'layer'"),
         ({"adapter": 4}, "adapter: only models with norm 'pre' have one"),
         ({"norm": "both"}, "norm: expected 'post' or 'pre', got 'both'"),

@@ -330,3 +330,5 @@ def test_a_scale_that_pruning_left_is_not_trained():
 def test_lengths_that_are_not_the_waveforms(lengths, message):
     with pytest.raises(ValueError, match=message):
         Encoder(config())(torch.randn(2, 900), torch.tensor(lengths))
+    with pytest.raises(ValueError, match="lengths must be a tensor of 2 whole numbers, got list"):
+        Encoder(config())(torch.randn(2, 900), lengths)

@@ -31,7 +31,7 @@ from star_upstream.errors import StarError
 from star_upstream.say import say
 
 from .store import Store
-from .upstreams import Upstream
+from .upstreams import Upstream, finite
 
 VERSION = 2
 """Part of every cache key: raise it when features change."""
@@ -238,7 +238,7 @@ class Frames:
 
     def _put(self, row: int, states_LTD: Tensor, samples: int) -> Tensor:
         half = states_LTD.half()
-        states = half if bool(torch.isfinite(half).all()) else states_LTD
+        states = half if finite(half) else states_LTD
         if self.kept[row]:
             self.store.put(self.keys[row], {"states": states, "samples": torch.tensor([samples])})
         return states
@@ -305,7 +305,7 @@ def _encode(items: list[Window], upstream: Upstream, effects: Effects) -> Iterat
 
     def flush():
         for (i, wave), states in zip(batch, _states(batch, items, upstream)):
-            if not bool(torch.isfinite(states).all()):
+            if not finite(states):
                 raise StarError(f"{items[i].path}: upstream {upstream.name} gives NaN or infinite features for it")
             yield i, states, len(wave)
         batch.clear()

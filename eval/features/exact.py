@@ -22,7 +22,7 @@ from star_upstream.errors import StarError
 from star_upstream.say import say
 
 from .encode import Effects, Window, out_of_memory, samples_of, waveform
-from .upstreams import Upstream
+from .upstreams import Upstream, finite
 
 
 class Padded:
@@ -57,7 +57,7 @@ class Padded:
         waves = [self._wave(self.windows[row], generator) for row in rows]
         x_BLTD, lengths_B = self._encode(waves)
         for row, x_LTD, length in zip(rows, x_BLTD, lengths_B):
-            if not bool(torch.isfinite(x_LTD[:, :length]).all()):
+            if not finite(x_LTD[:, :length]):
                 raise StarError(
                     f"{self.windows[row].path}: upstream {self.upstream.name} gives NaN or infinite features for it"
                 )

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -181,7 +182,7 @@ class Upstream:
                 if last:
                     raise
                 continue
-            if last or all(x_BTD.shape[1] and bool(torch.isfinite(x_BTD).all()) for x_BTD in states):
+            if last or all(x_BTD.shape[1] and finite(x_BTD) for x_BTD in states):
                 break
         return states, [len(x_N) for x_N in inputs]
 
@@ -195,6 +196,13 @@ class Upstream:
         if len({s.shape[-1] for s in states}) != 1:
             raise StarError(f"{self.name}: its layers have several widths; a weighted sum over layers needs one")
         return states
+
+
+def finite(x: Tensor) -> bool:
+    """Whether no value of ``x``, which is not empty, is NaN or infinite: its ends say it, ten times as fast as asking
+    each."""
+    low, high = x.aminmax()
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def load(source: str, device: str | torch.device = "cpu") -> Upstream:

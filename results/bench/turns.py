@@ -19,18 +19,22 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """``cpu`` counts this process's time on the cores, all threads together: for one thread on a machine that is busy."""
 
 
+SIZE = 2048
+"""Rows and columns of the matrices whose product says what the machine can reach."""
+
+
 def in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int, clock: str = "wall") -> dict[str, list[float]]:
     """Seconds of each call by that clock."""
     return latency.in_turns(calls, repeats, CLOCKS[clock])
 
 
-def product(kind: torch.dtype, device: str = "cpu", size: int = 1024) -> Callable[[], Any]:
+def product(kind: torch.dtype, device: str = "cpu", size: int = SIZE) -> Callable[[], Any]:
     """A product of two square matrices: what the machine can reach, beside what it does."""
     x, y = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
     return lambda: x @ y
 
 
-def rate(seconds: float, size: int = 1024) -> float:
+def rate(seconds: float, size: int = SIZE) -> float:
     """Multiply-accumulates a second of :func:`product`, in 1e9."""
     return size**3 / seconds / 1e9
 

@@ -27,6 +27,9 @@ from ..pruning.gates import GatedEncoder
 from ..training import recipe as recipes
 from ..training.pretrain_recipe import PretrainRecipe
 
+REST = 0.05
+"""Seconds before each timed call: threads of the call before, torch's and onnxruntime's, go on waiting for work on a
+core for some milliseconds, which made what followed in two threads up to three times as slow."""
 PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 """Python that prints the peak of its process's resident memory in KiB (Linux; ``resource`` counts the parent's too)."""
 
@@ -93,6 +96,7 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int, now: Callable
     for round_ in range(repeats + 1):
         for i in range(len(names)):
             name = names[(i + round_) % len(names)]
+            _rest()
             start = now()
             calls[name]()
             if torch.cuda.is_available():
@@ -100,6 +104,13 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int, now: Callable
             if round_:
                 taken[name].append(now() - start)
     return taken
+
+
+def _rest() -> None:
+    """Awake: a core that slept is slower at first."""
+    until = time.monotonic() + REST
+    while time.monotonic() < until:
+        pass
 
 
 @contextmanager

@@ -159,9 +159,10 @@ class EncoderConfig:
             "head_width", "chunk", "time_reduction",
         )  # fmt: skip
         strict.within(
-            self, "[0, inf)", "left_context", "look_ahead", "layers", "adapter", "output_projection",
-            "prediction_inner", "prediction_width",
+            self, "[0, inf)", "left_context", "look_ahead", "adapter", "output_projection", "prediction_inner",
+            "prediction_width",
         )  # fmt: skip
+        strict.within(self, "[0, 1000]", "layers")  # a damaged number would be counted to
         strict.within(self, "[0, inf)", "norm_epsilon", "normalize_epsilon")
         if self.adapter and self.norm == "post":
             raise StarError("adapter: only models with norm 'pre' have one")

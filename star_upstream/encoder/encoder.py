@@ -346,6 +346,8 @@ def _check_lengths(lengths_B: Tensor, waveforms_BN: Tensor) -> None:
     """Other lengths would be taken for all utterances, or count samples that are not there in every mean. Values are
     looked at on the CPU alone, since elsewhere one waits for them, and not while the model is made a graph."""
     batch, samples = waveforms_BN.shape
+    if not isinstance(lengths_B, Tensor):
+        raise ValueError(f"lengths must be a tensor of {batch} whole numbers, got {type(lengths_B).__name__}")
     if lengths_B.dim() != 1 or lengths_B.shape[0] != batch or lengths_B.is_floating_point():
         raise ValueError(
             f"lengths must be {batch} whole numbers, one a waveform, got {lengths_B.dtype} of shape "
