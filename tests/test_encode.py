@@ -366,3 +366,12 @@ def test_heads_that_only_a_distillation_needs_are_no_parameters_of_an_upstream()
     ours = upstreams.Upstream("ours", expert, expert.digest, padded=True)
     plain = sum(p.numel() for p in small_encoder().parameters())
     assert ours.parameters == plain < sum(p.numel() for p in expert.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_found(value, dtype):
+    x = torch.zeros(2, 3, 40, dtype=dtype)
+    assert upstreams.finite(x) and upstreams.finite(x[:0])
+    x[1, 1, 17] = value
+    assert not upstreams.finite(x)
