@@ -25,13 +25,21 @@ class _Stderr(logging.Handler):
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Say ``text`` at once. ``end=""`` leaves the line open: one that begins with a carriage return takes its place."""
+    """Say ``text`` at once. ``end=""`` leaves the line open."""
     if not LOG.handlers:
         LOG.addHandler(_Stderr())
         LOG.propagate = False  # or it is said twice where the root logger has a handler
     if LOG.level == logging.NOTSET:
         LOG.setLevel(logging.INFO)
     LOG.info("%s", text, extra={"end": end})
+
+
+def progress(text: str, last: bool = False) -> None:
+    """How far something is: on a terminal each takes the place of the one before, elsewhere only the last is said."""
+    if sys.stderr.isatty():
+        say(f"\r{text}", end="\n" if last else "")
+    elif last:
+        say(text)
 
 
 @contextlib.contextmanager

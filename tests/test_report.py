@@ -129,6 +129,17 @@ def test_other_conditions_are_a_table_of_their_own(tmp_path, change):
     assert "**96.00**" in text and "**97.00**" in text
 
 
+def test_reports_beside_the_folders_are_passed_over(tmp_path, capsys):
+    """RESULTS/*: folders of records, and the report of the last time."""
+    folder = write(tmp_path / "a", record("ks_acc", 96.0))
+    assert report.main([folder], tmp_path / "table") == 0
+    assert report.main(sorted(tmp_path.iterdir()), tmp_path / "table") == 0
+    first, second = capsys.readouterr().out.split("## Data:")[1:]
+    assert first == second
+    with pytest.raises(StarError, match="table.md: no such folder"):
+        report.main([tmp_path / "table.md"])
+
+
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(StarError, match="no such folder"):
         report.read(tmp_path / "gone")

@@ -2,11 +2,12 @@
 
 import ast
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 
-from star_upstream.say import LOG, say
+from star_upstream.say import LOG, progress, say
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -29,6 +30,14 @@ def test_a_message_is_a_line_on_stderr_said_once(logger, capsys):
     logging.getLogger().removeHandler(handler)
     out, err = capsys.readouterr()
     assert out == "" and err == "50 % of it\n\r1 of 2\r2 of 2\n"
+
+
+@pytest.mark.parametrize("terminal, said", [(True, "\r1 of 2\r2 of 2\n"), (False, "2 of 2\n")])
+def test_progress_is_one_line(logger, capsys, monkeypatch, terminal, said):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    progress("1 of 2")
+    progress("2 of 2", last=True)
+    assert capsys.readouterr().err == said
 
 
 def test_a_user_silences_it_or_takes_it(logger, capsys):

@@ -33,7 +33,9 @@ def main(folders: list[Path], out: Path | None = None, beside: str | None = None
     places = [] if out is None else _places(out)
     if out is not None:
         extras.need("eval", "matplotlib")
-    runs = named([(folder, read(folder)) for folder in dict.fromkeys(folder.resolve() for folder in folders)])
+    given = [folder.resolve() for folder in folders]
+    kept = [folder for folder in dict.fromkeys(given) if not folder.is_file()] or given  # RESULTS/* has reports too
+    runs = named([(folder, read(folder)) for folder in kept])
     rows = table.published(published.select(beside)) if beside is not None else []
     tables = table.tables(runs, rows)
     text = table.markdown(tables)

@@ -19,7 +19,7 @@ from .. import audio, members
 from ..environment import cache_home
 from ..errors import StarError, first_line
 from ..files import replacing
-from ..say import say
+from ..say import progress, say
 
 ROW = np.dtype([("key", "<u8"), ("frames", "<i8"), ("rate", "<i4"), ("lossy", "<i4")])
 """Of the cache's files (``lengths/SOURCE/*.rows``): a digest of path, size and time of change, and the header."""
@@ -86,7 +86,7 @@ class Headers:
                         self.new.update(ahead.result()[1])
                 self._write()
                 if self.progress and self.count:
-                    say(f"\rlengths read: {self.count}")
+                    progress(f"lengths read: {self.count}", last=True)
 
     def _slice(self, items: list[T], place: Callable[[T], str | None]) -> tuple[list[Found[T]], dict]:
         files = [place(item) for item in items]
@@ -132,7 +132,7 @@ class Headers:
             self._write()
         if self.progress and new and now - self.said > 1.0:
             self.said = now
-            say(f"\rlengths read: {self.count}", end="")
+            progress(f"lengths read: {self.count}")
 
     def _write(self) -> None:
         """Keep what was read since the last time. Faults are not kept: another day a file may be whole."""

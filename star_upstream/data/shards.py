@@ -25,7 +25,7 @@ from .. import audio, members
 from ..environment import cache_home
 from ..errors import StarError
 from ..files import replacing
-from ..say import say
+from ..say import progress
 
 
 class Found(NamedTuple):
@@ -89,7 +89,7 @@ def _braces(text: str) -> Iterator[str]:
         yield from _braces(text[: found.start()] + one + text[found.end() :])
 
 
-def read(files: Sequence[str], threads: int, progress: bool) -> Iterator[tuple[str, list[Found]]]:
+def read(files: Sequence[str], threads: int, told: bool) -> Iterator[tuple[str, list[Found]]]:
     """Each shard with its audio, in order, from the cache where the shard has not changed; few are read ahead of what
     is asked for. Raises :class:`StarError` for what is no shard."""
     with ThreadPoolExecutor(threads) as pool:
@@ -97,8 +97,8 @@ def read(files: Sequence[str], threads: int, progress: bool) -> Iterator[tuple[s
         for i, file in enumerate(files, 1):
             found = running.popleft().result()
             running.extend(pool.submit(_read, later) for later in files[i + 2 * threads - 1 : i + 2 * threads])
-            if progress and (i % 100 == 0 or i == len(files)):
-                say(f"\rshards read: {i} of {len(files)}", end="\n" if i == len(files) else "")
+            if told and (i % 100 == 0 or i == len(files)):
+                progress(f"shards read: {i} of {len(files)}", last=i == len(files))
             yield file, found
 
 
