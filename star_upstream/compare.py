@@ -10,7 +10,8 @@ logs/ jobs/       what each job said, where there are several at once (jobs: of 
 latency.json      time of a forward pass of each model, in turns
 table.json table.csv table.md page.html   what ``python -m eval comparison OUT`` makes of all that
 
-What is there is not made again, and a job that was cut off goes on.
+What is there is not made again, and a job that was cut off goes on. What has been scored needs its weights no more,
+nor the data its place: a comparison goes on elsewhere from its small files.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from .compare_jobs import cell, each, evaluate, is_complete, score, trial
 from .encoder import EncoderConfig
 from .errors import StarError
 from .files import home, replacing, write_json
-from .formats import sources
+from .formats import checkpoint, sources
 from .say import say
 from .training import recipe as recipes
 from .training import scale, start
@@ -82,8 +83,12 @@ def run(asked: Asked, out: Path, launch: Launch | None = None) -> Path:
     _write(asked, entries, chosen, out)
     # seed by seed, so that a table is there early
     cells = {f"{name}-s{seed}": (name, seed) for seed in range(asked.seeds) for name in entries}
-    made = [name for name in cells if launch.away and is_complete(out, asked.scoring, name)]
-    checked = {name: score(str(out), asked.scoring, cells, name) for name in made}
+    made = [name for name in cells if is_complete(out, asked.scoring, name)]
+    light = {name for name in made if not _weights(out, entries, *cells[name]).is_file()}
+    if light:
+        say(f"{out}: {len(light)} runs without weights stay as they were scored")
+    made = [name for name in made if launch.away or name in light]
+    checked = {name: score(str(out), asked.scoring, cells, name) for name in made if name not in light}
     failed = {name: error for name, error in checked.items() if error != "done"}
     left = {name: at for name, at in cells.items() if name not in made}
     for name, error in each(partial(cell, str(out), asked.scoring, cells), list(left), out, launch, config):
@@ -102,6 +107,10 @@ def run(asked: Asked, out: Path, launch: Launch | None = None) -> Path:
             f"{len(failed)} of {len(cells)} runs failed; the first: {name}: {error}; the same command runs those again"
         )
     return out / "page.html"
+
+
+def _weights(out: Path, entries: Mapping[str, Entry], name: str, seed: int) -> Path:
+    return out / "runs" / f"{name}-s{seed}" / entries[name].recipe.result / checkpoint.WEIGHTS
 
 
 def page(out: Path) -> None:
@@ -192,8 +201,12 @@ def _identity(asked: Asked, entries: Mapping[str, Entry]) -> dict[str, Any]:
     for name in ("tasks", "cache", "cache_gb"):
         del scoring[name]
     scoring["data"] = _data(asked.scoring.data)
+    first = next(iter(entries.values())).recipe
+    teacher = checkpoint.digest(sources.load(first.teacher))
     made = {name: _plain(entry.recipe) for name, entry in entries.items()}
-    return {**strict.plain(kept), "first": next(iter(entries)), "eval": scoring, "recipes": made}
+    return {
+        **strict.plain(kept), "first": next(iter(entries)), "teacher": teacher, "eval": scoring, "recipes": made,
+    }  # fmt: skip
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -219,8 +232,22 @@ def _check(asked: Asked, entries: Mapping[str, Entry], out: Path) -> None:
     here["recipes"] = {name: here["recipes"][name] for name in there["recipes"]}
     with contextlib.suppress(StarError):  # settings that came since have their defaults
         there["recipes"] = {name: _plain(strict.build(Recipe, values)) for name, values in there["recipes"].items()}
+    there.setdefault("teacher", here["teacher"])
+    _move(there, here)
     if changed := strict.difference(there, here):
         raise StarError(f"{out}: holds another comparison ({changed}); choose another --out")
+
+
+def _move(there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Take what is not at its place any more where it is said to be now. The page looks whether it is the same: it
+    compares the checksums of all audio that was heard, and the digests of the tables that were scored on."""
+    pairs = [(there["eval"], here["eval"], "data")]
+    for name, recipe in there["recipes"].items():
+        pairs += [(recipe, here["recipes"][name], "teacher"), (recipe["data"], here["recipes"][name]["data"], "train")]
+    for before, now, key in pairs:
+        places = [before[key]] if isinstance(before[key], str) else before[key]
+        if not all(Path(place).exists() for place in places if place.startswith("/")):
+            before[key] = now[key]
 
 
 def _write(asked: Asked, entries: Mapping[str, Entry], chosen: Mapping[str, Recipe], out: Path) -> None:
@@ -291,6 +318,9 @@ def _time(asked: Asked, entries: Mapping[str, Entry], out: Path) -> None:
     file = out / "latency.json"
     models = {name: str(out / "runs" / f"{name}-s0" / entry.recipe.result) for name, entry in entries.items()}
     if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["models"].keys() == models.keys():
+        return
+    if gone := [name for name in models if not _weights(out, entries, name, 0).is_file()]:
+        say(f"not timed in turns: the weights of {', '.join(gone)} are not there")
         return
     say(f"timing {asked.seconds:g} s of audio in turns")
     found = latency.compare(list(models.values()), True, asked.seconds, threads=1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from . import cluster
 from .asked import Scoring
 from .files import write_json
+from .formats import checkpoint
 from .say import say
 from .training import grid
 from .training import recipe as recipes
@@ -64,9 +65,10 @@ def _gpus(config: TrainingConfig) -> int:
 def cell(out: str, scoring: Scoring, cells: Mapping[str, tuple[str, int]], name: str) -> str:
     """Train a recipe with a seed, and score it; ``done``, or what went wrong."""
     recipe, seed = cells[name]
-    ended = grid.train(
-        "distill", Path(out) / "recipes" / f"{recipe}.yaml", [f"training.seed={seed}"], Path(out) / "runs" / name
-    )
+    source, run = Path(out) / "recipes" / f"{recipe}.yaml", Path(out) / "runs" / name
+    if (run / "done.json").is_file() and not (run / recipes.load(source).result / checkpoint.WEIGHTS).is_file():
+        return f"{run}: its weights are not there to be scored; remove it to train it again"
+    ended = grid.train("distill", source, [f"training.seed={seed}"], run)
     return score(out, scoring, cells, name) if ended == "done" else ended
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -143,6 +144,44 @@ def test_again_does_nothing_and_other_settings_are_refused(world, compared, caps
     with pytest.raises(SystemExit):
         cli.main([word.replace("pruned.yaml", "other.yaml") for word in words(world)] + ["--out", str(compared)])
     assert "compares pruned too" in capsys.readouterr().err
+
+
+def test_a_comparison_goes_on_elsewhere_without_weights(world, compared, tmp_path, capsys):
+    """Its small files are enough to set another recipe beside the others, with the data at another place; what has no
+    weights is not scored on more."""
+    out, there = tmp_path / "out", tmp_path / "there"
+    shutil.copytree(compared, out, ignore=shutil.ignore_patterns("*.safetensors", "state.pt", "data.tsv", "last.*"))
+    there.mkdir()
+    for name in ("audio", "tones", "teacher"):
+        shutil.copytree(world / name, there / name)
+    for file in ("comparison.json", *(f"recipes/{name}.yaml" for name in ("width", "pruned"))):
+        (out / file).write_text((out / file).read_text().replace(str(world), "/not/here"))
+    write(there, "third", training={"updates": 50, "accelerator": "cpu", "learning_rate": 1e-3})
+    again = [word.replace(str(world), str(there)) for word in words(world)]
+    for name in ("width", "pruned"):
+        again = [str(world / f"{name}.yaml") if word.endswith(f"{name}.yaml") else word for word in again]
+    again.insert(3, str(there / "third.yaml"))
+    cli.main([*again, "--out", str(out)])
+    said = capsys.readouterr().err
+    assert "2 runs without weights stay as they were scored" in said
+    assert "not timed in turns: the weights of width, pruned are not there" in said
+    before, found = (json.loads((folder / "table.json").read_text()) for folder in (compared, out))
+    assert found["same_audio"] and [row["recipe"] for row in found["rows"]] == ["width", "pruned", "third"]
+    for old, new in zip(before["rows"], found["rows"]):
+        assert old["scores"]["ks_acc"]["value"] == new["scores"]["ks_acc"]["value"]
+    with pytest.raises(SystemExit):
+        cli.main([word.replace("ks", "ks,er") if word == "ks" else word for word in again] + ["--out", str(out)])
+    assert "width-s0: its weights are not there to be scored" in capsys.readouterr().err
+
+
+def test_another_teacher_of_the_same_name_is_refused(world, compared, tmp_path, capsys):
+    out = shutil.copytree(compared, tmp_path / "out")
+    there = json.loads((out / "comparison.json").read_text())
+    there["identity"]["teacher"] = "0" * 64
+    (out / "comparison.json").write_text(json.dumps(there))
+    with pytest.raises(SystemExit):
+        cli.main([*words(world), "--out", str(out)])
+    assert "holds another comparison (teacher is '0000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
