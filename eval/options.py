@@ -44,3 +44,4 @@ class Run:
     )
     exact: bool = flag("encode padded batches at every step as s3prl does, without a cache: many times slower", False)
     overwrite: bool = flag("run tasks again whose json is there", False)
+    dry_run: bool = flag("look whether options and the tasks' data are right, and stop", False)

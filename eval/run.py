@@ -67,7 +67,11 @@ def run(options: Run, launch: cluster.Launch) -> int:
     if torch.get_num_threads() > cores.available():  # a container's quota, which torch does not see
         torch.set_num_threads(cores.available())
     device = _device(options.device, elsewhere=away)
-    corpora_folder(options.data)  # says now what is wrong with it
+    root, _ = corpora_folder(options.data)  # says now what is wrong with it
+    if options.dry_run:
+        counts = {task.name: len(corpora.load(task.name, root)) for task in wanted}
+        say(f"{root}: {', '.join(f'{count} rows for {name}' for name, count in counts.items())}")
+        return 0
     _claim(options, wanted, outputs.check_folder)
     upstream = _upstream(options, device if alone else "cpu")
     _claim(options, wanted, outputs.claim_folder)

@@ -61,6 +61,8 @@ class Asked:
             len(set(self.search_rates)) < 2 or not all(0 < r < math.inf for r in self.search_rates)
         ):
             raise StarError("--search-rates: give two different learning rates above 0, or more")
+        if self.search_updates is not None and (not self.search_rates or self.search_updates < 2):
+            raise StarError("--search-updates: is of --search-rates, and 2 or more")
         for word in self.overrides:
             if word.partition("=")[0] in OWN:
                 raise StarError(f"{word}: star compare sets this itself (--teacher, --updates, --seeds); leave it out")

@@ -75,9 +75,13 @@ def run(asked: Asked, out: Path, launch: Launch | None = None) -> Path:
     if launch.away and config.nodes > 1:
         raise StarError("training.nodes: a job of --launcher submitit is on one machine; leave it at 1")
     _check(asked, entries, out)
+    if evaluate(["run", "--upstream", "fbank", "--out", str(out / "scores"), "--dry-run", *asked.scoring.words()]):
+        raise StarError("the scoring cannot be as asked, for the reason above; nothing was run")
     outputs.claim_folder(out, MAKER)
     for name, entry in entries.items():
         say(f"{name}: {entry.parameters:,} parameters; {'; '.join(entry.changed) or 'as in its file'}")
+    if not (out / "comparison.json").is_file():  # what the search is of
+        _write(asked, entries, {name: entry.recipe for name, entry in entries.items()}, out)
     rates = _search(asked, entries, out, launch) if asked.search_rates else {}
     chosen = {name: _at_rate(entry.recipe, rates[name]) if rates else entry.recipe for name, entry in entries.items()}
     _write(asked, entries, chosen, out)

@@ -20,8 +20,9 @@ from tiny_runs import PATIENCE, killed, log, write_audio
 
 from star_upstream import cli, compare, compare_jobs
 from star_upstream.encoder import Encoder, EncoderConfig
+from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
-from star_upstream.training import recipe, run_folder, scale
+from star_upstream.training import grid, recipe, run_folder, scale
 
 CONVS = [[8, 10, 5], [16, 3, 4], [16, 3, 4], [24, 2, 4]]
 SMALL = {"conv_layers": CONVS, "position_kernel": 16, "position_groups": 4, "layers": 2, "heads": 2}
@@ -191,6 +192,12 @@ def test_another_teacher_of_the_same_name_is_refused(world, compared, tmp_path, 
         (["training.seed=3"], "star compare sets this itself"),
         (["data.train=/nowhere/at/all"], "/nowhere/at/all"),
         (["--search-rates", "1e-3"], "two different learning rates"),
+        (["--search-updates", "1"], "--search-updates: is of --search-rates, and 2 or more"),
+        (["--tasks", "kss"], "unknown task 'kss'"),
+        (["--tasks", "er"], "no data for er"),
+        (["--data", "/no/such"], "/no/such: no such folder"),
+        (["--steps", "0"], "--steps 0"),
+        (["--lr-grid", "0"], "above 0"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(world, tmp_path, capsys, more, message):
@@ -212,6 +219,31 @@ def test_the_search_takes_each_recipes_best_rate(compared):
     second = recipe.load(compared / "search" / "pruned-rate0.02" / "recipe.yaml").pruning.second
     assert second.learning_rate == pytest.approx(0.01), "half of the first stage's, as in the recipe"
     assert "Learning rates" in (compared / "table.md").read_text()
+
+
+def test_a_search_that_was_cut_off_goes_on_with_its_settings_alone(world, tmp_path, monkeypatch, capsys):
+    def cut(*_):
+        raise StarError("cut off")
+
+    for settings, message in (
+        (words(world), "cut off"),
+        (words(world, "--search-updates", "3"), "search_updates is None"),
+    ):
+        monkeypatch.setattr(compare, "each", cut)
+        with pytest.raises(SystemExit):
+            cli.main([*settings, "--out", str(tmp_path / "out")])
+        assert message in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_whole_comparison(world, tmp_path, monkeypatch):
+    """A distillation by itself ends with status 0."""
+
+    def stopped(*_):
+        raise SystemExit(0)
+
+    monkeypatch.setattr(grid, "run_recipe", stopped)
+    with pytest.raises(StarError, match="stopped by a signal; the same command goes on"):
+        grid.train("distill", world / "width.yaml", [f"data.train={world / 'audio'}"], tmp_path / "run")
 
 
 def test_a_rate_that_diverges_is_an_outcome(world, tmp_path):

@@ -113,6 +113,14 @@ def test_same_seed_same_numbers(corpus, tmp_path):
     assert values[0] == values[1]
 
 
+def test_a_dry_run_looks_at_the_data_and_writes_nothing(corpus, tmp_path, capsys):
+    given = ["--out", tmp_path / "o", "--dry-run", "--data"]
+    assert evaluate(*FAST, *given, corpus, "--tasks", "ks,asr") == 0
+    assert "60 rows for ks" in capsys.readouterr().err and not (tmp_path / "o").exists()
+    assert evaluate(*FAST, *given, corpus, "--tasks", "ks,er") == 2
+    assert "no data for er" in capsys.readouterr().err
+
+
 def test_limit_marks_the_record(corpus, tmp_path):
     assert evaluate(*FAST, "--data", corpus, "--out", tmp_path / "o", "--limit", 3, "--steps", 2, "--tasks", "ks") == 0
     record = json.loads((tmp_path / "o" / "ks.json").read_text())

@@ -107,4 +107,6 @@ def train(command: Literal["distill", "finetune"], source: str | Path, overrides
     except StarError as error:
         say(f"star: {error}")
         return str(error)
+    except SystemExit as end:  # a signal; by itself the run has ended as it should, but there is more to do
+        raise StarError("stopped by a signal; the same command goes on") from end
     return "done"
