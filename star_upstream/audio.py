@@ -67,6 +67,8 @@ def read(path: str | Path, start: int = 0, samples: int | None = None) -> np.nda
 def piece(path: str | Path, start: int, samples: int) -> np.ndarray:
     """``samples`` from ``start`` on, as :func:`read`. Raises :class:`StarError` also where the file holds fewer of
     them."""
+    if not samples:
+        raise StarError(f"{path}: holds no sound")
     wave = read(path, start, samples)
     if not len(wave) or len(wave) < samples - SLACK:
         raise StarError(

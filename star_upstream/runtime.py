@@ -31,21 +31,21 @@ class Model:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class for every reason
-            reason = f"cannot be run by onnxruntime ({str(error).strip().splitlines()[0]})"
+            reason = f"no file of star export, nor any that onnxruntime runs ({str(error).strip().splitlines()[0]})"
             raise ValueError(f"{path}: {reason if Path(path).exists() else 'no such file'}") from None
         self.about: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
         if self.about.get("format") != getattr(self, "format", FORMAT):
-            raise ValueError(f"{path}: not a file of star export")
+            raise ValueError(f"{path}: not a file of star export for {type(self).__name__} (--stream: for Stream)")
         self.path, self.outputs = path, self.about["outputs"]
 
     def run(self, waves: Sequence[np.ndarray], names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Outputs as the file has them, padded (B x ...), by name, and ``frames``, the valid frames of each."""
         if isinstance(waves, np.ndarray) or not waves or any(np.ndim(x) != 1 or not len(x) for x in waves):
             raise ValueError("expected a list of 1-D waveforms at 16 kHz, none of them empty")
+        if any(np.asarray(x).dtype.kind != "f" or not np.isfinite(x).all() for x in waves):
+            raise ValueError("expected waveforms of finite floats; 16-bit samples are divided by 32768")
         lengths = np.array([len(x) for x in waves], dtype=np.int64)
-        padded = np.zeros((len(waves), lengths.max()), dtype=np.float32)
-        for row, x in zip(padded, waves):
-            row[: len(x)] = x
+        padded = np.stack([np.pad(np.asarray(x, np.float32), (0, lengths.max() - len(x))) for x in waves])
         names = [*(self.outputs if names is None else names), "frames"]
         return dict(zip(names, self.session.run(names, {"waveforms": padded, "lengths": lengths})))
 
@@ -89,12 +89,12 @@ def read(path: str | Path) -> np.ndarray:
         except ImportError:
             with wav.open(str(path), "rb") as file:
                 width, rate, raw = file.getsampwidth(), file.getframerate(), file.readframes(file.getnframes())
-                kind = {1: "u1", 2: "<i2", 4: "<i4"}[width]  # 24 bits: KeyError
-                x = np.frombuffer(raw, kind).reshape(-1, file.getnchannels()).astype(np.float32)
-                x = x / 2 ** (8 * width - 1) - (width == 1)
+                whole = np.frombuffer(raw, {1: "u1", 2: "<i2", 4: "<i4"}[width])  # 24 bits: KeyError
+                x = whole.reshape(-1, file.getnchannels()).astype(np.float32) / 2 ** (8 * width - 1) - (width == 1)
     except Exception as error:  # wav.Error, OSError, soundfile's
         reason = f"cannot be read as audio ({error}); without soundfile: wav of 16 bits"
         raise ValueError(f"{path}: {reason if Path(path).exists() else 'no such file'}") from None
-    if rate != RATE or not len(x):
-        raise ValueError(f"{path}: {len(x)} samples at {rate} Hz; this model hears 16 kHz: resample it first")
+    if rate != RATE or not len(x) or not np.isfinite(x).all():
+        wrong = f"{rate} Hz; this model hears 16 kHz: resample it first" if rate != RATE else "empty, or not finite"
+        raise ValueError(f"{path}: {wrong}")
     return x.mean(1)

@@ -39,11 +39,17 @@ class Stream(Model):
         self.waiting = np.zeros(-self.plan["start"], np.float32)
         self.samples = self.frames = self.steps = 0
 
+    def run(self, waves, names=None):
+        """Raises :class:`ValueError`: whole waveforms are for another kind of file."""
+        raise ValueError(f"{self.path}: is a stream: push() samples, and flush() at the end")
+
     def push(self, samples: np.ndarray) -> dict[str, np.ndarray]:
         """The frames that can be known since these samples (1-D floats at 16 kHz, any number) came: T x D by name."""
         samples = np.asarray(samples)
         if samples.ndim != 1 or samples.dtype.kind != "f":
             raise ValueError(f"expected 1-D floats at 16 kHz, got {samples.dtype} of shape {list(samples.shape)}")
+        if not np.isfinite(samples).all():
+            raise ValueError("expected finite samples")
         self.samples += len(samples)
         self.waiting = np.concatenate([self.waiting, samples.astype(np.float32)])
         return self._run(self.plan["unknown"], self.plan["unknown"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import tiny_export
 import torch
 
@@ -193,11 +194,16 @@ def test_wrong_input_to_listen_is_one_line(answers, tmp_path, capsys):
     with wav.open(str(tmp_path / "slow.wav"), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(800))
+    soundfile.write(tmp_path / "nan.wav", np.full(800, np.nan), 16_000, subtype="FLOAT")
     onnx.write(onnx.Graph(tiny_export.encoder(), [0]), tmp_path / "states.onnx", {}, QUICK)
     for words, message in (
         ([answers / "tuned.onnx", tmp_path / "text.wav"], "cannot be read as audio"),
-        ([answers / "tuned.onnx", tmp_path / "slow.wav"], "400 samples at 8000 Hz"),
-        ([tmp_path / "text.wav", answers / "0.wav"], "cannot be run by onnxruntime"),
+        (
+            [answers / "tuned.onnx", tmp_path / "slow.wav"],
+            "slow.wav: 8000 Hz; this model hears 16 kHz",
+        ),
+        ([answers / "tuned.onnx", tmp_path / "nan.wav"], "nan.wav: empty, or not finite"),
+        ([tmp_path / "text.wav", answers / "0.wav"], "no file of star export, nor any that onnxruntime runs"),
         ([tmp_path / "none.onnx", answers / "0.wav"], "none.onnx: no such file\n"),
         ([answers / "tuned.onnx", tmp_path / "none.wav"], "none.wav: no such file\n"),
         ([tmp_path / "states.onnx", answers / "0.wav"], "gives no answers"),
@@ -209,6 +215,9 @@ def test_wrong_input_to_listen_is_one_line(answers, tmp_path, capsys):
     for wrong in (np.zeros(8), [], [np.zeros((1, 8))], [np.zeros(0)]):
         with pytest.raises(ValueError, match="a list of 1-D waveforms"):
             model(wrong)
+    for wrong in (np.zeros(8, np.int16), np.full(8, np.inf), np.zeros(8, complex)):
+        with pytest.raises(ValueError, match="finite floats; 16-bit samples are divided"):
+            model([wrong])
 
 
 def test_wavs_without_soundfile(tmp_path, monkeypatch):

@@ -93,6 +93,21 @@ def test_wrong_words_are_one_line(words, message, model, capsys, tmp_path):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "wave, message",
+    [
+        (np.full(32_000, np.nan), "a.wav: samples that are not finite"),
+        (np.zeros(32_000), "1 s of audio are needed at least, and not silence alone"),
+        (np.ones(1), "1 s of audio are needed at least"),
+        (np.zeros(0), "a.wav: holds no sound"),
+    ],
+)
+def test_audio_that_says_nothing_of_ranges_is_refused(wave, message, tmp_path):
+    soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
+    with pytest.raises(StarError, match=message):
+        int8.draw([tmp_path / "a.wav"])
+
+
 def test_an_exported_file_is_scored_as_the_model_is(model, tmp_path):
     exported, ours = upstreams.load(str(model / "fp32.onnx")), upstreams.load(str(model / "model"))
     given = waves(0.6, 0.02, 0.3)

@@ -74,6 +74,14 @@ def test_what_cannot_be_is_named(made, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "a.onnx").exists()
     with pytest.raises(ValueError, match="not a file of star export"):
         runtime.Model(made / "m.onnx")
+    opened = Stream(made / "m.onnx")
     with pytest.raises(ValueError, match="expected 1-D floats at 16 kHz, got int16"):
-        Stream(made / "m.onnx").push(np.zeros(5, np.int16))
+        opened.push(np.zeros(5, np.int16))
+    with pytest.raises(ValueError, match="expected finite samples"):
+        opened.push(np.full(5, np.nan))
+    with pytest.raises(ValueError, match="is a stream: push"):
+        opened([np.zeros(800, np.float32)])
+    with pytest.raises(SystemExit):
+        cli.main(["profile", str(made / "m.onnx"), "--time", "--seconds", "1"])
+    assert "a stream has no forward pass of a whole waveform" in capsys.readouterr().err
     assert json.loads((made / "m" / "config.json").read_text())["encoder"]["attention"] == "chunked"

@@ -39,8 +39,10 @@ class Exported:
 
     def __init__(self, path: str, threads: int | None = None):
         extras.need("export", "onnxruntime")
-        from ..export.onnx import session
+        from ..export.onnx import describe, session
 
+        if "stream" in describe(path):
+            raise StarError(f"{path}: a stream has no forward pass of a whole waveform to be timed; leave --time out")
         self.config = _exported(path)
         self.session = session(Path(path), threads)
 

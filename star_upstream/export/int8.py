@@ -34,6 +34,8 @@ LIMIT = 0.1
 """Largest root mean square change of an output, as a share of its standard deviation, that one part may bring alone."""
 SECONDS = 60.0
 """Audio that ranges and changes are measured on."""
+LEAST = 1.0
+"""Seconds below which ranges say nothing."""
 LONGEST = 8.0
 """Seconds of one piece of it."""
 SLOWER = 0.03
@@ -71,7 +73,7 @@ def quantise(path: Path, target: Path, waves: Sequence[np.ndarray], dynamic: boo
         model = _folded(path, plain)
         parts = _parts(model)
         if not parts:
-            raise StarError(f"{path}: no part of this model is worth 8 bits")
+            raise StarError("--int8: no part of this model is worth 8 bits")
         ranges = None if dynamic else _ranges(plain, model, waves)
 
         def write(names: Sequence[str], to: Path = result) -> Path:
@@ -87,7 +89,7 @@ def quantise(path: Path, target: Path, waves: Sequence[np.ndarray], dynamic: boo
                 slower[name] = round(_slower(plain, result), 3)
         kept = [name for name in parts if alone[name] <= LIMIT and slower.get(name, SLOWER) <= SLOWER]
         if not kept:
-            raise StarError(f"{path}: every part in 8 bits changes an output by more than {LIMIT} of its size")
+            raise StarError(f"--int8: every part in 8 bits changes an output by more than {LIMIT} of its size")
         total = _changes(right, _outputs(write(kept), waves), content["outputs"])
         content["precision"] = f"int8, {'dynamic' if dynamic else 'static'}"
         content["int8"] = {
@@ -106,12 +108,16 @@ def quantise(path: Path, target: Path, waves: Sequence[np.ndarray], dynamic: boo
 
 def draw(sources: Sequence[str | Path], seconds: float = SECONDS, seed: int = 0) -> list[np.ndarray]:
     """Pieces of at most :data:`LONGEST` from folders, lists of audio and audio files, drawn until they last
-    ``seconds``. Raises :class:`StarError` where there is no audio."""
+    ``seconds``. Raises :class:`StarError` where there is no audio, or none to measure ranges on."""
     clips, waves, left = find(list(map(str, sources))), list[np.ndarray](), seconds * audio.RATE
     for i in np.random.default_rng(seed).permutation(len(clips)):
         if left > 0:
             waves.append(audio.piece(clips[i].path, clips[i].start, min(clips[i].samples, round(LONGEST * audio.RATE))))
             left -= len(waves[-1])
+            if not np.isfinite(waves[-1]).all():
+                raise StarError(f"{clips[i].path}: samples that are not finite; leave the file out")
+    if sum(map(len, waves)) < LEAST * audio.RATE or not any(wave.any() for wave in waves):
+        raise StarError(f"--calibrate: {LEAST:g} s of audio are needed at least, and not silence alone")
     return waves
 
 
