@@ -135,14 +135,8 @@ class SpeakerVerification(Probe):
         return 100.0 * self._trials(predictions, rows).eer()
 
     def counts(self, predictions, rows):
-        trials, targets = self._trials(predictions, rows), self.same
-        kinds = [np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)]
-
-        def draw(generator: np.random.Generator) -> float:
-            drawn = np.concatenate([generator.choice(kind, len(kind)) for kind in kinds])
-            return 100.0 * trials.eer(np.bincount(drawn, minlength=len(targets)))
-
-        return draw
+        trials = self._trials(predictions, rows)
+        return lambda generator: 100.0 * trials.eer(trials.resample(generator))
 
     def items(self, rows):
         return len(self.trials)
@@ -161,7 +155,7 @@ class SpeakerVerification(Probe):
             embeddings = np.stack(predictions)
             first, second = (np.array([place[trial[side]] for trial in self.trials]) for side in (1, 2))
             scores_K = np.einsum("kd,kd->k", embeddings[first], embeddings[second])
-            self._scored = (predictions, metrics.Trials(self.same.tolist(), scores_K))
+            self._scored = (predictions, metrics.Trials(self.same, scores_K))
         return self._scored[1]
 
 
