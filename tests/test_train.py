@@ -1,6 +1,7 @@
 """train: our loop takes s3prl's steps, resumes exactly, and its fast LSTM is the packed one."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -65,8 +66,9 @@ def make(task, schedule, values=("yes", "no", "up"), seed=3, **kwargs):
 
 
 def fit(probe, features, lrs=(1e-2,), **kwargs):
-    (fitted,) = train.fit([probe], features, features.layers, features.width, 320, lrs, **kwargs)
-    return fitted
+    fits = train.fit([probe], features, features.layers, features.width, 320, lrs, **kwargs)
+    lr, dev, (head,) = train.choose_rate(fits, train.selection(probe)[1])
+    return SimpleNamespace(lr=lr, dev=dev, head=head, grid=fits[0].grid)
 
 
 KS_SMALL = Schedule(steps=40, batch=4, accumulate=2, lr=1e-2, eval_every=10, head={"hidden_size": 6})

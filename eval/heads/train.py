@@ -83,10 +83,8 @@ class Candidate:
 
 @dataclass
 class Fitted:
-    head: Any
-    """The chosen head, in the state that was best on dev."""
-    lr: float | None
-    dev: float
+    """What one fold's heads came to; :func:`choose_rate` chooses among them."""
+
     grid: list[dict[str, Any]]
     seconds: float
     """Training and looking at dev, over all runs that were needed; of several fits in one pass, an equal share."""
@@ -132,9 +130,6 @@ class _Sweep:
             candidate.restore(kept)
 
     def fitted(self, seconds: float) -> Fitted:
-        better = max if selection(self.probe)[1] == "max" else min
-        chosen = better(self.candidates, key=_best)
-        chosen.head.load_state_dict(chosen.best_state)
         grid = [
             {
                 "lr": candidate.lr,
@@ -145,7 +140,7 @@ class _Sweep:
             }
             for candidate in self.candidates
         ]
-        return Fitted(chosen.head.eval(), chosen.lr, _best(chosen), grid, seconds, self.candidates)
+        return Fitted(grid, seconds, self.candidates)
 
 
 def fit(
@@ -161,7 +156,7 @@ def fit(
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Fitted]:
     """Train one head a learning rate for each probe (folds of one task, of one schedule), all in one pass over the
-    schedule's updates, and choose each probe's by its dev split.
+    schedule's updates, and keep of each head the state that was best on dev.
 
     ``progress`` is a file from which a later call with the same ``identity`` goes on, to the same result as an unbroken
     one.
@@ -202,8 +197,8 @@ def fit(
 
 
 def choose_rate(fits: Sequence[Fitted], direction: str) -> tuple[float | None, float, list[Any]]:
-    """One learning rate for several fits (folds) over the same rates: it, its dev value, the mean over the fits and the
-    best of all rates, and each fit's head of that rate."""
+    """One learning rate for all fits (folds) over the same rates: it, its dev value, the mean over the fits and the
+    best of all rates, and each fit's head of that rate, in the state that was best on dev."""
     means = [
         sum(map(_best, candidates)) / len(fits) for candidates in zip(*(fit.candidates for fit in fits), strict=True)
     ]

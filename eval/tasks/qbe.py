@@ -93,10 +93,9 @@ class QueryByExample(Probe):
                     seconds = spent + time.perf_counter() - begun
                     write_json(progress, {"identity": identity, "dev": values, "spent": seconds})
             say(f"{self.task.name}: layer {layer} of {layers}, dev {self.task.metric} {values[layer]:.4f}")
-        best = max(range(layers), key=values.__getitem__)
         grid = [{"layer": layer, "dev": value} for layer, value in enumerate(values)]
         candidates = [Candidate(None, head, None, value) for head, value in zip(heads, values)]
-        return Fitted(heads[best], None, values[best], grid, spent + time.perf_counter() - begun, candidates)
+        return Fitted(grid, spent + time.perf_counter() - begun, candidates)
 
     def predict(self, head, x_BTD, lengths_B, rows):
         return [x_TD[:length].numpy() for x_TD, length in zip(x_BTD.cpu(), lengths_B.tolist())]

@@ -82,9 +82,10 @@ def fitted(probe: Probe, made: Any, upstream: Upstream) -> Side:
     """Train on the schedule of ``probe`` and answer for test."""
     begun = time.perf_counter()
     shape = (upstream.layers, upstream.width, upstream.stride)
-    (found,) = train.fit([probe], made, *shape, (probe.schedule.lr,))
+    fits = train.fit([probe], made, *shape, (probe.schedule.lr,))
+    (head,) = train.choose_rate(fits, train.selection(probe)[1])[2]
     told = probe.probe if isinstance(probe, Given) else probe
-    answers = train.predict(found.head, told, made, told.split["test"])
+    answers = train.predict(head, told, made, told.split["test"])
     losses = probe.losses if isinstance(probe, Following) else []
     return Side(answers, losses, time.perf_counter() - begun)
 
