@@ -299,27 +299,28 @@ def _warn_if_short(what: str, needed: int, store: Store, follows: str) -> float:
 
 
 def _encode(items: list[Window], upstream: Upstream, effects: Effects) -> Iterator[tuple[int, Tensor, int]]:
-    """The items' indices, hidden states (L x T x D) and samples after the effects, longest first, in batches of up to
-    ``upstream.batch_seconds``."""
-    batch: list[tuple[int, np.ndarray]] = []
-
-    def flush():
+    """The items' indices, hidden states (L x T x D) and samples after the effects, longest first."""
+    for batch in _batches(items, upstream, effects):
         for (i, wave), states in zip(batch, _states(batch, items, upstream)):
             if not finite(states):
                 raise StarError(f"{items[i].path}: upstream {upstream.name} gives NaN or infinite features for it")
             yield i, states, len(wave)
-        batch.clear()
 
+
+def _batches(items: list[Window], upstream: Upstream, effects: Effects) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Indices and waveforms of up to ``upstream.batch_seconds``, which may become fewer on the way."""
+    batch: list[tuple[int, np.ndarray]] = []
     for i in sorted(range(len(items)), key=lambda i: -items[i].samples):
         wave = waveform(items[i], effects)
         if batch:
             longest = max(len(batch[0][1]), len(wave))
             full = (len(batch) + 1) * longest > upstream.batch_seconds * audio.RATE
             if full or (not upstream.padded and len(wave) != len(batch[0][1])):
-                yield from flush()
+                yield batch
+                batch = []
         batch.append((i, wave))
     if batch:
-        yield from flush()
+        yield batch
 
 
 def _states(batch: list[tuple[int, np.ndarray]], items: list[Window], upstream: Upstream) -> list[Tensor]:
