@@ -130,25 +130,39 @@ class Means:
     ):
         flat = [w for row in per_row for w in row]
         self.first = np.cumsum([0] + [len(row) for row in per_row])
-        self.seconds = 0.0
+        self.upstream, self.store, self.effects, self.seconds = upstream, store, effects, 0.0
         self.shape = (upstream.layers, upstream.width)
         self._bytes = 4 * upstream.layers * upstream.width
         what = f"time means of {len(flat)} windows"
         _warn_if_short(what, len(flat) * self._bytes, store, "the next run encodes the others again")
-        spilled = len(flat) * self._bytes > IN_MEMORY
-        spilled = spilled and mine is None
+        spilled = mine is None and len(flat) * self._bytes > IN_MEMORY
         self._file: Any = tempfile.TemporaryFile(dir=store.folder, buffering=0) if spilled else None  # noqa: SIM115
         self._held_WLD = torch.empty(0 if spilled or mine else len(flat), *self.shape)
         for begin in range(0, len(flat), SHARD):
-            means_WLD = _mean_shard(flat[begin : begin + SHARD], upstream, store, effects, self, mine)
+            means_WLD = self._means(flat[begin : begin + SHARD], mine)
             if means_WLD is None or mine:
                 continue
             if spilled:
-                self._spill(means_WLD, store)
+                self._spill(means_WLD)
             else:
                 self._held_WLD[begin : begin + SHARD] = means_WLD
 
-    def _spill(self, means_WLD: Tensor, store: Store) -> None:
+    def _means(self, shard: list[Window], mine: Mine | None) -> Tensor | None:
+        """W x L x D, from the cache where it has them; None with ``mine`` for what is there or is another's."""
+        key = _key("means", self.upstream, self.effects, shard)
+        if mine and (key in self.store or not mine(key)):
+            return None
+        if (found := self.store.get(key)) is not None:
+            return found["means"]
+        begun = time.perf_counter()
+        means_WLD = torch.zeros(len(shard), *self.shape)
+        for i, states_LTD, _ in _encode(shard, self.upstream, self.effects):
+            means_WLD[i] = states_LTD.mean(1)
+        self.store.put(key, {"means": means_WLD})
+        self.seconds += time.perf_counter() - begun
+        return means_WLD
+
+    def _spill(self, means_WLD: Tensor) -> None:
         content = means_WLD.float().contiguous().numpy().data.cast("B")
         try:
             while content:
@@ -156,8 +170,8 @@ class Means:
         except OSError as error:
             gigabytes = self.first[-1] * self._bytes / 1e9
             raise StarError(
-                f"{store.folder}: cannot hold {gigabytes:.1f} GB of time means besides the cache ({error.strerror}); "
-                "--cache takes a folder on another disk"
+                f"{self.store.folder}: cannot hold {gigabytes:.1f} GB of time means besides the cache "
+                f"({error.strerror}); --cache takes a folder on another disk"
             ) from None
 
     def of(self, picked: Sequence[int]) -> Tensor:
@@ -176,24 +190,6 @@ class Means:
         ]
         picked = [int(self.first[r]) + d for r, d in zip(rows, draws)]
         return self.of(picked)[:, :, None], torch.ones(len(rows), dtype=torch.long)
-
-
-def _mean_shard(
-    shard: list[Window], upstream: Upstream, store: Store, effects: Effects, clock, mine: Mine | None
-) -> Tensor | None:
-    key = _key("means", upstream, effects, shard)
-    if mine and (key in store or not mine(key)):
-        return None
-    found = store.get(key)
-    if found is None:
-        begun = time.perf_counter()
-        out = torch.zeros(len(shard), upstream.layers, upstream.width)
-        for i, states_LTD, _ in _encode(shard, upstream, effects):
-            out[i] = states_LTD.mean(1)
-        found = {"means": out}
-        store.put(key, found)
-        clock.seconds += time.perf_counter() - begun
-    return found["means"]
 
 
 class Frames:
