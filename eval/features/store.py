@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from star_upstream.errors import StarError
-from star_upstream.files import home, replacing, write_tensors
+from star_upstream.errors import StarError, Unwritten
+from star_upstream.files import LEFT, home, replacing, write_tensors
 from star_upstream.say import say
 
 _OWN = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]*\.safetensors|\.\1[0-9a-f]*\.safetensors\.\d+\.part)")
@@ -96,8 +96,8 @@ class Store:
         try:
             with replacing(path) as part:
                 write_tensors(part, tensors, {"crc32": _crc32(tensors)})
-        except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+        except Unwritten as error:
+            if os.strerror(errno.ENOSPC) not in str(error):
                 raise
             if not self._full:
                 say(f"cache: the disk of {self.folder} is full; nothing more is kept (--cache takes another folder)")
@@ -111,18 +111,15 @@ class Store:
 
     def _trim(self, keep: Path) -> None:
         entries = []
-        for left_behind in self.folder.glob("*/.*.part"):  # by a killed run; a living one writes each within seconds
-            if not _OWN.fullmatch(left_behind.relative_to(self.folder).as_posix()):
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - left_behind.stat().st_mtime > 3600:
-                    left_behind.unlink()
-        for path in self.folder.glob("*/*.safetensors"):
+        for path in self.folder.glob("*/*"):
             if not _OWN.fullmatch(path.relative_to(self.folder).as_posix()):
                 continue
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                entries.append((status.st_mtime, status.st_size, path))
+                if path.suffix != ".part":
+                    entries.append((status.st_mtime, status.st_size, path))
+                elif time.time() - status.st_mtime > LEFT:  # by a killed run; a living one writes each within seconds
+                    path.unlink()
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
             if total <= self.budget:
