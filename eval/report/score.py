@@ -52,7 +52,7 @@ def overall(metrics: Mapping[str, float]) -> float:
 
     Raises :class:`StarError` naming every metric that is missing.
     """
-    _complete("overall", metrics, METRICS)
+    _complete("overall", metrics)
     return float(np.mean([goodness(float(metrics[name]), vars(SUPERB[name])) for name in METRICS]))
 
 
@@ -68,7 +68,7 @@ def generalizability(metrics: Mapping[str, float]) -> float:
 
     Raises :class:`StarError` naming every metric that is missing.
     """
-    _complete("generalizability", metrics, METRICS)
+    _complete("generalizability", metrics)
     share = {name: (float(metrics[name]) - FBANK[name]) / (SOTA[name] - FBANK[name]) for name in METRICS}
     slots = (share.pop("sf_f1") + share.pop("sf_cer")) / 2
     return float(1000.0 * np.mean([*share.values(), slots]))
@@ -76,15 +76,9 @@ def generalizability(metrics: Mapping[str, float]) -> float:
 
 def missing(metrics: Mapping[str, float]) -> list[str]:
     """The metrics of :data:`METRICS` that ``metrics`` lacks (absent, None or NaN)."""
-    return [name for name in METRICS if not _there(metrics, name)]
+    return [name for name in METRICS if (value := metrics.get(name)) is None or np.isnan(value)]
 
 
-def _there(metrics: Mapping[str, float], name: str) -> bool:
-    value = metrics.get(name)
-    return value is not None and not np.isnan(float(value))
-
-
-def _complete(what: str, metrics: Mapping[str, float], wanted) -> None:
-    absent = [name for name in wanted if not _there(metrics, name)]
-    if absent:
+def _complete(what: str, metrics: Mapping[str, float]) -> None:
+    if absent := missing(metrics):
         raise StarError(f"no {what}: {', '.join(absent)} missing")
