@@ -327,7 +327,7 @@ def _states(batch: list[tuple[int, np.ndarray]], items: list[Window], upstream: 
     """
     try:
         return upstream.encode([wave for _, wave in batch])
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
     if upstream.device.type == "cuda":  # here, where the exception no longer holds what it was computing

@@ -101,7 +101,7 @@ class Padded:
                     lengths.update(zip(part, lengths_B.tolist()))
                 rows = range(len(waves))
                 return torch.stack([found[i] for i in rows]), torch.tensor([lengths[i] for i in rows])
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
             if self.upstream.device.type == "cuda":  # here, where the exception no longer holds what it was computing

@@ -239,7 +239,7 @@ def predict(
                             )
                         )
                     break
-                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                except (MemoryError, RuntimeError) as error:
                     most = _fewer(most, error, len(batch), device, "answers are the same")
     return [answers[r] for r in rows]
 
@@ -293,7 +293,7 @@ def _update(candidate: Candidate, probe: Probe, micro: list, step: int) -> None:
                     loss = probe.loss(candidate.head.task, mixed_BTD, kept, rows[part])
                     (loss * (len(kept) / len(rows) / len(micro))).backward()
             break
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             count = max(len(rows) for _, _, rows in micro)
             candidate.most = _fewer(
                 candidate.most,
