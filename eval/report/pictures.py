@@ -43,7 +43,7 @@ def draw_sizes(runs: list[Run], key: Group, beside: list[Row]) -> Figure | None:
     if not any(row.parameters_m for row in mine):
         return None
     sizes = [row.parameters_m for row in [*mine, *published] if row.parameters_m]
-    if any(row.score("overall")[0] is not None for row in mine):
+    if any(row.number("overall") is not None for row in mine):
         names = ["overall", "generalizability"] if comparable(key) else ["overall"]
     else:
         names = metrics(mine)
@@ -54,7 +54,7 @@ def draw_sizes(runs: list[Run], key: Group, beside: list[Row]) -> Figure | None:
         known: dict[str, Artist] = {}
         for name, axes in zip(names, panels):
             for i, row in enumerate([*mine, *published]):
-                value = row.score(name)[0] if name in SCORES else row.values.get(name)
+                value = row.number(name)
                 if value is not None and row.parameters_m is not None:
                     label = _text(row.full_label)
                     known[label] = _point(

@@ -51,6 +51,10 @@ class Row:
             return None, ""
         return getattr(score, name)(self.values), "" if self.kind == OURS else COMPUTED
 
+    def number(self, name: str) -> float | None:
+        """A score or a metric, where the row has it."""
+        return self.score(name)[0] if name in SCORES else self.values.get(name)
+
     @property
     def label(self) -> str:
         return self.name if self.kind in (OURS, PRINTED) else f"{self.name} ({self.kind})"
@@ -212,7 +216,7 @@ def _table(heading: str, warning: str, intro: str, rows: list[Row], official: bo
     """``official``: with generalizability, which is anchored to official scores of FBANK and of the best."""
     shown = metrics(rows)
     names = list(SCORES) if official else ["overall"]
-    scored = [name for name in names if any(row.score(name)[0] is not None for row in rows)]
+    scored = [name for name in names if any(row.number(name) is not None for row in rows)]
     best = {name: _best(name, rows) for name in [*shown, *scored]}
     digits = {name: _digits(name, rows) for name in [*shown, *scored]}
     lines = []
@@ -292,16 +296,13 @@ def _unlike(rows: list[Row], field: str) -> list[str]:
 
 def _differences(rows: list[Row], beside: list[Row]) -> Table:
     """Ours minus each published row, number by number where both have it."""
-    names = [*SCORES, *tasks.metrics()]
-
-    def value(row: Row, name: str) -> float | None:
-        return row.score(name)[0] if name in SCORES else row.values.get(name)
 
     def difference(row: Row, other: Row, name: str) -> float | None:
-        mine, theirs = value(row, name), value(other, name)
+        mine, theirs = row.number(name), other.number(name)
         return None if mine is None or theirs is None else mine - theirs
 
     pairs = [(row, other) for row in rows for other in beside]
+    names = [*SCORES, *tasks.metrics()]
     shown = [name for name in names if any(difference(*pair, name) is not None for pair in pairs)]
     lines = []
     for row, other in pairs:
@@ -344,7 +345,7 @@ def _eligible(name: str, row: Row, digits: int) -> float | None:
     is not."""
     if row.kind not in (OURS, PRINTED) or row.parameters_m is None:
         return None
-    value = row.score(name)[0] if name in SCORES else row.values.get(name)
+    value = row.number(name)
     return None if value is None else round(value, digits)
 
 
