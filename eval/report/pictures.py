@@ -26,13 +26,6 @@ STYLE: Any = {
 
 
 def size_against_score(runs: list[Run], key: Group, beside: list[Row]) -> str | None:
-    """:func:`draw_sizes` as svg text."""
-    figure = draw_sizes(runs, key, beside)
-    with rc_context(STYLE):
-        return None if figure is None else _svg(figure)
-
-
-def draw_sizes(runs: list[Run], key: Group, beside: list[Row]) -> Figure | None:
     """Scores over millions of parameters, one model a point: ``overall`` if any model of ours has it, else every
     metric.
 
@@ -48,9 +41,7 @@ def draw_sizes(runs: list[Run], key: Group, beside: list[Row]) -> Figure | None:
     else:
         names = metrics(mine)
     with rc_context(STYLE):
-        figure, panels = _grid(
-            len(names), columns=min(3, len(names)), width=7.0 if len(names) == 1 else 4.2, height=3.6
-        )
+        figure, panels = _grid(len(names), columns=3, width=7.0 if len(names) == 1 else 4.2, height=3.6)
         known: dict[str, Artist] = {}
         for name, axes in zip(names, panels):
             for i, row in enumerate([*mine, *published]):
@@ -68,7 +59,7 @@ def draw_sizes(runs: list[Run], key: Group, beside: list[Row]) -> Figure | None:
             axes.set(xlabel="parameters (M)", ylabel=_text(title(name, mine) if name not in SCORES else name))
             axes.grid(alpha=0.3)
         figure.legend(known.values(), known.keys(), loc="outside right upper", fontsize=8, frameon=False)
-        return figure
+        return _svg(figure)
 
 
 def _point(axes: Axes, row: Row, value: float, color, marker: str, label: str) -> Artist:
@@ -122,7 +113,7 @@ def learning_rates(name: str, records: list[Record]) -> str | None:
     if not named:
         return None
     with rc_context(STYLE):
-        figure, panels = _grid(len(named), columns=min(3, len(named)), width=3.9, height=2.9)
+        figure, panels = _grid(len(named), columns=3, width=3.9, height=2.9)
         for (label, record), axes in zip(named, panels):
             chosen_by: str = record.get("chosen_by") or record["metric"]
             if "layer" in record["grid"][0]:
@@ -139,7 +130,7 @@ def differences(rows: list[dict[str, Any]], titles: dict[str, str], first: str) 
     """One panel a metric: recipes down, each one's difference from the recipe ``first`` with its interval; filled where
     the corrected p-value is below 0.05."""
     with rc_context(STYLE):
-        figure, panels = _grid(len(titles), columns=min(3, len(titles)), width=4.2, height=0.9 + 0.28 * len(rows))
+        figure, panels = _grid(len(titles), columns=3, width=4.2, height=0.9 + 0.28 * len(rows))
         for (metric, title), axes in zip(titles.items(), panels):
             for place, row in enumerate(rows):
                 gap = row["scores"][metric]["difference"]
@@ -175,8 +166,8 @@ def _worth(grid: list[dict] | None) -> bool:
 
 def _curves(axes: Axes, record: Record) -> None:
     folds = [fold["grid"] for fold in record.get("folds", []) if fold.get("grid")] or [record["grid"]]
-    for candidate, color in zip(record["grid"], _colors(len(record["grid"]))):
-        lr = candidate["lr"]
+    for i, candidate in enumerate(record["grid"]):
+        lr, color = candidate["lr"], colormaps["tab10"](i % 10)
         curves = [other["curve"] for grid in folds for other in grid if other["lr"] == lr and other.get("curve")]
         chosen = " (chosen)" if lr == record.get("lr") else ""
         label = f"{lr:g}: {candidate['dev']:.2f}{chosen}"
@@ -202,6 +193,7 @@ def _mean(curves: list[list[list[float]]]) -> tuple[list[float], list[float]]:
 
 
 def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """So many panels, in rows of at most ``columns``."""
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -209,10 +201,6 @@ def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure
     for unused in panels[count:]:
         unused.remove()
     return figure, panels[:count]
-
-
-def _colors(count: int) -> list:
-    return [colormaps["tab10"](i % 10) for i in range(count)]
 
 
 def _place(label: str) -> int:
