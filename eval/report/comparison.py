@@ -58,7 +58,7 @@ def _title(metric: str, found: dict[str, Any]) -> str:
         names = found["metrics"]
         return "Overall ↑" if set(names) == set(score.METRICS) else f"Mean of {len(names)} ↑"
     facts = found["metrics"][metric]
-    return f"{tables.title(metric, [])} {'↓' if facts['direction'] == 'min' else '↑'}"
+    return f"{tables.describe(metric, []).title} {'↓' if facts['direction'] == 'min' else '↑'}"
 
 
 def _digits(metric: str, found: dict[str, Any]) -> int:
@@ -103,7 +103,7 @@ def _scores(found: dict[str, Any], rows: list[Row], late: list[str]) -> Table:
         "what else ran on it; the forward pass is timed in turns on one CPU thread.",
     ]
     if MEAN in shown and set(found["metrics"]) != set(score.METRICS):
-        names = ", ".join(tables.title(m, []) for m in found["metrics"])
+        names = ", ".join(tables.describe(m, []).title for m in found["metrics"])
         notes.append(f"Mean of {len(found['metrics'])}: of {names}, errors as 100 - error; no overall score of SUPERB.")
     if late or len(found["seeds"]) < found["asked"]["seeds"]:
         notes.append(f"Not done yet: {', '.join(late) or 'seeds'}.")

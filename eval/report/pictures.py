@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import tasks
-from .table import OURS, SCORES, Group, Record, Row, Run, comparable, describe, group, metrics, ours, title
+from .table import OURS, SCORES, Group, Record, Row, Run, comparable, describe, group, metrics, ours
 
 MARKERS = "osD^v<>p"
 STYLE: Any = {
@@ -56,7 +56,7 @@ def size_against_score(runs: list[Run], key: Group, beside: list[Row]) -> str | 
                 axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
                 axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
             axes.margins(x=0.15, y=0.15)
-            axes.set(xlabel="parameters (M)", ylabel=_text(title(name, mine) if name not in SCORES else name))
+            axes.set(xlabel="parameters (M)", ylabel=_text(describe(name, mine).title if name not in SCORES else name))
             axes.grid(alpha=0.3)
         figure.legend(known.values(), known.keys(), loc="outside right upper", fontsize=8, frameon=False)
         return _svg(figure)

@@ -193,11 +193,6 @@ def metrics(rows: list[Row]) -> list[str]:
     return [metric for metric in known if metric in found] + [metric for metric in found if metric not in known]
 
 
-def title(metric: str, rows: list[Row]) -> str:
-    """What a metric's column is called."""
-    return describe(metric, rows).title
-
-
 def describe(metric: str, rows: list[Row]) -> Metric:
     """The metric as its task's file has it; of a task that is not known here, as the records say."""
     if metric in (known := tasks.metrics()):
@@ -322,7 +317,7 @@ def _differences(rows: list[Row], beside: list[Row]) -> Table:
 
 
 def _heading(name: str, rows: list[Row]) -> str:
-    shown = name.capitalize() if name in SCORES else title(name, rows)
+    shown = name.capitalize() if name in SCORES else describe(name, rows).title
     return f"{shown} {'↓' if _is_error(name, rows) else '↑'}"
 
 
