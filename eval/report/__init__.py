@@ -70,11 +70,9 @@ def is_report(path: Path) -> bool:
         head = file.read(2000)
     if path.suffix == ".md":
         return re.match(r"## Data: .+; schedule: .+\n", head) is not None
-    return (
-        head.startswith(",".join(FIELDS[:4]))
-        if path.suffix == ".csv"
-        else path.suffix == ".html" and "<title>SUPERB report</title>" in head
-    )
+    if path.suffix == ".csv":
+        return head.startswith(",".join(FIELDS[:4]))
+    return path.suffix == ".html" and "<title>SUPERB report</title>" in head
 
 
 def read(folder: Path) -> list[Record]:
@@ -100,18 +98,18 @@ def read(folder: Path) -> list[Record]:
             raise StarError(
                 f"{path}: made with --generation problem, which is no more; remove it and run its task again"
             )
-        for number in [record, *record.get("further_metrics", [])]:
+        further = record.get("further_metrics", [])
+        for number in [record, *further]:
             if number.get("metric") not in tasks.metrics() and number.get("direction") not in ("min", "max"):
                 what = number.get("metric")
                 raise StarError(
                     f"{path}: the report has no column for {what!r}, and the record does not say whether less is better"
                 )
-        if not all(_measured(number) for number in [record, *record.get("further_metrics", [])]):
+        if not all(map(_measured, [record, *further])):
             raise StarError(f"{path}: value and interval_95 must be numbers; remove it and run its task again")
-        plain = {
-            key: value for key, value in record.items() if key != "std_over_folds"
-        }  # the spread is that of the first metric
-        records += [record, *({**plain, **further} for further in record.get("further_metrics", []))]
+        # the spread is that of the first metric
+        plain = {key: value for key, value in record.items() if key != "std_over_folds"}
+        records += [record, *({**plain, **number} for number in further)]
     if not records:
         raise StarError(f"{folder}: no results in it")
     if len({record["upstream_digest"] for record in records}) > 1:
