@@ -120,9 +120,7 @@ def _is_there(task: Task, options: Run) -> bool:
 
 def _attempt(task: Task, upstream, options: Run, device: torch.device) -> Result:
     try:
-        root, kind = corpora_folder(options.data)
-        store = encode.Store(options.cache or cache_home() / "features", options.cache_gb)
-        return _task(task, upstream, root, kind, store, options, device)
+        return _task(task, upstream, options, device)
     except Exception as error:  # the summary names it; the other tasks go on
         log = None
         if not isinstance(error, StarError):
@@ -166,7 +164,9 @@ def _upstream(options: Run, device: torch.device | str):
     return upstream
 
 
-def _task(task: Task, upstream, root: Path, kind: str, store, options: Run, device: torch.device) -> dict[str, Any]:
+def _task(task: Task, upstream, options: Run, device: torch.device) -> dict[str, Any]:
+    root, kind = corpora_folder(options.data)
+    store = encode.Store(options.cache or cache_home() / "features", options.cache_gb)
     name = options.schedule or _default_schedule(task, root, kind)
     published = pick_schedule(task, name)
     schedule = pick_schedule(task, name, options.steps)
