@@ -205,9 +205,9 @@ def _task(task: Task, upstream, options: Run, device: torch.device) -> dict[str,
         probe.ready(features)
     if schedule.steps:
         shape = (upstream.layers, upstream.width, upstream.stride)
-        fits = train.fit(probes, features, *shape, lrs, device, mark, identity, say)
+        fits = train.fit(probes, features, *shape, lrs, device, mark, identity)
     else:
-        fits = [probe.choose(features, upstream.layers, say, mark, identity) for probe in probes]
+        fits = [probe.choose(features, upstream.layers, mark, identity) for probe in probes]
     chosen_by, direction = train.selection(probes[0])
     lr, dev, heads = train.choose_rate(fits, direction)
     scores, resamples = record_of.scores(task, probes, heads, fits, features, options.seed, device)

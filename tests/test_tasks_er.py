@@ -11,7 +11,6 @@ import torch
 from test_tasks_pr_ic_sf import ER, SMALL, evaluate, make
 from torch import nn
 
-from eval import run
 from eval.heads import train
 from star_upstream.data import corpora
 from star_upstream.data.corpora import iemocap
@@ -118,7 +117,7 @@ def test_folds_resume(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(train, "_SHARE", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "say", stop)
+        patch.setattr(train, "say", stop)
         assert evaluate(*arguments("broken")) == 130
     left = [p.name for p in (tmp_path / "broken" / ".progress").iterdir()]
     assert left == ["er.pt"] and not (tmp_path / "broken" / "er.json").exists()

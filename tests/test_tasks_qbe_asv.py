@@ -137,7 +137,7 @@ def test_queries_are_scored_as_s3prl_does(data, tmp_path):
 def test_a_broken_search_goes_on_with_the_next_layer(data, tmp_path, monkeypatch):
     probe = make(QBE, data)
     features, searched = frames(QBE, probe, tmp_path / "f"), []
-    whole = probe.choose(features, 3, lambda line: None)
+    whole = probe.choose(features, 3, tmp_path / "whole.pt", "a")
     real = qbe_module.predict
     monkeypatch.setattr(qbe_module, "predict", lambda head, *rest: (searched.append(head.layer), real(head, *rest))[1])
 
@@ -146,15 +146,16 @@ def test_a_broken_search_goes_on_with_the_next_layer(data, tmp_path, monkeypatch
             raise KeyboardInterrupt
 
     progress = tmp_path / "qbe.pt"
-    with pytest.raises(KeyboardInterrupt):
-        probe.choose(features, 3, stop, progress, "a")
-    again = probe.choose(features, 3, lambda line: None, progress, "a")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(qbe_module, "say", stop)
+        probe.choose(features, 3, progress, "a")
+    again = probe.choose(features, 3, progress, "a")
     assert searched == [0, 1, 2] and again.grid == whole.grid
-    probe.choose(features, 3, lambda line: None, progress, "other")
+    probe.choose(features, 3, progress, "other")
     assert searched[3:] == [0, 1, 2]
     progress.write_text("{")
     with pytest.raises(StarError, match="damaged progress file"):
-        probe.choose(features, 3, lambda line: None, progress, "a")
+        probe.choose(features, 3, progress, "a")
 
 
 def test_exact_runs_of_tasks_over_frames(data, tmp_path):

@@ -183,7 +183,7 @@ def test_padded_lstm_is_the_packed_one(lengths):
 
 
 @pytest.mark.parametrize("task, schedule", [(KS, KS_SMALL), (ASR, CTC_SMALL)], ids=["ks", "asr"])
-def test_a_broken_run_ends_as_an_unbroken_one(task, schedule, tmp_path, monkeypatch):
+def test_a_broken_run_ends_as_an_unbroken_one(task, schedule, tmp_path, monkeypatch, capsys):
     values = ("AB A", "BA") if task is ASR else ("yes", "no", "up")
     probe, features = make(task, schedule, values, pooled=task is KS)
     whole = fit(probe, features, (1e-3, 1e-2))
@@ -197,13 +197,12 @@ def test_a_broken_run_ends_as_an_unbroken_one(task, schedule, tmp_path, monkeypa
         if len(seen) == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(probe, features, (1e-3, 1e-2), progress=tmp_path / "p.pt", identity="a", say=stop)
-    seen.clear()
-    again = fit(
-        probe, features, (1e-3, 1e-2), progress=tmp_path / "p.pt", identity="a", say=lambda line: seen.append(line)
-    )
-    assert "going on after step" in seen[0]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "say", stop)
+        fit(probe, features, (1e-3, 1e-2), progress=tmp_path / "p.pt", identity="a")
+    capsys.readouterr()
+    again = fit(probe, features, (1e-3, 1e-2), progress=tmp_path / "p.pt", identity="a")
+    assert "going on after step" in capsys.readouterr().err
     assert again.lr == whole.lr and again.grid == whole.grid
     for name, tensor in whole.head.state_dict().items():
         assert torch.equal(tensor, again.head.state_dict()[name])

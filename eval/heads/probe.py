@@ -6,7 +6,7 @@ Shapes: B utterances, L layers, T frames, D channels, V output classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -204,7 +204,7 @@ class Probe:
         """The rows that the head and its learning rate are chosen on; a row may come more than once."""
         return self.split["dev"]
 
-    def choose(self, features: Any, layers: int, say: Callable[[str], None], progress: Path, identity: str) -> Any:
+    def choose(self, features: Any, layers: int, progress: Path, identity: str) -> Any:
         """What is chosen on dev where the schedule has no steps, and so nothing is trained: an
         :class:`eval.heads.train.Fitted`."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -153,7 +153,6 @@ def fit(
     device: str | torch.device = "cpu",
     progress: Path | None = None,
     identity: str = "",
-    say: Callable[[str], None] = lambda line: None,
 ) -> list[Fitted]:
     """Train one head a learning rate for each probe (folds of one task, of one schedule), all in one pass over the
     schedule's updates, and keep of each head the state that was best on dev.
@@ -170,7 +169,7 @@ def fit(
         )
         for n, probe in enumerate(probes, start=1)
     ]
-    step, spent = _restore(progress, identity, sweeps, device, say)
+    step, spent = _restore(progress, identity, sweeps, device)
     begun = saved = time.perf_counter()
     cost = 0.0
     while step < schedule.steps:
@@ -179,7 +178,7 @@ def fit(
             sweep.step(step, features, device)
         if step % schedule.eval_every == 0 or step == schedule.steps:
             for sweep in sweeps:
-                _validate(sweep, features, step, device, say)
+                _validate(sweep, features, step, device)
         now = time.perf_counter()
         if progress is not None and (now - saved > max(SAVE_EVERY, _SHARE * cost) or step == schedule.steps):
             state = {
@@ -340,7 +339,7 @@ def selection(probe: Probe) -> tuple[str, str]:
     return probe.selection or (probe.task.metric, probe.task.direction)
 
 
-def _validate(sweep: _Sweep, features: Features, step: int, device: torch.device, say) -> None:
+def _validate(sweep: _Sweep, features: Features, step: int, device: torch.device) -> None:
     probe, (name, direction) = sweep.probe, selection(sweep.probe)
     rows = probe.dev_rows()
     for candidate in sweep.candidates:
@@ -353,7 +352,7 @@ def _validate(sweep: _Sweep, features: Features, step: int, device: torch.device
     say(f"{sweep.name}: step {step}/{probe.schedule.steps}, dev {name} {shown}")
 
 
-def _restore(progress: Path | None, identity: str, sweeps: list[_Sweep], device, tell) -> tuple[int, float]:
+def _restore(progress: Path | None, identity: str, sweeps: list[_Sweep], device: torch.device) -> tuple[int, float]:
     """The step and the seconds that a broken run of this identity had come to; 0 and 0 where there is none."""
     if progress is None or not progress.is_file():
         return 0, 0.0
@@ -368,5 +367,5 @@ def _restore(progress: Path | None, identity: str, sweeps: list[_Sweep], device,
         raise StarError(
             f"{progress}: damaged progress file ({type(error).__name__}); remove it to start anew"
         ) from None
-    tell(f"{progress.stem}: going on after step {state['step']}")
+    say(f"{progress.stem}: going on after step {state['step']}")
     return state["step"], state["spent"]

@@ -17,6 +17,7 @@ from star_upstream import metrics
 from star_upstream.data import corpora
 from star_upstream.errors import StarError
 from star_upstream.files import write_json
+from star_upstream.say import say
 
 from ..heads.dtw import SHORTEST_QUERY, Documents
 from ..heads.probe import Metric, Probe, Schedule, Task, protocols
@@ -81,17 +82,16 @@ class QueryByExample(Probe):
         docs = {doc for row in queries for doc, _ in self.table["pairs"].iloc[row]}
         return queries + sorted(self.row_of[doc] for doc in docs)
 
-    def choose(self, features, layers, say, progress=None, identity=""):
+    def choose(self, features, layers, progress, identity):
         """The layer with the largest term-weighted value on dev. ``progress`` is a file from which a later call with
         the same ``identity`` goes on after the last layer that was searched."""
         begun, rows, heads = time.perf_counter(), self.split["dev"], [Layer(layer, layers) for layer in range(layers)]
-        values, spent = ([], 0.0) if progress is None else _searched_before(progress, identity)
+        values, spent = _searched_before(progress, identity)
         for layer, head in enumerate(heads):
             if layer == len(values):
                 values.append(self.value(predict(head, self, features, rows), rows))
-                if progress is not None:
-                    seconds = spent + time.perf_counter() - begun
-                    write_json(progress, {"identity": identity, "dev": values, "spent": seconds})
+                seconds = spent + time.perf_counter() - begun
+                write_json(progress, {"identity": identity, "dev": values, "spent": seconds})
             say(f"{self.task.name}: layer {layer} of {layers}, dev {self.task.metric} {values[layer]:.4f}")
         grid = [{"layer": layer, "dev": value} for layer, value in enumerate(values)]
         candidates = [Candidate(None, head, None, value) for head, value in zip(heads, values)]

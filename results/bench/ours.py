@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from evaluation import Probe, Schedule, Task, Upstream, encode, train
+from problem import silent
 from torch import nn
 
 from star_upstream import compat
@@ -80,7 +81,8 @@ class Ours:
         features.asked.clear()
         upstream = self.upstream
         rates = (self.schedule.lr,)
-        (fitted,) = train.fit([given], features, upstream.layers, upstream.width, upstream.stride, rates)
+        with silent():
+            (fitted,) = train.fit([given], features, upstream.layers, upstream.width, upstream.stride, rates)
         starts = [*features.asked[: steps * accumulate : accumulate], given.over]
         return [b - a for a, b in itertools.pairwise(starts)], fitted.candidates[0].head
 

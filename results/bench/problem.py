@@ -244,7 +244,7 @@ class _Timed:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """s3prl's progress bars go nowhere."""
+    """What a side says while it is timed, such as s3prl's progress bars, goes nowhere."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield
 
