@@ -10,13 +10,11 @@ them; the same with features kept once; and as ``eval run`` does it, with its ow
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -217,31 +215,14 @@ def _beside(probe: Any, side: Side, theirs: Side, accumulate: int) -> dict[str, 
 def scored(probe: Any, answers: list[Any]) -> tuple[float, list[float]]:
     """The task's metric and its 95 % interval."""
     rows = probe.split["test"]
-    return probe.value(answers, rows), list(metrics.bootstrap([_counts(probe, answers)], 0))
-
-
-def _counts(probe: Any, answers: list[Any]) -> Any:
-    counts = probe.counts(answers, probe.split["test"])
-    return counts if callable(counts) else np.asarray(counts, dtype=float)
+    return probe.value(answers, rows), list(metrics.bootstrap(probe.counts(answers, rows)))
 
 
 def difference(probe: Any, mine: list[Any], theirs: list[Any]) -> tuple[float, float]:
     """95 % interval of the difference of the two scores: the same items are drawn for both."""
-    sides = [_counts(probe, answers) for answers in (mine, theirs)]
-
-    def drawn(generator: np.random.Generator) -> float:
-        twin = copy.deepcopy(generator)
-        return _draw(sides[0], generator) - _draw(sides[1], twin)
-
-    low, high = metrics.bootstrap([drawn], 0)
+    drawn = [metrics.resample(probe.counts(answers, probe.split["test"])) for answers in (mine, theirs)]
+    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
     return float(low), float(high)
-
-
-def _draw(counts: np.ndarray | Callable[[np.random.Generator], float], generator: np.random.Generator) -> float:
-    if callable(counts):
-        return counts(generator)
-    top, bottom = counts[generator.integers(len(counts), size=len(counts))].sum(0)
-    return 100.0 * float(top / bottom)
 
 
 def same(probe: Any, mine: list[Any], theirs: list[Any]) -> float:
