@@ -129,11 +129,6 @@ class Task:
         return self.metrics[0].name
 
     @property
-    def unit(self) -> str:
-        """The unit of its first metric."""
-        return self.metrics[0].unit
-
-    @property
     def direction(self) -> Literal["max", "min"]:
         """The direction of its first metric."""
         return self.metrics[0].direction

@@ -176,7 +176,7 @@ def compare(task: Task, upstream: Upstream, root: Path, options: Options) -> dic
     return {
         "task": task.name,
         "metric": task.metric,
-        "unit": task.unit,
+        "unit": task.metrics[0].unit,
         "items": probe.items(items),
         "train": len(probe.split["train"]),
         "seed": options.seed,
