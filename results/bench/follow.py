@@ -14,12 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluation import Padded, Probe, Store, Upstream, encode, train
 from legacy import Run
 from ours import Given
 from pipelines import SPEAKERS, Pipeline
 from torch import nn
 
+from eval.features import encode
+from eval.features.exact import Padded
+from eval.features.upstreams import Upstream
+from eval.heads import train
+from eval.heads.probe import Probe
 from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 
@@ -72,7 +76,7 @@ def features(probe: Any, upstream: Upstream, folder: Path, exact: bool) -> Any:
     longest = schedule.crop_seconds or task.crop_seconds
     if exact:
         return Padded(windows, upstream, task.effects, longest and round(longest * RATE), task.eval_batch)
-    store = Store(folder, 20.0)
+    store = encode.Store(folder, 20.0)
     if means:
         return encode.Means(windows, upstream, store, task.effects)
     return encode.Frames(windows, upstream, store, task.effects, longest and upstream.frames(round(longest * RATE)))

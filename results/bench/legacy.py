@@ -28,6 +28,7 @@ import yaml
 from pipelines import Case, Pipeline
 
 import star_upstream
+from eval.features.upstreams import unseeded
 from star_upstream import compat
 from star_upstream.errors import StarError
 
@@ -229,8 +230,6 @@ def _plain(value: Any) -> Any:
 @contextlib.contextmanager
 def _silent(log: Path) -> Iterator[None]:
     """s3prl's words go to a file, its progress bars nowhere; the generators that it seeds are put back."""
-    from evaluation import unseeded
-
     with (
         log.open("a", encoding="utf-8") as file,
         contextlib.redirect_stdout(file),

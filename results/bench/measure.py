@@ -11,10 +11,13 @@ from typing import Any
 
 import generated
 import official
-from evaluation import Schedule, Store, Task, Upstream, tasks
 from ours import Ours, table_of
 from problem import Theirs
 
+from eval import tasks
+from eval.features.store import Store
+from eval.features.upstreams import Upstream
+from eval.heads.probe import Schedule, Task
 from star_upstream.audio import RATE
 
 BY_LENGTH = ("pr", "asr", "sf")

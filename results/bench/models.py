@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from evaluation import Upstream, load_upstream
 
+from eval.features import upstreams
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.formats.published import huggingface
@@ -34,11 +34,11 @@ def shapes() -> dict[str, str]:
     return {"hubert_base_random": "HuBERT Base", **students, "tiny_random": "three layers of 32"}
 
 
-def get(name: str) -> Upstream:
+def get(name: str) -> upstreams.Upstream:
     """``NAME_random`` of :func:`shapes`, the same weights every time, or what ``python -m eval run --upstream``
     takes."""
     if not name.endswith("_random"):
-        return load_upstream(name)
+        return upstreams.load(name)
     if name not in shapes():
         raise StarError(f"--upstream {name}: unknown shape; with random weights there are: {', '.join(shapes())}")
     configs = {"hubert_base_random": EncoderConfig(), "tiny_random": TINY}
@@ -47,7 +47,7 @@ def get(name: str) -> Upstream:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         expert = UpstreamExpert(Encoder(config), name)
-    return Upstream(name, expert.eval(), expert.digest, padded=True)
+    return upstreams.Upstream(name, expert.eval(), expert.digest, padded=True)
 
 
 def hubert(**shape: Any) -> tuple[torch.nn.Module, Encoder]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from evaluation import Schedule
+from eval.heads.probe import Schedule
 
 
 @dataclass(frozen=True)

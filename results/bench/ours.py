@@ -14,10 +14,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from evaluation import Probe, Schedule, Task, Upstream, encode, train
 from problem import silent
 from torch import nn
 
+from eval.features import encode
+from eval.features.upstreams import Upstream
+from eval.heads import train
+from eval.heads.probe import Probe, Schedule, Task
 from star_upstream import compat
 from star_upstream.audio import RATE
 from star_upstream.data import corpora

@@ -23,7 +23,6 @@ import follow
 import legacy
 import numpy as np
 import torch
-from evaluation import Task, Upstream, corpora_folder, environment, load_upstream, say, tasks
 from follow import Side
 from ours import table_of
 from parity_page import TITLE, page
@@ -31,9 +30,14 @@ from pipelines import PIPELINES, Case
 from script import check_page, guarded, path, write
 
 import star_upstream
+from eval import tasks
+from eval.features import upstreams
+from eval.heads.probe import Task
+from eval.machine import environment
+from eval.run import corpora_folder
 from star_upstream import compat, metrics
 from star_upstream.errors import StarError
-from star_upstream.say import command
+from star_upstream.say import command, say
 
 FORMAT = 2
 MAKER = "results/bench/parity.py"
@@ -85,7 +89,7 @@ def run(options: Options) -> int:
     check_page(options.out, MAKER, TITLE, "runs")
     root, _ = corpora_folder(options.data)
     _check_upstream(options.upstream)
-    upstream = load_upstream(options.upstream)
+    upstream = upstreams.load(options.upstream)
     file = options.out.with_suffix(".json")
     identity = {
         "format": FORMAT,
@@ -139,7 +143,7 @@ def _begun(file: Path, identity: dict[str, Any]) -> dict[str, Any]:
     raise StarError(f"{file}: is of other data or another upstream; choose another --out, or remove it")
 
 
-def compare(task: Task, upstream: Upstream, root: Path, options: Options) -> dict[str, Any]:
+def compare(task: Task, upstream: upstreams.Upstream, root: Path, options: Options) -> dict[str, Any]:
     """All four sides' scores on test, and how far ours are from s3prl's."""
     compat.apply()
     pipeline = PIPELINES[task.name]

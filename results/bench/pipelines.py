@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from evaluation import Schedule
 
+from eval.heads.probe import Schedule
 from star_upstream.data.corpora import audio_snips, fluent_commands, iemocap, libri2mix, librispeech, voxceleb1
 from star_upstream.data.corpora import speech_commands as commands
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-from evaluation import unseeded
 from torch import nn
 
+from eval.features.upstreams import unseeded
 from star_upstream import compat
 from star_upstream.audio import RATE
 

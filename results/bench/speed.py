@@ -19,12 +19,15 @@ import generated
 import measure
 import models
 import torch
-from evaluation import Task, corpora_folder, environment, say, tasks
 from page import TITLE, page
 from script import check_page, guarded, path, processor, write
 
+from eval import tasks
+from eval.heads.probe import Task
+from eval.machine import environment
+from eval.run import corpora_folder
 from star_upstream.errors import StarError, nearest
-from star_upstream.say import command
+from star_upstream.say import command, say
 
 FORMAT = 2
 MAKER = "results/bench/speed.py"
