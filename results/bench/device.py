@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,7 +101,7 @@ def times(source: str, files: dict[str, Path], rounds: int, counts: list[int], c
         for seconds in SECONDS:
             calls = {kind: functools.partial(model, _wave(seconds)) for kind, model in models.items()}
             for kind, taken in turns.in_turns(calls, rounds, clock).items():
-                found[kind][f"{threads} threads, {seconds:g} s"] = [turns.median(taken), min(taken), max(taken)]
+                found[kind][f"{threads} threads, {seconds:g} s"] = [statistics.median(taken), min(taken), max(taken)]
     return found
 
 

@@ -7,8 +7,10 @@ random weights. About five minutes on two cores with the defaults.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shlex
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -130,7 +132,7 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
                             name: side if callable(side) else side[count] for name, side in {**sides, **own}.items()
                         }
                         timed: dict[str, Callable[[], Any]] = {
-                            name: _call(side, waves_BN) for name, side in calls.items()
+                            name: functools.partial(side, waves_BN) for name, side in calls.items()
                         }
                         timed["product"] = turns.product(torch.float32)
                         times = turns.in_turns(timed, args.repeats, args.clock)
@@ -147,10 +149,6 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
     return 0
 
 
-def _call(side: Side, waves_BN: Tensor) -> Callable[[], Any]:
-    return lambda: side(waves_BN)
-
-
 def _noise(batch: int, seconds: float) -> Tensor:
     return 0.1 * torch.randn(batch, round(seconds * 16_000), generator=torch.Generator().manual_seed(0))
 
@@ -159,7 +157,7 @@ def _row(
     count: int, batch: int, seconds: float, times: dict[str, list[float]], shapes: dict[str, Any]
 ) -> dict[str, Any]:
     product = turns.rate(min(times.pop("product")))
-    medians = {name: turns.median(taken) for name, taken in times.items()}
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
     work = {name: batch * macs(shapes[name], round(seconds * 16_000)) / 1e9 for name in times}
     sides = {
         name: {

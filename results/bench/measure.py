@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from eval.features.store import Store
 from eval.features.upstreams import Upstream
 from eval.heads.probe import Schedule, Task
 from star_upstream.audio import RATE
+from star_upstream.say import say
 
 BY_LENGTH = ("pr", "asr", "sf")
 """Their batches are of utterances of about one length; the generated ones are all alike, so that one batch stands for
@@ -41,7 +41,7 @@ class Sizes:
     """Average length of generated utterances, instead of the corpus's; nothing is then projected."""
 
 
-def measure(task: Task, upstream: Upstream, data: str, sizes: Sizes, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(task: Task, upstream: Upstream, data: str, sizes: Sizes) -> dict[str, Any]:
     """The record of one task. ``data``: ``generated``, or a folder of corpora or manifests."""
     official_schedule = task.schedules["superb"]
     schedule = replace(official_schedule, batch=sizes.batch or official_schedule.batch)
@@ -54,7 +54,7 @@ def measure(task: Task, upstream: Upstream, data: str, sizes: Sizes, say: Callab
                 Path(folder) / "data", task.name, distinct * schedule.batch, LOOKED, sizes.utterance_seconds
             )
         ours, theirs = _sides(task, Path(data) if not made else root, schedule, upstream, store)
-        times = _turns(ours, theirs, distinct, sizes, say)
+        times = _turns(ours, theirs, distinct, sizes)
         theirs.close()
         hours = official.OFFICIAL[task.name] if made else _hours(ours)
     record = {
@@ -93,7 +93,7 @@ def _sides(task: Task, root: Path, schedule: Schedule, upstream: Upstream, store
     return ours, Theirs(task.name, table, upstream.expert, getattr(ours.probe, "tokenizer", None), changes)
 
 
-def _turns(ours: Ours, theirs: Theirs, distinct: int, sizes: Sizes, say: Callable[[str], None]) -> dict[str, Any]:
+def _turns(ours: Ours, theirs: Theirs, distinct: int, sizes: Sizes) -> dict[str, Any]:
     """Times of both sides; each turn is one batch of s3prl's, and a few of our steps on the same batches."""
     table, accumulate = ours.probe.table, ours.schedule.accumulate
     batches = ours.batches(distinct)

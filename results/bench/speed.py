@@ -68,7 +68,7 @@ def run(options: Options) -> int:
             if task.name in found:
                 say(f"{task.name}: already in {file}")
                 continue
-            found[task.name] = measure.measure(task, upstream, data, options.sizes, say)
+            found[task.name] = measure.measure(task, upstream, data, options.sizes)
             result["upstreams"][name] = {n: found[n] for n in measure.all_tasks() if n in found}
             found = result["upstreams"][name]
             result |= {

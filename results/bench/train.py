@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import statistics
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -142,12 +143,13 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
     samples = waves_BN.shape[1]
     # the student's backward pass computes twice what its forward pass does; Gram matrices are not counted
     work = args.batch * (macs(configs[0], samples) + 3 * macs(configs[1], samples)) / 1e9
-    first = turns.median(next(iter(times.values())))
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    first = next(iter(medians.values()))
     rows = {
         name: {
-            "median_s": turns.median(taken), "fastest_s": min(taken), "slowest_s": max(taken),
-            "times_faster": first / turns.median(taken), "share_of_product_rate": work / turns.median(taken) / product,
-            "audio_hours_an_hour": args.batch * args.seconds / turns.median(taken),
+            "median_s": medians[name], "fastest_s": min(taken), "slowest_s": max(taken),
+            "times_faster": first / medians[name], "share_of_product_rate": work / medians[name] / product,
+            "audio_hours_an_hour": args.batch * args.seconds / medians[name],
         }
         for name, taken in times.items()
     }  # fmt: skip

@@ -6,7 +6,6 @@ Round after round each is timed once, in another order each round, and the media
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,8 +16,6 @@ from star_upstream.analysis import latency
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """``cpu`` counts this process's time on the cores, all threads together: for one thread on a machine that is busy."""
-
-
 SIZE = 2048
 """Rows and columns of the matrices whose product says what the machine can reach."""
 
@@ -37,10 +34,6 @@ def product(kind: torch.dtype, device: str = "cpu", size: int = SIZE) -> Callabl
 def rate(seconds: float, size: int = SIZE) -> float:
     """Multiply-accumulates a second of :func:`product`, in 1e9."""
     return size**3 / seconds / 1e9
-
-
-def median(times: list[float]) -> float:
-    return statistics.median(times)
 
 
 def load() -> str:
