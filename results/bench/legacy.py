@@ -77,8 +77,7 @@ def run(pipeline: Pipeline, case: Case, upstream: str, seed: int, checkout: Path
     if pipeline.specaug:
         config["specaug"] = _specaug(schedule.head["specaug_conf"])
     results = case.work / "result"
-    plain = yaml.safe_load(yaml.safe_dump(_plain(config)))
-    settings = case.file("config.yaml", yaml.safe_dump(plain))
+    settings = case.file("config.yaml", yaml.safe_dump(_plain(config)))
     train = ["-m", "train", "-u", upstream, "-d", pipeline.expert, "-c", settings, "-p", str(results)]
     with surroundings(pipeline, case.work, checkout) as saved:
         with _silent(case.work / "train.log"):

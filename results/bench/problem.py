@@ -12,7 +12,6 @@ import functools
 import io
 import itertools
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -193,7 +192,6 @@ class Theirs:
 
     def close(self) -> None:
         self.folder.cleanup()
-        shutil.rmtree(self.folder.name, ignore_errors=True)
 
 
 class _Embedding(nn.Module):
