@@ -19,12 +19,9 @@ from ours import Given
 from pipelines import SPEAKERS, Pipeline
 from torch import nn
 
-from eval.features import encode
-from eval.features.exact import Padded
 from eval.features.upstreams import Upstream
 from eval.heads import train
 from eval.heads.probe import Probe
-from star_upstream.audio import RATE
 from star_upstream.errors import StarError
 
 
@@ -66,20 +63,6 @@ def as_published(probe: Any) -> None:
 
         probe.encoder = CategoryEncoder([f"id{10_001 + place}" for place in range(SPEAKERS)])
         probe.classes = [probe.encoder.encode(str(name)) for name in probe.table["speaker"]]
-
-
-def features(probe: Any, upstream: Upstream, folder: Path, exact: bool) -> Any:
-    """As ``eval run`` makes them: encoded once, or with ``exact`` with every padded batch."""
-    task, table, schedule = probe.task, probe.table, probe.schedule
-    means = task.features == "means"
-    windows = encode.windows(table, task.crop_seconds if means and not exact else None, schedule.crops)
-    longest = schedule.crop_seconds or task.crop_seconds
-    if exact:
-        return Padded(windows, upstream, task.effects, longest and round(longest * RATE), task.eval_batch)
-    store = encode.Store(folder, 20.0)
-    if means:
-        return encode.Means(windows, upstream, store, task.effects)
-    return encode.Frames(windows, upstream, store, task.effects, longest and upstream.frames(round(longest * RATE)))
 
 
 def fitted(probe: Probe, made: Any, upstream: Upstream) -> Side:

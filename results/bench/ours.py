@@ -17,7 +17,7 @@ import torch
 from problem import silent
 from torch import nn
 
-from eval.features import encode
+from eval.encoding import features_of
 from eval.features.upstreams import Upstream
 from eval.heads import train
 from eval.heads.probe import Probe, Schedule, Task
@@ -57,18 +57,11 @@ class Ours:
 
     def encode(self, rows: Sequence[int]) -> tuple[Picked, float, float]:
         """Features of ``rows``, seconds spent on them, and seconds of audio that the corpus has in these rows."""
-        rows, means = list(dict.fromkeys(rows)), self.task.features == "means"
+        rows = list(dict.fromkeys(rows))
         part = self.probe.table.iloc[rows]
         self.upstream.expert.eval()  # s3prl switches between the two, and both sides share the module
-        windows = encode.windows(part, self.task.crop_seconds if means else None, self.schedule.crops)
         begun = time.perf_counter()
-        made: Any
-        if means:
-            made = encode.Means(windows, self.upstream, self.store, self.task.effects)
-        else:
-            longest = self.schedule.crop_seconds or self.task.crop_seconds
-            crop = None if longest is None else self.upstream.frames(round(longest * RATE))
-            made = encode.Frames(windows, self.upstream, self.store, self.task.effects, crop)
+        made = features_of(self.task, part, self.schedule, self.upstream, self.store, exact=False)
         spent = time.perf_counter() - begun
         return Picked(made, rows, self.upstream), spent, float(part["samples"].sum()) / RATE
 

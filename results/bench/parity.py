@@ -31,7 +31,9 @@ from script import check_page, guarded, path, write
 
 import star_upstream
 from eval import tasks
+from eval.encoding import features_of
 from eval.features import upstreams
+from eval.features.store import Store
 from eval.heads.probe import Task
 from eval.machine import environment
 from eval.run import corpora_folder
@@ -165,8 +167,9 @@ def compare(task: Task, upstream: upstreams.Upstream, root: Path, options: Optio
         rows = follow.batches(probe, their)
         initial = follow.initial(pipeline, probe, their, upstream)
         say(f"{task.name}: s3prl's runner took {their.seconds:.0f} s")
-        kept = follow.features(own, upstream, work / "features", exact=False)
-        exact = follow.features(own, upstream, work, exact=True)
+        store = Store(work / "features")
+        kept = features_of(task, own.table, schedule, upstream, store, exact=False)
+        exact = features_of(task, own.table, schedule, upstream, store, exact=True)
         for side in (own, probe):
             side.ready(kept)
         sides = {
