@@ -8,7 +8,7 @@ import torch
 
 from eval.features import upstreams
 from star_upstream.encoder import Encoder, EncoderConfig
-from star_upstream.errors import StarError
+from star_upstream.errors import StarError, nearest
 from star_upstream.formats.published import huggingface
 from star_upstream.formats.upstream import UpstreamExpert
 from star_upstream.training import recipe
@@ -34,13 +34,19 @@ def shapes() -> dict[str, str]:
     return {"hubert_base_random": "HuBERT Base", **students, "tiny_random": "three layers of 32"}
 
 
+def check(name: str) -> None:
+    """Raises :class:`StarError` for a name of random weights that :func:`shapes` has not."""
+    if name.endswith("_random") and name not in (known := shapes()):
+        fix = f"with random weights: {', '.join(known)}"
+        raise StarError(f"--upstream {name}: unknown shape{nearest(name, known)}; {fix}")
+
+
 def get(name: str) -> upstreams.Upstream:
     """``NAME_random`` of :func:`shapes`, the same weights every time, or what ``python -m eval run --upstream``
     takes."""
     if not name.endswith("_random"):
         return upstreams.load(name)
-    if name not in shapes():
-        raise StarError(f"--upstream {name}: unknown shape; with random weights there are: {', '.join(shapes())}")
+    check(name)
     configs = {"hubert_base_random": EncoderConfig(), "tiny_random": TINY}
     config = configs.get(name) or recipe.load(name.removesuffix("_random")).student
     assert isinstance(config, EncoderConfig), "these recipes' students have a shape of their own"

@@ -26,7 +26,7 @@ from eval import tasks
 from eval.heads.probe import Task
 from eval.machine import environment
 from eval.run import corpora_folder
-from star_upstream.errors import StarError, nearest
+from star_upstream.errors import StarError
 from star_upstream.say import command, say
 
 FORMAT = 2
@@ -108,10 +108,7 @@ def _check(options: Options) -> None:
             raise StarError(f"{flag} {value}: must be at least {least}")
     check_page(options.out, MAKER, TITLE, "upstreams")
     for name in options.upstreams:
-        if name.endswith("_random") and name not in models.shapes():
-            known = models.shapes()
-            fix = f"with random weights: {', '.join(known)}"
-            raise StarError(f"--upstream {name}: unknown shape{nearest(name, known)}; {fix}")
+        models.check(name)
 
 
 def _begun(file: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
