@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import models
-import numpy as np
 import torch
 import turns
 from page import number, table
-from script import check_page, guarded, path, processor, write
+from script import check_page, path, processor, write
 from torch import Tensor
 
 from star_upstream import runtime, strict
@@ -32,7 +31,7 @@ from star_upstream.encoder.size import macs, parameters
 from star_upstream.environment import environment
 from star_upstream.errors import StarError
 from star_upstream.export import onnx
-from star_upstream.say import say
+from star_upstream.say import command, say
 from star_upstream.training import recipe
 
 MAKER, TITLE = "results/bench/encoder.py", "# Encoders side by side"
@@ -230,9 +229,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--clock", choices=list(turns.CLOCKS), default="wall", help="cpu: one thread on a busy machine")
     typed = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(typed)
-    return guarded(run, args, typed)
+    return run(args, typed)
 
 
 if __name__ == "__main__":
-    np.random.seed(0)
-    sys.exit(main())
+    command(main)

@@ -22,7 +22,7 @@ import models
 import torch
 import turns
 from page import number, table
-from script import check_page, guarded, path, processor, write
+from script import check_page, path, processor, write
 from torch import Tensor, nn
 
 from star_upstream import losses
@@ -31,7 +31,7 @@ from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.encoder.size import macs
 from star_upstream.environment import environment
 from star_upstream.errors import StarError
-from star_upstream.say import say
+from star_upstream.say import command, say
 from star_upstream.training import recipe
 
 MAKER, TITLE = "results/bench/train.py", "# A STaR training step"
@@ -221,8 +221,8 @@ def main(argv: list[str] | None = None) -> int:
     typed = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(typed)
     args.out = args.out or path(f"results/speed/train{'_gpu' * (args.device == 'cuda')}.md")
-    return guarded(run, args, typed)
+    return run(args, typed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)
