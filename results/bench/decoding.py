@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
+from page import table
 from script import processor, write
 
 from star_upstream import audio, outputs
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     outputs.check_file(args.out, MAKER, outputs.begins_with(TITLE))
     waves = chosen(args.audio, args.seconds)
     total = sum(map(len, waves)) / audio.RATE
-    lines = ["| format | MB an hour | " + " | ".join(PLACES) + " |", "| --- |" + " ---: |" * (1 + len(PLACES))]
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["STAR_CACHE"] = str(Path(folder) / "cache")
         for ending in FORMATS:
@@ -102,15 +103,15 @@ def main(arguments: list[str] | None = None) -> int:
                 place: rate(scan([source], 0.0, progress=False).clips, args.rounds) for place, source in sources.items()
             }
             size = (Path(folder) / f"{ending}.tar").stat().st_size / 1e6 / (total / 3600)
-            lines.append(f"| {ending} | {size:.0f} | " + " | ".join(f"{rates[place]:,.0f}" for place in PLACES) + " |")
-            say(lines[-1])
+            rows.append([ending, f"{size:.0f}", *(f"{rates[place]:,.0f}" for place in PLACES)])
+            say(" | ".join(rows[-1]))
     versions = f"soundfile {soundfile.__version__}, {soundfile.__libsndfile_version__}, pyarrow {pa.__version__}"
     text = f"""{TITLE}
 
 Seconds of audio that one core decodes in a second: {len(waves)} utterances of {total / len(waves):.1f} s on average, at
 16 kHz, each read whole, in random order, from the page cache.
 
-{chr(10).join(lines)}
+{table(["format", "MB an hour", *PLACES], rows)}
 
 `python {shlex.join([MAKER, *(arguments or sys.argv[1:])])}` on {processor()}, {versions}.
 """

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import turns
+from page import table
 from script import processor, write
 
 import star_upstream
@@ -161,18 +162,17 @@ def page(found: dict[str, Any]) -> str:
         "audio's length. Memory is the peak of a process that loads the model and hears 10 s, Python included; "
         "exported files run without torch. MB are weights as stored: of torch, parameters times their bytes.",
         "",
-        "| | MB | " + " | ".join(f"{column}: ms (fastest), RTF" for column in columns) + " | peak MB |",
-        "| --- | ---: | " + " | ".join("---:" for _ in columns) + " | ---: |",
     ]
+    rows = []
     for kind, title in KINDS.items():
         cells = []
         for column in columns:
             median, fastest, _ = found["times"][kind][column]
             seconds = float(column.split(", ")[1].removesuffix(" s"))
             cells.append(f"{1000 * median:.1f} ({1000 * fastest:.1f}), {median / seconds:.4f}")
-        lines.append(
-            f"| {title} | {found['megabytes'][kind]:.2f} | {' | '.join(cells)} | {found['memory'][kind]:.0f} |"
-        )
+        rows.append([title, f"{found['megabytes'][kind]:.2f}", *cells, f"{found['memory'][kind]:.0f}"])
+    header = ["", "MB", *(f"{column}: ms (fastest), RTF" for column in columns), "peak MB"]
+    lines.append(table(header, rows))
     base = found["times"]["fp32"]
     gains = [
         f"{column}: {base[column][0] / found['times']['int8_static'][column][0]:.2f} (static), "
@@ -207,7 +207,6 @@ def page(found: dict[str, Any]) -> str:
     if found["scores"]:
         tasks = list(found["scores"]["torch_fp32"])
         plain = found["scores"]["torch_fp32"]
-        header = [f"{plain[task]['title']} ({plain[task]['metric']})" for task in tasks]
         lines += [
             "",
             "## Scores",
@@ -215,10 +214,7 @@ def page(found: dict[str, Any]) -> str:
             f"`{found['scored_by']}`, one seed; 95 % bootstrap intervals over test items.",
             "",
         ]
-        lines += [
-            "| | " + " | ".join(header) + " |",
-            "| --- | " + " | ".join("---:" for _ in tasks) + " |",
-        ]
+        rows = []
         for kind, each in found["scores"].items():
             cells = []
             for task in tasks:
@@ -229,8 +225,9 @@ def page(found: dict[str, Any]) -> str:
                 least, most = plain[task]["interval_95"]
                 outside = "" if least <= each[task]["value"] <= most else " *outside*"
                 cells.append(f"{each[task]['value']:.2f} [{low:.2f}, {high:.2f}]{outside}")
-            lines.append(f"| {KINDS[kind]} | {' | '.join(cells)} |")
+            rows.append([KINDS[kind], *cells])
         lines += [
+            table(["", *(f"{plain[task]['title']} ({plain[task]['metric']})" for task in tasks)], rows),
             "",
             "*outside*: the value lies outside of fp32's interval. The exported fp32 file gives torch's states "
             "within 1e-4 and was not scored again.",

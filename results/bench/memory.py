@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from page import table
 from script import check_page, path, processor, write
 from torch import Tensor, nn
 
@@ -126,12 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
             say(str(rows[-1]))
         seconds, megabytes = measured(["report", str(folder / "scores")], folder)
         rows.append(["report", "", "", seconds, megabytes])
-    lines = ["| | encoding (s) | training (s) | whole command (s) | peak (MB) |", "| --- |" + " ---: |" * 4]
-    lines += [f"| {what} | {first} | {second} | {s:,.0f} | {mb:,.0f} |" for what, first, second, s, mb in rows]
+    header = ["", "encoding (s)", "training (s)", "whole command (s)", "peak (MB)"]
+    shown = table(header, [[*map(str, parts), f"{seconds:,.0f}", f"{mb:,.0f}"] for *parts, seconds, mb in rows])
     python = platform.python_version()
     typed = f"python {shlex.join([MAKER, *(arguments or sys.argv[1:])])}"
     notes = (__doc__ or "").split("\n\n", 1)[1]
-    page = f"{TITLE}\n\n{notes}\n{chr(10).join(lines)}\n\n`{typed}` on {processor()}, Python {python}.\n"
+    page = f"{TITLE}\n\n{notes}\n{shown}\n\n`{typed}` on {processor()}, Python {python}.\n"
     write(args.out, page, {"rows": rows})
     print(args.out)
     return 0
