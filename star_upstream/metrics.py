@@ -55,10 +55,8 @@ class Trials:
     """
 
     def __init__(self, targets: Sequence[int] | np.ndarray, scores: Sequence[float] | np.ndarray) -> None:
-        self.order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
-        ranked = np.asarray(scores, dtype=float)[self.order]
+        self.order, self.last = _ranking(np.asarray(scores, dtype=float))
         self.is_target = np.asarray(targets)[self.order] == 1
-        self.last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
 
     def rates(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Miss and false alarm rates as the threshold falls from above all scores to the lowest.
@@ -114,12 +112,16 @@ def maximum_term_weighted_value(
     share_Q = weights_Q / weights_Q.sum()
     gain_Q, loss_Q = share_Q / np.maximum(positive_Q, 1), beta * share_Q / np.maximum(negative_Q, 1)
     gain_QN = np.where(relevant_QN == 1, gain_Q[:, None], np.where(relevant_QN == 0, -loss_Q[:, None], 0.0))
-    order = np.argsort(-scores_QN, axis=None, kind="stable")
-    ranked = scores_QN.ravel()[order]
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    order, last = _ranking(scores_QN.ravel())
     values = np.append(0.0, np.cumsum(gain_QN.ravel()[order])[last])
     best = int(values.argmax())
-    return float(values[best]), float("inf") if best == 0 else float(ranked[last[best - 1]])
+    return float(values[best]), float("inf") if best == 0 else float(scores_QN.ravel()[order[last[best - 1]]])
+
+
+def _ranking(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order of ``scores`` from the highest, and of each run of equal ones the last place in it."""
+    order = np.argsort(-scores, kind="stable")
+    return order, np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
 
 
 Counts = np.ndarray | Callable[[np.random.Generator], float]
@@ -139,10 +141,8 @@ def bootstrap(counts: Counts | Sequence[Counts], seed: int = 0, resamples: int =
 def resample(counts: Counts | Sequence[Counts], seed: int = 0, resamples: int = 1000) -> np.ndarray:
     """The values that :func:`bootstrap` takes its percentiles of. Which items are drawn depends on their number and the
     ``seed`` alone: of two models, the values at one place are of the same items."""
-    generator, folds = (
-        np.random.default_rng(seed),
-        [counts] if isinstance(counts, np.ndarray) or callable(counts) else counts,
-    )
+    generator = np.random.default_rng(seed)
+    folds = [counts] if isinstance(counts, np.ndarray) or callable(counts) else counts
     values = np.zeros(resamples)
     for i in range(resamples):
         for fold in folds:
