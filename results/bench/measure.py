@@ -31,13 +31,13 @@ LOOKED = 4
 class Sizes:
     """How much is measured."""
 
-    repeats: int = 3
+    repeats: int
     """Turns of each side."""
-    seconds: float = 40.0
+    seconds: float
     """No further turn once s3prl's have taken so long."""
-    batch: int | None = None
+    batch: int | None
     """Instead of the official batch size; nothing is then projected."""
-    utterance_seconds: float | None = None
+    utterance_seconds: float | None
     """Average length of generated utterances, instead of the corpus's; nothing is then projected."""
 
 

@@ -15,7 +15,7 @@ import shlex
 import sys
 import tempfile
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,50 +60,33 @@ LEAST_SECONDS = 0.5
 """Of a training utterance of asv once silence is cut; the mini corpora have few of the published two seconds."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line says."""
-
-    tasks: tuple[str, ...]
-    out: Path
-    data: str = "mini"
-    upstream: str = "star_mini"
-    steps: int | None = None
-    lr: float | None = None
-    seed: int = 0
-    checkout: Path | None = None
-    arguments: tuple[str, ...] = ()
-    """As they were typed, for the page."""
-
-
-def run(options: Options) -> int:
-    """Write ``options.out`` (Markdown) and the same with .json, after each task; tasks that are there of the same data
+def run(args: argparse.Namespace, typed: list[str]) -> int:
+    """Write ``--out`` (Markdown) and the same with .json, after each task; tasks that are there of the same data
     and upstream stay. Returns 1 where a task did not run."""
-    names = options.tasks or tuple(PIPELINES)
-    wanted = tasks.parse(",".join(names))
+    wanted = tasks.parse(",".join(args.tasks or PIPELINES))
     for task in wanted:
         if task.name not in PIPELINES:
             raise StarError(f"parity: s3prl's runner scores no {task.name!r}; tasks: {', '.join(PIPELINES)}")
-    if options.steps is not None and options.steps < 1:
-        raise StarError(f"--steps {options.steps}: must be at least 1")
-    if options.lr is not None and not 0 < options.lr < 1:
-        raise StarError(f"--lr {options.lr:g}: must be above 0 and below 1")
-    check_page(options.out, MAKER, TITLE, "runs")
-    root, _ = corpora_folder(options.data)
-    _check_upstream(options.upstream)
-    upstream = upstreams.load(options.upstream)
-    file = options.out.with_suffix(".json")
+    if args.steps is not None and args.steps < 1:
+        raise StarError(f"--steps {args.steps}: must be at least 1")
+    if args.lr is not None and not 0 < args.lr < 1:
+        raise StarError(f"--lr {args.lr:g}: must be above 0 and below 1")
+    check_page(args.out, MAKER, TITLE, "runs")
+    root, _ = corpora_folder(args.data)
+    _check_upstream(args.upstream)
+    upstream = upstreams.load(args.upstream)
+    file = args.out.with_suffix(".json")
     identity = {
         "format": FORMAT,
-        "data": options.data,
-        "upstream": options.upstream,
+        "data": args.data,
+        "upstream": args.upstream,
         "digest": upstream.digest,
     }
     _begun(file, identity)
     failed = []
     for task in wanted:
         try:
-            record = compare(task, upstream, root, options)
+            record = compare(task, upstream, root, args)
             told = record["sides"]["exact"]
             say(f"{task.name}: s3prl {record['theirs']['value']:.2f}, ours {told['value']:.2f} (its batches and head)")
         except Exception as error:  # the page says of each task that does not run why
@@ -114,12 +97,12 @@ def run(options: Options) -> int:
             record = {"task": task.name, "failed": kind + reason[0]}
             failed.append(task.name)
             say(f"{task.name}: {record['failed']}")
-        record |= {"command": shlex.join(["python", MAKER, *options.arguments]), "environment": environment()}
+        record |= {"command": shlex.join(["python", MAKER, *typed]), "environment": environment()}
         result = _begun(file, identity)  # another process may have written its tasks meanwhile
         others = [old for old in result["runs"] if old["task"] != task.name]
         result["runs"] = sorted([*others, record], key=lambda r: list(PIPELINES).index(r["task"]))
-        write(options.out, page(result), result)
-    print(json.dumps({"out": str(options.out), "failed": failed}))
+        write(args.out, page(result), result)
+    print(json.dumps({"out": str(args.out), "failed": failed}))
     return 1 if failed else 0
 
 
@@ -145,25 +128,25 @@ def _begun(file: Path, identity: dict[str, Any]) -> dict[str, Any]:
     raise StarError(f"{file}: is of other data or another upstream; choose another --out, or remove it")
 
 
-def compare(task: Task, upstream: upstreams.Upstream, root: Path, options: Options) -> dict[str, Any]:
+def compare(task: Task, upstream: upstreams.Upstream, root: Path, args: argparse.Namespace) -> dict[str, Any]:
     """All four sides' scores on test, and how far ours are from s3prl's."""
     compat.apply()
     pipeline = PIPELINES[task.name]
-    legacy.check(pipeline, options.checkout)
+    legacy.check(pipeline, args.checkout)
     steps, lr = SHORT[task.name]
-    steps, lr = options.steps or steps, options.lr or lr
+    steps, lr = args.steps or steps, args.lr or lr
     schedule = replace(task.schedules["superb"], steps=steps, eval_every=steps, lr=lr)
     if pipeline.specaug:  # without augmentation and dropout, which each side draws for itself
         schedule = replace(schedule, head=tasks.get("asr").schedules["mini"].head)
     if task.name == "asv":
         schedule = replace(schedule, min_seconds=LEAST_SECONDS)
     table = table_of(task, root, upstream.stride)
-    own = task.probe(task, table, schedule, options.seed)
-    probe = task.probe(task, table, schedule, options.seed)
+    own = task.probe(task, table, schedule, args.seed)
+    probe = task.probe(task, table, schedule, args.seed)
     follow.as_published(probe)
     with tempfile.TemporaryDirectory(prefix="star_parity_") as folder:
         work = Path(folder)
-        their = legacy.run(pipeline, Case(probe, root, work), options.upstream, options.seed, options.checkout)
+        their = legacy.run(pipeline, Case(probe, root, work), args.upstream, args.seed, args.checkout)
         rows = follow.batches(probe, their)
         initial = follow.initial(pipeline, probe, their, upstream)
         say(f"{task.name}: s3prl's runner took {their.seconds:.0f} s")
@@ -186,7 +169,7 @@ def compare(task: Task, upstream: upstreams.Upstream, root: Path, options: Optio
         "unit": task.metrics[0].unit,
         "items": probe.items(items),
         "train": len(probe.split["train"]),
-        "seed": options.seed,
+        "seed": args.seed,
         "steps": steps,
         "lr": lr,
         "batch": schedule.batch,
@@ -257,10 +240,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0)
     add("--checkout", type=path, help="s3prl's repository at v0.4.18: pr and sf need a part that the wheel lacks")
     add("--out", type=path, default=Path("results/parity.md"), help="the page; the numbers go beside it, in .json")
-    typed = tuple(sys.argv[1:] if argv is None else argv)
-    given = vars(parser.parse_args(typed))
+    typed = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(typed)
     torch.set_num_threads(1)
-    return guarded(run, Options(**{**given, "tasks": tuple(given["tasks"])}, arguments=typed))
+    return guarded(run, args, typed)
 
 
 if __name__ == "__main__":

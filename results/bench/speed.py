@@ -11,7 +11,7 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +31,23 @@ from star_upstream.say import command, say
 
 FORMAT = 2
 MAKER = "results/bench/speed.py"
+UPSTREAMS = ("hubert_base_random", "star_hubert_random")
+"""Those of the page, where none is named."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line says."""
-
-    out: Path
-    tasks: str = "all"
-    upstreams: tuple[str, ...] = ("hubert_base_random", "star_hubert_random")
-    data: str = "generated"
-    threads: int | None = None
-    overwrite: bool = False
-    arguments: tuple[str, ...] = ()
-    """As they were typed, for the page."""
-    sizes: measure.Sizes = field(default_factory=measure.Sizes)
-
-
-def run(options: Options) -> int:
-    """Measure, and write ``options.out`` (Markdown) and the same with .json after each task; a rerun goes on from
-    there."""
-    wanted = _tasks(options.tasks)
-    _check(options)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    data = options.data if options.data == "generated" else str(corpora_folder(options.data)[0])
-    file = options.out.with_suffix(".json")
-    settings = {"format": FORMAT, "data": data, "threads": torch.get_num_threads(), "sizes": asdict(options.sizes)}
-    result = _begun(file, settings, options.overwrite) or {**settings, "upstreams": {}}
-    command = shlex.join(["python", MAKER, *options.arguments])
-    for name in options.upstreams:
+def run(args: argparse.Namespace, typed: list[str]) -> int:
+    """Measure, and write ``--out`` (Markdown) and the same with .json after each task; a rerun goes on from there."""
+    wanted = _tasks(args.tasks)
+    _check(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    data = args.data if args.data == "generated" else str(corpora_folder(args.data)[0])
+    file = args.out.with_suffix(".json")
+    sizes = measure.Sizes(args.repeats, args.seconds, args.batch, args.utterance_seconds)
+    settings = {"format": FORMAT, "data": data, "threads": torch.get_num_threads(), "sizes": asdict(sizes)}
+    result = _begun(file, settings, args.overwrite) or {**settings, "upstreams": {}}
+    upstreams = args.upstream or UPSTREAMS
+    for name in upstreams:
         upstream = models.get(name)
         found = result["upstreams"].setdefault(name, {})
         say(f"{name}: {upstream.parameters / 1e6:.2f} M parameters, {upstream.layers} layers of {upstream.width}")
@@ -68,20 +55,20 @@ def run(options: Options) -> int:
             if task.name in found:
                 say(f"{task.name}: already in {file}")
                 continue
-            found[task.name] = measure.measure(task, upstream, data, options.sizes)
+            found[task.name] = measure.measure(task, upstream, data, sizes)
             result["upstreams"][name] = {n: found[n] for n in measure.all_tasks() if n in found}
             found = result["upstreams"][name]
             result |= {
-                "command": command,
+                "command": shlex.join(["python", MAKER, *typed]),
                 "processor": processor(),
                 "environment": environment(),
                 "lengths": {n: lengths.about for n, lengths in generated.LENGTHS.items()},
                 "about": models.shapes(),
             }
-            write(options.out, page(result), result)
-    records = [record for name in options.upstreams for record in result["upstreams"][name].values()]
+            write(args.out, page(result), result)
+    records = [record for name in upstreams for record in result["upstreams"][name].values()]
     ratios = {f"{r['upstream']}/{r['task']}": r["projected_hours"]["ratio"] for r in records if "projected_hours" in r}
-    print(json.dumps({"out": str(options.out), "ratios": ratios}))
+    print(json.dumps({"out": str(args.out), "ratios": ratios}))
     return 0
 
 
@@ -94,20 +81,19 @@ def _tasks(text: str) -> list[Task]:
     return wanted
 
 
-def _check(options: Options) -> None:
-    sizes = options.sizes
-    limits: tuple[tuple[str, float | None, float], ...] = (
-        ("--repeats", sizes.repeats, 1),
-        ("--batch", sizes.batch, 1),
-        ("--threads", options.threads, 1),
-        ("--seconds", sizes.seconds, 0),
-        ("--utterance-seconds", sizes.utterance_seconds, 0.5),
+def _check(args: argparse.Namespace) -> None:
+    limits = (
+        ("--repeats", args.repeats, 1),
+        ("--batch", args.batch, 1),
+        ("--threads", args.threads, 1),
+        ("--seconds", args.seconds, 0),
+        ("--utterance-seconds", args.utterance_seconds, 0.5),
     )
     for flag, value, least in limits:
         if value is not None and value < least:
             raise StarError(f"{flag} {value}: must be at least {least}")
-    check_page(options.out, MAKER, TITLE, "upstreams")
-    for name in options.upstreams:
+    check_page(args.out, MAKER, TITLE, "upstreams")
+    for name in args.upstream or UPSTREAMS:
         models.check(name)
 
 
@@ -141,11 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--batch", type=int, help="instead of the official batch sizes, to try it out: nothing is projected")
     add("--utterance-seconds", type=float, help="instead of the official average lengths: nothing is projected")
     add("--overwrite", action="store_true", help="measure again what is in --out")
-    typed = tuple(sys.argv[1:] if argv is None else argv)
-    given = vars(parser.parse_args(typed))
-    sizes = measure.Sizes(**{name: given.pop(name) for name in measure.Sizes.__dataclass_fields__})
-    upstreams = tuple(given.pop("upstream") or Options.upstreams)
-    return guarded(run, Options(**given, upstreams=upstreams, sizes=sizes, arguments=typed))
+    typed = list(sys.argv[1:] if argv is None else argv)
+    return guarded(run, parser.parse_args(typed), typed)
 
 
 if __name__ == "__main__":
