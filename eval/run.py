@@ -58,7 +58,7 @@ def run(options: Run, launch: cluster.Launch) -> int:
     if not 0 <= options.cache_gb < math.inf:
         raise StarError(f"--cache-gb {options.cache_gb:g}: must be a number of at least 0")
     for task in wanted:
-        pick_schedule(task, options.schedule or "mini", options.steps)
+        pick_schedule(task, options.schedule or next(iter(task.schedules)), options.steps)
     launch.check()
     away = launch.away
     if options.encode_jobs and not (away and options.encode_jobs > 0):
@@ -216,13 +216,15 @@ def _task(task: Task, upstream, options: Run, device: torch.device) -> dict[str,
         **settings,
         "title": task.title,
         **scores,
-        "limited": options.limit is not None or schedule.steps < published.steps,
+        # a longer mini schedule is another protocol, and no smoke run
+        "limited": options.limit is not None
+        or (schedule.steps < published.steps if name == "mini" else schedule.steps != published.steps),
         "rows": {"used": len(table), "corpus": len(whole)},
         "corpus_digest": _table_digest(whole, root),
         "remarks": remarks,
         "official_corpus": task.corpus,
         "official_splits": task.splits,
-        "differences": _differences(task, upstream, exact),
+        "differences": _differences(task, upstream, exact, schedule.steps),
         "lr": lr,
         "chosen_by": chosen_by,
         "dev_value": dev,
@@ -259,10 +261,10 @@ def _task(task: Task, upstream, options: Run, device: torch.device) -> dict[str,
     return record
 
 
-def _differences(task: Task, upstream, exact: bool) -> list[str]:
+def _differences(task: Task, upstream, exact: bool, steps: int) -> list[str]:
     """Where this run differs from the published ones."""
     found = list(task.differences) + ([] if exact else list(task.differences_once))
-    if not exact and task.schedules["superb"].steps:
+    if not exact and steps:
         states = "" if upstream.padded else " and the states of some upstreams"
         found.append(
             "each utterance is encoded as if alone; s3prl pads training batches, which changes the last frame of "
@@ -303,7 +305,7 @@ def corpora_folder(data: str) -> tuple[Path, str]:
         root = cache_home() / "mini"
         mini.make(root)
         return root, "mini"
-    root = home(data).absolute()
+    root = Path(os.path.abspath(home(data)))
     if wrong := corpora.misplaced(root):
         raise StarError(f"--data {wrong}")
     if not root.is_dir():
@@ -317,7 +319,8 @@ def _default_schedule(task: Task, root: Path, kind: str) -> str:
     own = corpora.from_manifest(task.name, root)
     if own:
         say(f"{task.name}: own data, hence the short schedule; --schedule superb takes the published one")
-    return "mini" if own or kind == "mini" else "superb"
+    name = "mini" if own or kind == "mini" else "superb"
+    return name if name in task.schedules else next(iter(task.schedules))
 
 
 def _kind(task: Task, table: pd.DataFrame, kind: str, options: Run) -> str:

@@ -292,6 +292,26 @@ def test_wrong_stride_is_an_error():
         upstreams.Upstream("wrong", Wrong(), "d")
 
 
+@pytest.mark.parametrize("stride", [0, None, 160.5, "320"])
+def test_a_stride_that_is_no_number_of_samples_is_an_error(stride):
+    class Wrong(TinyUpstream):
+        def get_downsample_rates(self, key):
+            return stride
+
+    with pytest.raises(StarError, match="a stride is a whole number of samples"):
+        upstreams.Upstream("wrong", Wrong(), "d")
+
+
+@pytest.mark.parametrize("states, message", [([], "gives no hidden states"), ([100, 99], "several lengths")])
+def test_states_that_cannot_be_summed_are_an_error(states, message):
+    class Wrong(TinyUpstream):
+        def forward(self, wavs):
+            return {"hidden_states": [torch.zeros(len(wavs), frames, 4) for frames in states]}
+
+    with pytest.raises(StarError, match=message):
+        upstreams.Upstream("wrong", Wrong(), "d")
+
+
 class Small(TinyUpstream):
     """Has memory for so many padded samples."""
 

@@ -32,7 +32,7 @@ def read(folder, task):
                          "pitch": [p[1] for p in parts], "samples": [soundfile.info(f).frames for f in files]})
 '''
 TASK = """
-from eval.heads.probe import Metric, Schedule, Task, UtteranceClassification, protocols
+from eval.heads.probe import Metric, Schedule, Task, UtteranceClassification
 
 class Pitch(UtteranceClassification):
     problem = "SuperbSID"
@@ -45,7 +45,7 @@ SCHEDULE = Schedule(steps=30, batch=4, accumulate=1, lr=1e-2, eval_every=10, hea
 TASK = Task(
     name="tone", title="Pitch of a tone", version=1, corpus="Tones", splits="by name",
     metrics=(Metric("tone_acc", "Pitch Acc", "%", "max"), Metric("tone_cost", "Pitch cost", "", "min")),
-    features="means", target="pitch", probe=Pitch, schedules=protocols(SCHEDULE, SCHEDULE, None),
+    features="means", target="pitch", probe=Pitch, schedules={"mini": SCHEDULE},
 )
 """
 

@@ -140,6 +140,32 @@ def test_reports_beside_the_folders_are_passed_over(tmp_path, capsys):
         report.main([tmp_path / "table.md"])
 
 
+@pytest.mark.parametrize(
+    "change, what", [({"steps": 5}, "numbers of updates"), ({"encoding": "every step"}, "ways to encode")]
+)
+def test_other_protocols_in_one_table_are_said(tmp_path, change, what):
+    one = write(tmp_path / "one", record("ks_acc", 96.0, encoding="once"))
+    other = write(tmp_path / "other", record("ks_acc", 97.0, **{"encoding": "once", **change}))
+    assert f"NOT THE SAME PROTOCOL: the rows' ks have different {what}." in markdown(one, other)
+    assert "NOT THE SAME" not in markdown(one)
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path):
+    runs = [(tmp_path / name, []) for name in ("p/x/m", "q/x/m", "r/n", "m")]
+    for folder, _ in runs:
+        folder.mkdir(parents=True)
+    assert [name for name, _ in report.named(runs)] == ["p/x/m", "q/x/m", "n", f"{tmp_path.name}/m"]
+
+
+@pytest.mark.parametrize("key", ["task", "corpus", "schedule", "upstream", "upstream_digest", "parameters", "grid"])
+def test_a_record_of_wrong_types_is_one_line(tmp_path, key):
+    folder = write(tmp_path / "a", record("ks_acc", 96.0, **{key: {}}))
+    (folder / "x.json").mkdir()
+    (folder / "y.json").symlink_to("nowhere")
+    with pytest.raises(StarError, match=f"ks_acc.json: {key} is {{}}; remove the file"):
+        report.read(folder)
+
+
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(StarError, match="no such folder"):
         report.read(tmp_path / "gone")

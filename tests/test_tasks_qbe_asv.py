@@ -175,6 +175,14 @@ def test_a_short_query_finds_nothing_rather_than_everything(data, tmp_path):
     assert (probe._search(predictions, rows)[1][0] == 0).all()
 
 
+def test_a_search_that_finds_nothing_has_no_threshold(data, monkeypatch):
+    """MTWV 0, at which it is best to call nothing found; no number in json says infinity."""
+    probe = make(QBE, data)
+    monkeypatch.setattr(probe, "_search", lambda *_: (np.array([[1, 0, 0]]), np.array([[-1.0, 1.0, 2.0]])))
+    assert probe.value([], []) == 0.0
+    assert json.loads(json.dumps(probe.details([], []), allow_nan=False))["threshold"] is None
+
+
 def test_verification_loss_and_scores_are_s3prls(data, tmp_path):
     from s3prl.nn import SuperbXvector
     from s3prl.task.speaker_verification_task import SpeakerVerification

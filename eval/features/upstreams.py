@@ -71,12 +71,14 @@ class Upstream:
             stride = expert.get_downsample_rates("hidden_states")
         except AttributeError:
             raise StarError(f"{name}: not an upstream (no get_downsample_rates)") from None
-        strides = {int(s) for s in stride} if isinstance(stride, (list, tuple)) else {int(stride)}
+        strides = set(stride) if isinstance(stride, (list, tuple)) else {stride}
+        if not all(isinstance(s, (int, float)) and s >= 1 and s == int(s) for s in strides):
+            raise StarError(f"{name}: get_downsample_rates gives {stride}; a stride is a whole number of samples")
         if len(strides) != 1:
             raise StarError(
                 f"{name}: its layers have several strides {sorted(strides)}; a weighted sum over layers needs one"
             )
-        self.stride = strides.pop()
+        self.stride = int(strides.pop())
         states_LTD = self.encode([np.zeros(RATE, dtype=np.float32)])[0]
         self.layers, self.width = states_LTD.shape[0], states_LTD.shape[2]
 
@@ -193,6 +195,10 @@ class Upstream:
             raise StarError(
                 f"{self.name}: not an upstream: forward([waveform]) must give {{'hidden_states': [...]}} ({error})"
             ) from None
+        if not len(states):
+            raise StarError(f"{self.name}: gives no hidden states")
+        if len({s.shape[1] for s in states}) != 1:
+            raise StarError(f"{self.name}: its layers have several lengths; a weighted sum over layers needs one")
         if len({s.shape[-1] for s in states}) != 1:
             raise StarError(f"{self.name}: its layers have several widths; a weighted sum over layers needs one")
         return states

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 from star_upstream import extras, outputs
 from star_upstream.errors import StarError
@@ -22,6 +23,14 @@ FIELDS = (
     "direction", "low_95", "high_95", "std_over_folds", "split", "items", "corpus", "schedule", "steps", "limited",
     "comparable_with_published", "lr", "seed", "task_version", "title", "remarks", "source", "method",
 )  # fmt: skip
+
+
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("task", "metric", "corpus", "schedule", "upstream", "upstream_digest"), str),
+    "parameters": (int, float), "macs_g": (int, float, type(None)), "grid": list, "remarks": list,
+    "further_metrics": list,
+}  # fmt: skip
+"""What the report reads of a record, besides its numbers."""
 
 
 def main(folders: list[Path], out: Path | None = None, beside: str | None = None) -> int:
@@ -83,9 +92,11 @@ def read(folder: Path) -> list[Record]:
     if not folder.is_dir():
         raise StarError(f"{folder}: no such folder; give folders that `python -m eval run --out` wrote")
     records = []
-    for path in sorted(folder.glob("*.json")):
+    for path in filter(Path.is_file, sorted(folder.glob("*.json"))):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StarError(f"{path}: cannot be read ({error.strerror})") from None
         except ValueError:
             raise StarError(f"{path}: not json; remove it and run its task again") from None
         if not isinstance(record, dict) or "metric" not in record:
@@ -94,6 +105,9 @@ def read(folder: Path) -> list[Record]:
         absent = [key for key in wanted if key not in record]
         if absent:
             raise StarError(f"{path}: not a task's record ({', '.join(absent)} missing)")
+        for key, kind in KINDS.items():
+            if key in record and not isinstance(record[key], kind):
+                raise StarError(f"{path}: {key} is {record[key]!r}; remove the file and run its task again")
         if record.get("generation") == "problem":  # an earlier version had runs by s3prl's problem package
             raise StarError(
                 f"{path}: made with --generation problem, which is no more; remove it and run its task again"
@@ -123,12 +137,13 @@ def _measured(number: dict) -> bool:
 
 
 def named(runs: list[tuple[Path, list[Record]]]) -> list[Run]:
-    """Each run under its folder's name, with the folder above where two have the same."""
-    names = [folder.name for folder, _ in runs]
-    return [
-        (folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}", records)
-        for folder, records in runs
-    ]
+    """Each run under its folder's name, with the folders above as far as two have the same."""
+
+    def name(folder: Path) -> str:
+        ends = [folder.parts[-depth:] for depth in range(1, 1 + len(folder.parts))]
+        return "/".join(next(end for end in ends if sum(f.parts[-len(end) :] == end for f, _ in runs) == 1))
+
+    return [(name(folder), records) for folder, records in runs]
 
 
 def as_csv(runs: list[Run], beside: list[Row]) -> str:

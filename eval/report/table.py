@@ -252,6 +252,9 @@ def _notes(rows: list[Row], scored: list[str], official: bool) -> list[str]:
             f"NOT THE SAME DATA, though of one name: the rows' {', '.join(unlike)} are of different tables of "
             "utterances."
         )
+    for key, what in (("encoding", "ways to encode"), ("steps", "numbers of updates"), ("limit", "limits of rows")):
+        if unlike := _unlike(rows, key):
+            notes.append(f"NOT THE SAME PROTOCOL: the rows' {', '.join(unlike)} have different {what}.")
     if unlike := _unlike(rows, "task_version"):
         notes.append(
             f"NOT THE SAME TASK, though of one name: the rows' {', '.join(unlike)} are of different versions; run "
@@ -284,7 +287,7 @@ def _unlike(rows: list[Row], field: str) -> list[str]:
     found: dict[str, set[Any]] = {}
     for row in rows:
         for record in row.records.values():
-            if record.get(field):
+            if field in record:
                 found.setdefault(record["task"], set()).add(record[field])
     return [task for task, values in found.items() if len(values) > 1]
 

@@ -6,6 +6,7 @@ Shapes: Q queries, N documents, T frames, D channels.
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -119,11 +120,12 @@ class QueryByExample(Probe):
 
     def details(self, predictions, rows):
         relevant_QN, scores_QN = self._search(predictions, rows)
+        threshold = metrics.maximum_term_weighted_value(relevant_QN, scores_QN)[1]
         return {
             "documents": relevant_QN.shape[1],
             "pairs": int((relevant_QN >= 0).sum()),
             "queries_in_no_document": int((~(relevant_QN == 1).any(1)).sum()),
-            "threshold": metrics.maximum_term_weighted_value(relevant_QN, scores_QN)[1],
+            "threshold": threshold if math.isfinite(threshold) else None,  # nothing is best called found
         }
 
     def _search(self, predictions: list[np.ndarray], rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
