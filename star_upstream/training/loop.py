@@ -7,7 +7,6 @@ and losses of an unbroken one."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 import zlib
@@ -172,11 +171,7 @@ class _Loop:
         place = sampler.start * self.fabric.world_size + self.fabric.global_rank
         seed = np.random.SeedSequence((self.config.seed, sampler.epoch, place, 0))
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
-        with (
-            self.fabric.no_backward_sync(self.model, enabled=not last)
-            if self.fabric.world_size > 1
-            else contextlib.nullcontext()
-        ):
+        with self.fabric.no_backward_sync(self.model, enabled=not last):
             loss, terms = self.model(batch)
             if not math.isfinite(loss.item()):
                 raise StarError(

@@ -27,7 +27,7 @@ class Means:
 
     def share(self, fabric: Fabric) -> None:
         """Replace each process's sums by their mean over processes; one process may have names that another has not."""
-        shares = everyones(fabric, self.sums) if fabric.world_size > 1 else [self.sums]
+        shares = everyones(fabric, self.sums)
         names = sorted({name for one in shares for name in one})
         self.sums = {n: np.sum([one[n] for one in shares if n in one], axis=0) / len(shares) for n in names}
 
