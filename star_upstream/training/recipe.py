@@ -56,12 +56,10 @@ def load(source: str | Path, overrides: Sequence[str] = (), kind: type[Any] = Re
     for override in overrides:
         key, equals, text = override.partition("=")
         unknown = key.partition(".")[0] not in kind.__dataclass_fields__
-        if not equals or (unknown and home(override).exists()):
+        if not key or not equals or (unknown and home(override).exists()):
             place = home(override).exists() or re.match(r"[/~.]", override)
             example = f"{kind.folder_key[0]}={override}" if place else "training.updates=1000"
             raise StarError(f"{override!r}: an override is key=value, e.g. {example}")
-        if not key:
-            raise StarError(f"{override!r}: an override is key=value, e.g. training.updates=1000")
         key = kind.folder_key[1] if key == kind.folder_key[0] else key
         value = _from_text(kind, key, text, override)
         if isinstance(value, (str, list)) and _is_table(kind, key):
