@@ -140,7 +140,7 @@ def plan(asked: Asked) -> dict[str, Entry]:
     for name, recipe in loaded.items():
         try:
             equal = _equal(recipe, first, asked.updates)
-            scaled, count, _ = scale.adapt(equal, asked.parameters, first.teacher, shape)
+            scaled, count = scale.adapt(equal, asked.parameters, first.teacher, shape)
             _fits(scaled, shape)
         except StarError as error:
             raise StarError(f"{name}: {error}") from None

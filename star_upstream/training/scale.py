@@ -33,9 +33,9 @@ _SHAPE = (
 """What a student that starts as its teacher's front end and first layers has of it."""
 
 
-def adapt(recipe: Recipe, wanted: int, source: str, teacher: EncoderConfig) -> tuple[Recipe, int, list[str]]:
+def adapt(recipe: Recipe, wanted: int, source: str, teacher: EncoderConfig) -> tuple[Recipe, int]:
     """``recipe`` with ``source`` (an encoder of the shape ``teacher``) as its teacher and a student of ``wanted``
-    parameters (:func:`.size.without_training`); how many it has; and what was changed, in words.
+    parameters (:func:`.size.without_training`), and how many it has; :func:`differences` says what was changed.
 
     Where the recipe's own teacher has another shape, as many layers as it has become as many as this one has, numbers
     of layers in the student and the loss keep their share of the depth, heads theirs of the heads, and predictions have
@@ -58,7 +58,7 @@ def adapt(recipe: Recipe, wanted: int, source: str, teacher: EncoderConfig) -> t
         found, count = replace(found, student=student), without_training(student)
         if abs(count - wanted) > TOLERANCE * wanted:
             raise StarError(f"{wanted:,} parameters: the nearest size of this student is {count:,}")
-    return found, count, differences(recipe, found)
+    return found, count
 
 
 def differences(before: Any, after: Any, where: str = "") -> list[str]:
