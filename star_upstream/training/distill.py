@@ -68,12 +68,8 @@ class Run(Start):
 
     def finish(self) -> None:
         """Write down that the run is whole."""
-        if self.folder.lead:
-            written = checkpoint.describe(self.model)["provenance"]
-            parts = ("updates", "validation_loss", "hours", "pruning", "too_few_updates")
-            self.folder.finish(
-                {"checkpoint": self.model.name, **{key: written[key] for key in parts if key in written}}
-            )
+        parts = ("updates", "validation_loss", "hours", "pruning", "too_few_updates")
+        self.folder.finish_with(self.model.name, parts)
 
 
 class Teacher:

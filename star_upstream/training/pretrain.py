@@ -145,9 +145,7 @@ def run(recipe: PretrainRecipe, out: str | Path, shared_units: Path | None = Non
     begun.write()
     for number in range(1, len(recipe.rounds) + 1):
         model = _round(begun, number, model, shared_units if number == 1 else None)
-    if begun.folder.lead:
-        written = checkpoint.describe(begun.folder.path / name)["provenance"]
-        begun.folder.finish({"checkpoint": name, **{key: written[key] for key in RESULT if key in written}})
+    begun.folder.finish_with(name, RESULT)
     return begun.folder.path / name
 
 
@@ -189,9 +187,7 @@ def _round(begun: Start, number: int, before: Encoder | None, shared: Path | Non
         parts = {name: [next(found) for _ in part] for name, part in begun.clips.items()}
         training = Pretraining(recipe, number, before, folder, begun.clips, parts, begun.provenance)
         begun.train(training, folder, training.encoder, f"round {number}")
-        if folder.lead:
-            written = checkpoint.describe(folder.path / "encoder")["provenance"]
-            folder.finish({"checkpoint": "encoder", **{key: written[key] for key in RESULT if key in written}})
+        folder.finish_with("encoder", RESULT)
     folder.wait_for(folder.path / "done.json")
     return checkpoint.load(folder.path / "encoder")
 

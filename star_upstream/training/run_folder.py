@@ -263,6 +263,12 @@ class RunFolder:
         draw_losses(self.path)
         write_json(self.path / "done.json", result)
 
+    def finish_with(self, model: str, parts: Sequence[str]) -> None:
+        """:meth:`finish` with the name of the run's checkpoint, and those ``parts`` of its provenance that it has."""
+        if self.lead:
+            written = checkpoint.describe(self.path / model)["provenance"]
+            self.finish({"checkpoint": model, **{key: written[key] for key in parts if key in written}})
+
     def result(self) -> dict[str, Any] | None:
         """What :meth:`finish` was given; None for a run that is not finished."""
         file = self.path / "done.json"
