@@ -54,8 +54,8 @@ def run(recipe: Recipe, out: str | Path) -> Path:
             begun.complete, gated, begun.teacher, begun.folder, begun.clips, begun.provenance
         )
         begun.write()
-        ended = begun.train(first_stage, begun.folder.inner(FOLDER), gated.encoder, "stage 1")
-        write_cut(first_stage, RunFolder(first, begun.folder.lead), ended)
+        stage = begun.folder.inner(FOLDER)
+        write_cut(first_stage, stage, begun.train(first_stage, stage, gated.encoder, "stage 1"))
 
     pruned = checkpoint.describe(first / "cut")["provenance"]
     if pruned["teacher"]["sha256"] != begun.digest:
@@ -65,7 +65,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
     training = Distillation(second(begun.complete), student, begun.teacher, begun.folder, begun.clips, provenance)
     training.label = "stage 2  "
     if begun.recipe.pruning.second_data == "onward":
-        state = RunFolder(first, begun.folder.lead).load_state()
+        state = begun.folder.inner(FOLDER).load_state()
         if state is None:
             raise StarError(f"{first / 'state.pt'}: needed to go on where stage 1 ended (pruning.second_data)")
         training.begins_at = (*state["position"], state["audio"][1])
