@@ -123,16 +123,11 @@ class HintLoss(nn.Module):
             if outside:
                 key = "teacher_layers" if side == "teacher" or config.student_layers is None else "student_layers"
                 raise StarError(f"hint.{key}: the {side} has layers 0 to {model.layers}, got {outside[0]}")
-        numbers: list[int] | None
-        if config.maps == "zero_apart":
-            numbers = [0 if layer == 0 else 1 for layer, _ in self.pairs]
-        else:
-            several = {"shared": [0] * len(self.pairs), "separate": list(range(len(self.pairs)))}
-            numbers = several.get(config.maps)
         if heads:
             check_heads("hint.maps", teacher, student)
         width = teacher.width if heads else student.width
-        self.distance = FrameDistance(config, numbers, teacher.width, width, len(self.pairs), "hint")
+        numbers = [layer for layer, _ in self.pairs]
+        self.distance = FrameDistance(config, config.maps, numbers, teacher.width, width, "hint")
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss (a scalar, fp32 or wider) and its terms before their weights, ``l1``, ``cosine`` (minus the
@@ -163,22 +158,28 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class FrameDistance(nn.Module):
     """L1 minus cosine similarity, and squared error, between teacher frames and mapped student frames.
 
-    ``pairs``: how many there are. ``numbers``: for each pair, which map it takes (0, 1, ...); None maps nothing and
-    needs equal widths. A map starts as the identity; where widths differ, as its first rows or columns: channels that
-    only the teacher has start at 0.
+    ``maps``: as in :class:`HintConfig`; heads and none map nothing here, and need equal widths. ``layers``: the
+    teacher's of each pair. A map starts as the identity; where widths differ, as its first rows or columns:
+    channels that only the teacher has start at 0.
     """
 
     def __init__(
         self,
         config: DistanceConfig,
-        numbers: Sequence[int] | None,
+        maps: str,
+        layers: Sequence[int],
         teacher_width: int,
         student_width: int,
-        pairs: int,
         where: str,
     ):
         super().__init__()
+        pairs = len(layers)
         self.config, self.weights = config, spread(config.weights, pairs, f"{where}.weights")
+        numbers = {
+            "zero_apart": [0 if layer == 0 else 1 for layer in layers],
+            "shared": [0] * pairs,
+            "separate": list(range(pairs)),
+        }.get(maps)
         if numbers is None and teacher_width != student_width:
             raise StarError(
                 f"{where}.maps: needed, since the teacher's width is {teacher_width} and the student's {student_width}"

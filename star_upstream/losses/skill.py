@@ -70,10 +70,8 @@ class SkillLoss(nn.Module):
             )
         check_groups(config.groups, teacher.layers, config.zeroth)
         self.groups = config.groups
-        numbers = {"separate": list(range(len(self.groups))), "shared": [0] * len(self.groups), "none": None}[
-            config.maps
-        ]
-        self.distance = FrameDistance(config, numbers, teacher.width, student.width, len(self.groups), "skill")
+        places = range(len(self.groups))
+        self.distance = FrameDistance(config, config.maps, places, teacher.width, student.width, "skill")
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss (a scalar, fp32 or wider) and its unweighted terms, ``l1`` and ``cosine`` (minus the
