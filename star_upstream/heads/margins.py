@@ -46,10 +46,10 @@ class Angular(nn.Module):
     factor becomes (lambda cos theta + psi) / (1 + lambda)."""
 
     def __init__(
-        self, width: int, classes: int, margin: int = ANGULAR_MARGIN, scale: float | None = None, relax: float = 0.0
+        self, width: int, classes: int, margin: float = ANGULAR_MARGIN, scale: float | None = None, relax: float = 0.0
     ):
         super().__init__()
-        self.margin, self.scale, self.relax = int(margin), scale, relax
+        self.margin, self.scale, self.relax = margin, scale, relax
         self.weight = nn.Parameter(torch.empty(classes, width))
         nn.init.xavier_uniform_(self.weight)
 
@@ -62,38 +62,27 @@ class Angular(nn.Module):
     def forward(self, x_BE: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss and the logits without margin (B x C)."""
         cosines_BC, length_B1 = cosines(x_BE, self.weight), self._length(x_BE)
-        true_B1 = cosines_BC.gather(1, targets_B[:, None])
-        psi_B1 = psi(true_B1, self.margin)
-        true_B1 = (self.relax * true_B1 + psi_B1) / (1.0 + self.relax)
+        true_B1 = self.with_margin(cosines_BC.gather(1, targets_B[:, None]))
         with_margin_BC = length_B1 * cosines_BC.scatter(1, targets_B[:, None], true_B1)
         return F.cross_entropy(with_margin_BC, targets_B), length_B1 * cosines_BC
 
+    def with_margin(self, true_B1: Tensor) -> Tensor:
+        """What takes the place of the true class's cosine."""
+        return (self.relax * true_B1 + psi(true_B1, int(self.margin))) / (1.0 + self.relax)
 
-class AdditiveAngular(nn.Module):
+
+class AdditiveAngular(Angular):
     """Additive angular margin. Where theta + m would pass pi the logit goes on falling as s (cos theta - m sin m), so
     that a larger angle never scores higher."""
 
     def __init__(self, width: int, classes: int, margin: float = ADDITIVE_MARGIN, scale: float = ADDITIVE_SCALE):
-        super().__init__()
-        self.margin, self.scale = margin, scale
-        self.weight = nn.Parameter(torch.empty(classes, width))
-        nn.init.xavier_uniform_(self.weight)
+        super().__init__(width, classes, margin, scale)
 
-    def logits(self, x_BE: Tensor) -> Tensor:
-        return self.scale * cosines(x_BE, self.weight)
-
-    def forward(self, x_BE: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss and the logits without margin (B x C)."""
-        cosines_BC = cosines(x_BE, self.weight)
-        true_B1 = cosines_BC.gather(1, targets_B[:, None])
+    def with_margin(self, true_B1: Tensor) -> Tensor:
         sine_B1 = (1.0 - true_B1.square()).clamp(min=1e-12).sqrt()
         moved_B1 = true_B1 * math.cos(self.margin) - sine_B1 * math.sin(self.margin)
-        moved_B1 = torch.where(
-            true_B1 > -math.cos(self.margin), moved_B1, true_B1 - self.margin * math.sin(self.margin)
-        )
-        return F.cross_entropy(
-            self.scale * cosines_BC.scatter(1, targets_B[:, None], moved_B1), targets_B
-        ), self.scale * cosines_BC
+        beyond_B1 = true_B1 - self.margin * math.sin(self.margin)
+        return torch.where(true_B1 > -math.cos(self.margin), moved_B1, beyond_B1)
 
 
 def psi(cosine: Tensor, margin: int) -> Tensor:
