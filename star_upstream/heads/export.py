@@ -20,17 +20,12 @@ from ..formats import checkpoint
 from .model import MultitaskModel
 
 
-def answers_with_vector(task: TaskConfig) -> bool:
-    """Speaker verification is about speakers that training has not heard."""
-    return task.data == "asv"
-
-
 def save(path: str | Path, model: MultitaskModel, provenance: dict[str, Any], dtype: torch.dtype | None = None) -> None:
     """Write ``path`` whole or not at all. ``dtype`` (e.g. ``torch.float16``) shrinks the weights."""
     heads, weights = {}, {}
     for name in model.heads:
         head = model.head(name)
-        vector = answers_with_vector(head.task)
+        vector = head.task.data == "asv"  # it is about speakers that training has not heard
         heads[name] = {"task": strict.plain(head.task), "labels": [] if vector else model.labels[name]}
         weights.update(
             {f"heads.{name}.{k}": v for k, v in head.state_dict().items() if not (vector and k.startswith("loss."))}
