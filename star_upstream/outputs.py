@@ -74,14 +74,13 @@ def check_file(path: str | Path, maker: str, made: Callable[[Path], bool]) -> Pa
     return path
 
 
-def begins_with(*texts: str) -> Callable[[Path], bool]:
-    """A test for :func:`check_file`: whether a file begins with one of ``texts``."""
+def begins_with(text: str) -> Callable[[Path], bool]:
+    """A test for :func:`check_file`: whether a file begins with ``text``."""
+    start = text.encode()
 
     def made(path: Path) -> bool:
         with open(path, "rb") as file:
-            return file.read(max(len(text.encode()) for text in texts)).startswith(
-                tuple(text.encode() for text in texts)
-            )
+            return file.read(len(start)) == start
 
     return made
 
