@@ -92,10 +92,10 @@ def run(asked: Asked, out: Path, launch: Launch | None = None) -> Path:
     if light:
         say(f"{out}: {len(light)} runs without weights stay as they were scored")
     made = [name for name in made if launch.away or name in light]
-    checked = {name: score(str(out), asked.scoring, cells, name) for name in made if name not in light}
+    checked = {name: score(out, asked.scoring, cells, name) for name in made if name not in light}
     failed = {name: error for name, error in checked.items() if error != "done"}
     left = {name: at for name, at in cells.items() if name not in made}
-    for name, error in each(partial(cell, str(out), asked.scoring, cells), list(left), out, launch, config):
+    for name, error in each(partial(cell, out, asked.scoring, cells), list(left), out, launch, config):
         _, seed = left.pop(name)
         if error:
             failed[name] = error
@@ -296,7 +296,7 @@ def _search(asked: Asked, entries: Mapping[str, Entry], out: Path, launch: Launc
                 part.write_text(recipes.dump(_at_rate(short, rate)), encoding="utf-8")
     left = [cell for cell in cells if not (out / "search" / f"{cell}.json").is_file()]
     config = next(iter(entries.values())).recipe.training
-    failed = {cell: error for cell, error in each(partial(trial, str(out)), left, out, launch, config) if error}
+    failed = {cell: error for cell, error in each(partial(trial, out), left, out, launch, config) if error}
     if failed:
         name, error = next(iter(failed.items()))
         raise StarError(f"{len(failed)} runs of the search failed; the first: {name}: {error}")

@@ -62,21 +62,21 @@ def _gpus(config: TrainingConfig) -> int:
 # what a job does
 
 
-def cell(out: str, scoring: Scoring, cells: Mapping[str, tuple[str, int]], name: str) -> str:
+def cell(out: Path, scoring: Scoring, cells: Mapping[str, tuple[str, int]], name: str) -> str:
     """Train a recipe with a seed, and score it; ``done``, or what went wrong."""
     recipe, seed = cells[name]
-    source, run = Path(out) / "recipes" / f"{recipe}.yaml", Path(out) / "runs" / name
+    source, run = out / "recipes" / f"{recipe}.yaml", out / "runs" / name
     if (run / "done.json").is_file() and not (run / recipes.load(source).result / checkpoint.WEIGHTS).is_file():
         return f"{run}: its weights are not there to be scored; remove it to train it again"
     ended = grid.train("distill", source, [f"training.seed={seed}"], run)
     return score(out, scoring, cells, name) if ended == "done" else ended
 
 
-def score(out: str, scoring: Scoring, cells: Mapping[str, tuple[str, int]], name: str) -> str:
+def score(out: Path, scoring: Scoring, cells: Mapping[str, tuple[str, int]], name: str) -> str:
     """Score a run, or check the scores that are there; ``done``, or what went wrong."""
     recipe, seed = cells[name]
-    model = Path(out) / "runs" / name / recipes.load(Path(out) / "recipes" / f"{recipe}.yaml").result
-    where = ["--upstream", str(model), "--out", str(Path(out) / "scores" / name)]
+    model = out / "runs" / name / recipes.load(out / "recipes" / f"{recipe}.yaml").result
+    where = ["--upstream", str(model), "--out", str(out / "scores" / name)]
     if evaluate(["run", *where, "--seed", str(seed), *scoring.words()]):
         return "scoring failed; what it said says why"
     return "done"
@@ -89,9 +89,9 @@ def is_complete(out: Path, scoring: Scoring, name: str) -> bool:
     return (out / "runs" / name / "done.json").is_file() and all(record.is_file() for record in records)
 
 
-def trial(out: str, name: str) -> str:
+def trial(out: Path, name: str) -> str:
     """One run of the search, with its outcome beside it; ``done``, or what went wrong."""
-    folder = Path(out) / "search" / name
+    folder = out / "search" / name
     ended = grid.train("distill", folder.with_name(f"{name}.yaml"), [f"training.seed={SEARCH_SEED}"], folder)
     if ended == "done":
         loss = json.loads((folder / "done.json").read_text(encoding="utf-8"))["validation_loss"]

@@ -252,7 +252,7 @@ def test_a_rate_that_diverges_is_an_outcome(world, tmp_path):
     wild = compare.recipes.load(file, [*values, "training.learning_rate=1e30", "training.warmup=0"])
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "wild.yaml").write_text(recipe.dump(wild))
-    assert compare_jobs.trial(str(tmp_path), "wild") == "done"
+    assert compare_jobs.trial(tmp_path, "wild") == "done"
     assert json.loads((tmp_path / "search" / "wild.json").read_text())["validation_loss"] is None
 
 

@@ -277,7 +277,7 @@ def test_a_run_of_a_grid_is_a_command_of_its_own(world, tmp_path, monkeypatch, c
     words = []
     monkeypatch.setattr(finetune, "run", lambda *_: words.extend(_basic_subprocess_cmd()))
     plan = {"mine": ["training.devices=2", "tasks=intent"]}
-    assert grid._one(str(world / "four.yaml"), plan, str(tmp_path), "mine") == "done"
+    assert grid._one(str(world / "four.yaml"), plan, tmp_path, "mine") == "done"
     assert words[:3] == [sys.executable, "-m", "star_upstream.__main__"] and words[-2:] == [
         "--out",
         str(tmp_path / "mine"),

@@ -72,7 +72,7 @@ def run(
     say(f"{out}: {len(plan)} runs, {len(plan) - len(left)} finished before")
     failed, begun = {}, time.monotonic()
     if left:
-        work = partial(_one, source, {name: plan[name] for name in left}, str(out))
+        work = partial(_one, source, {name: plan[name] for name in left}, out)
         for i, run in enumerate(side_by_side(work, left, jobs, lambda name: out / "logs" / f"{name}.txt"), 1):
             ended = f"{run.why}, see {run.log}" if run.why else run.result
             if ended != "done":
@@ -89,8 +89,8 @@ def run(
     return finetune_table.write([out / name for name in plan], out, MAKER)
 
 
-def _one(source: str, plan: Mapping[str, Sequence[str]], out: str, name: str) -> str:
-    return train("finetune", source, plan[name], Path(out) / name)
+def _one(source: str, plan: Mapping[str, Sequence[str]], out: Path, name: str) -> str:
+    return train("finetune", source, plan[name], out / name)
 
 
 def train(command: Literal["distill", "finetune"], source: str | Path, overrides: Sequence[str], folder: Path) -> str:
