@@ -17,7 +17,6 @@ nor the data its place: a comparison goes on elsewhere from its small files.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import math
@@ -40,6 +39,7 @@ from .formats import checkpoint, sources
 from .say import say
 from .training import recipe as recipes
 from .training import scale, start
+from .training.config import untold
 from .training.recipe import Recipe
 
 MAKER = "star compare"
@@ -198,29 +198,23 @@ def _at_rate(recipe: Recipe, rate: float) -> Recipe:
 
 def _identity(asked: Asked, entries: Mapping[str, Entry]) -> dict[str, Any]:
     """What must stay as it is; recipes, seeds and tasks may be added."""
-    kept = {f.name: getattr(asked, f.name) for f in dataclasses.fields(Asked)}
+    kept = strict.plain(asked)
     for name in ("sources", "seeds", "overrides", "teacher"):
         del kept[name]
-    scoring = {**strict.plain(kept.pop("scoring"))}
+    scoring = kept.pop("scoring")
     for name in ("tasks", "cache", "cache_gb"):
         del scoring[name]
-    scoring["data"] = _data(asked.scoring.data)
-    first = next(iter(entries.values())).recipe
-    teacher = checkpoint.digest(sources.load(first.teacher))
+    if scoring["data"] != "mini":
+        scoring["data"] = str(home(scoring["data"]).resolve())
+    teacher = checkpoint.digest(sources.load(next(iter(entries.values())).recipe.teacher))
     made = {name: _plain(entry.recipe) for name, entry in entries.items()}
-    return {
-        **strict.plain(kept), "first": next(iter(entries)), "teacher": teacher, "eval": scoring, "recipes": made,
-    }  # fmt: skip
+    return {**kept, "first": next(iter(entries)), "teacher": teacher, "eval": scoring, "recipes": made}
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    values: dict[str, Any] = {**strict.plain(recipe), "about": "", "choices": {}}
+    values: dict[str, Any] = strict.plain(untold(recipe))
     del values["data"]["workers"]
     return values
-
-
-def _data(data: str) -> str:
-    return data if data == "mini" else str(home(data).resolve())
 
 
 def _check(asked: Asked, entries: Mapping[str, Entry], out: Path) -> None:
