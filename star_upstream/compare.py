@@ -159,19 +159,15 @@ def _equal(recipe: Recipe, first: Recipe, updates: int) -> Recipe:
     lengths: dict[str, Any] = {"epochs": None, "minutes": None, "updates": updates}
     pruning = recipe.pruning
     if pruning is not None:
-        both = [_length(recipe.training), _length(pruning.second)]
-        share = both[1][1] / (both[0][1] + both[1][1]) if both[0][0] == both[1][0] else 1 / 3
+        ((kind, one),) = strict.lengths(recipe.training).items()
+        ((other, two),) = strict.lengths(pruning.second).items()
+        share = two / (one + two) if kind == other else 1 / 3
         after = min(updates - 1, max(1, round(updates * share)))
         lengths["updates"] = updates - after
         second = replace(pruning.second, epochs=None, minutes=None, updates=after)
         pruning = replace(pruning, second=second, second_data="onward")
     training_ = replace(recipe.training, **shared, **lengths)
     return replace(recipe, data=first.data, training=training_, pruning=pruning)
-
-
-def _length(stage: Any) -> tuple[str, float]:
-    lengths = {name: getattr(stage, name) for name in ("epochs", "updates", "minutes")}
-    return next((name, length) for name, length in lengths.items() if length is not None)
 
 
 def _fits(recipe: Recipe, teacher: EncoderConfig) -> None:

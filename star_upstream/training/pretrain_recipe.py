@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from .. import strict
 from ..augment import AugmentConfig
@@ -104,8 +104,7 @@ class PretrainRecipe:
     def round_training(self, number: int) -> TrainingConfig:
         """``training`` as round ``number``, from 1, has it."""
         round_, config = self.rounds[number - 1], self.training
-        lengths = {name: getattr(config, name) for name in ("epochs", "updates", "minutes")}
-        scaled = {name: value * round_.share for name, value in lengths.items() if value is not None}
+        scaled: dict[str, Any] = {name: value * round_.share for name, value in strict.lengths(config).items()}
         if "updates" in scaled:
             scaled["updates"] = max(1, round(scaled["updates"]))
         rate = round_.learning_rate or config.learning_rate
