@@ -36,11 +36,9 @@ def vectors(
     batches, place = whole(utterances.tasks, number, rows), {row: i for i, row in enumerate(rows)}
     found: dict[int, torch.Tensor] = {}
     model.eval()
-    compared = False
     for keys, batch in zip(batches, DataLoader(utterances, batch_sampler=batches, collate_fn=collate)):
-        if not compared:
+        if not found:
             agree({"encoder": model.encoder}, partial(embed, model, batch, device), precision, device, task.name)
-            compared = True
         with torch.no_grad(), autocast(precision, device):
             x_BE = embed(model, batch, device)
         found.update((place[row], x_E) for (_, row, _, _), x_E in zip(keys, x_BE.float().cpu()))
