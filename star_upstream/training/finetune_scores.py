@@ -37,7 +37,7 @@ def vectors(
     found: dict[int, torch.Tensor] = {}
     model.eval()
     for keys, batch in zip(batches, DataLoader(utterances, batch_sampler=batches, collate_fn=collate)):
-        if not found:
+        if not found:  # the first batch
             agree({"encoder": model.encoder}, partial(embed, model, batch, device), precision, device, task.name)
         with torch.no_grad(), autocast(precision, device):
             x_BE = embed(model, batch, device)
@@ -62,7 +62,8 @@ def evaluate(
     scores, outcomes = {}, {}
     for number, task in enumerate(utterances.tasks):
         one = _trials if task.trials is not None else _classes
-        scores[task.name], raw = one(model, utterances, number, precision, limit)
+        found, raw = one(model, utterances, number, precision, limit)
+        scores[task.name] = {**found, "data": task.config.data, "source": task.source}
         outcomes.update({f"{task.name}/{key}": value for key, value in raw.items()})
     return scores, outcomes
 
@@ -76,19 +77,9 @@ def _classes(model, utterances, number, precision, limit):
         guesses_B = head.loss.logits(x_BE.to(next(model.parameters()).device)).argmax(1).cpu().numpy()
     targets_B = task.table["target"].to_numpy()[rows]
     hits_B = (guesses_B == targets_B).astype(float)
-    scores = {
-        "metric": "accuracy",
-        "unit": "%",
-        "direction": "max",
-        **accuracy([hits_B]),
-        "items": len(rows),
-        "classes": len(task.labels),
-    }
-    return {**scores, "data": task.config.data, "source": task.source}, {
-        "hits": hits_B,
-        "targets": targets_B,
-        "guesses": guesses_B,
-    }
+    scores = {"metric": "accuracy", "unit": "%", "direction": "max", **accuracy([hits_B])}
+    more = {"items": len(rows), "classes": len(task.labels)}
+    return {**scores, **more}, {"hits": hits_B, "targets": targets_B, "guesses": guesses_B}
 
 
 def _trials(model, utterances, number, precision, limit):
@@ -100,10 +91,7 @@ def _trials(model, utterances, number, precision, limit):
     targets_K, scores_K = trials["target"].to_numpy(), np.einsum("ke,ke->k", x_BE[first], x_BE[second])
     scores = {"metric": "equal error rate", "unit": "%", "direction": "min", **errors(targets_K, [scores_K])}
     more = {"items": len(trials), "utterances": len(rows), "training_speakers": len(task.labels)}
-    return {**scores, **more, "data": task.config.data, "source": task.source}, {
-        "targets": targets_K,
-        "scores": scores_K,
-    }
+    return {**scores, **more}, {"targets": targets_K, "scores": scores_K}
 
 
 def accuracy(runs: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -120,18 +108,17 @@ def errors(targets_K: np.ndarray, runs: Sequence[np.ndarray]) -> dict[str, Any]:
     scores of the same trials: of the mean over runs."""
     trials = [metrics.Trials(targets_K, scores_K) for scores_K in runs]
 
-    def mean(name: str, factor: float):
-        def value(weights=None) -> float:
-            return factor * float(np.mean([getattr(t, name)(weights) for t in trials]))
+    def rate(weights: np.ndarray | None = None) -> float:
+        return 100.0 * float(np.mean([one.eer(weights) for one in trials]))
 
-        return value, list(metrics.bootstrap(lambda generator: value(trials[0].resample(generator))))
+    def cost(weights: np.ndarray | None = None) -> float:
+        return float(np.mean([one.min_dcf(weights) for one in trials]))
 
-    (rate, rate_interval), (cost, cost_interval) = mean("eer", 100.0), mean("min_dcf", 1.0)
     return {
         "value": rate(),
-        "interval_95": rate_interval,
+        "interval_95": list(metrics.bootstrap(lambda generator: rate(trials[0].resample(generator)))),
         "min_dcf": cost(),
-        "min_dcf_interval_95": cost_interval,
+        "min_dcf_interval_95": list(metrics.bootstrap(lambda generator: cost(trials[0].resample(generator)))),
         "min_dcf_prior": PRIOR,
     }
 
