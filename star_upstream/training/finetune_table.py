@@ -88,41 +88,34 @@ def published() -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def markdown(rows: Sequence[dict[str, Any]], theirs: Sequence[dict[str, str]]) -> str:
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
     tasks = {name: score for row in rows for name, score in row["tasks"].items()}
     costs = [name for name, score in tasks.items() if "min_dcf" in score]
     heads = [
         f"{name} {'EER' if score['metric'] == 'equal error rate' else score['metric']} %"
         for name, score in tasks.items()
     ]
-    lines = [f"| {' | '.join(['model', 'parameters', 'setting', *heads, *(f'{n} minDCF' for n in costs)])} |"]
+    lines = [_line("model", "parameters", "setting", *heads, *(f"{name} minDCF" for name in costs))]
     lines.append("| --- | ---: | --- |" + " ---: |" * (len(heads) + len(costs)))
     for row in rows:
         cells = [_cell(row["tasks"].get(name)) for name in tasks]
         cells += [f"{row['tasks'][name]['min_dcf']:.3f}" if name in row["tasks"] else "" for name in costs]
-        lines.append(
-            f"| {' | '.join([row['model'], f'''{row['parameters'] / 1e6:.2f} M''', row['setting'], *cells])} |"
-        )
-    about = {
-        name: f"{name}: {score['items']} {'trials' if 'min_dcf' in score else 'utterances'} ({score['source']})"
+        lines.append(_line(row["model"], f"{row['parameters'] / 1e6:.2f} M", row["setting"], *cells))
+    about = "; ".join(
+        f"{name}: {score['items']} {'trials' if 'min_dcf' in score else 'utterances'} ({score['source']})"
         for name, score in tasks.items()
-    }
-    text = ["Ours. " + "; ".join(about.values()) + ".", "", *lines, "", INTERVAL]
-    if theirs:
-        columns = {"keyword": "keyword_accuracy", "speaker": "speaker_eer"}
-        text += [
-            "",
-            "Published (arXiv 2210.16611).",
-            "",
-            "| model | parameters | setting | keyword accuracy % | speaker EER % |",
-            "| --- | ---: | --- | ---: | ---: |",
-        ]
-        text += [
-            f"| {r['model']} | {r['parameters_m']} M | {r['setting']} | {' | '.join(r[c] for c in columns.values())} |"
-            for r in theirs
-        ]
-        text += ["", NOTE]
+    )
+    theirs = [_line("model", "parameters", "setting", "keyword accuracy %", "speaker EER %")]
+    theirs.append("| --- | ---: | --- | ---: | ---: |")
+    for row in published():
+        scores = row["keyword_accuracy"], row["speaker_eer"]
+        theirs.append(_line(row["model"], f"{row['parameters_m']} M", row["setting"], *scores))
+    text = [f"Ours. {about}.", "", *lines, "", INTERVAL, "", "Published (arXiv 2210.16611).", "", *theirs, "", NOTE]
     return "\n".join(text) + "\n"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(score: dict[str, Any] | None) -> str:
@@ -133,7 +126,7 @@ def _cell(score: dict[str, Any] | None) -> str:
     return f"{score['value']:.2f} [{low:.2f}, {high:.2f}]{seeds}"
 
 
-def table_csv(rows: Sequence[dict[str, Any]], theirs: Sequence[dict[str, str]]) -> str:
+def table_csv(rows: Sequence[dict[str, Any]]) -> str:
     """One line a model, setting and task; ``origin`` says whose."""
     columns = [
         "origin", "model", "parameters_m", "setting", "task", "metric", "value", "low_95", "high_95", "sd", "seeds",
@@ -145,29 +138,21 @@ def table_csv(rows: Sequence[dict[str, Any]], theirs: Sequence[dict[str, str]]) 
     for row in rows:
         for name, score in row["tasks"].items():
             low, high = score["interval_95"]
-            values = {
-                "value": score["value"],
-                "low_95": low,
-                "high_95": high,
-                "sd": score["sd"],
-                "min_dcf": score.get("min_dcf"),
-            }
-            line = {key: "" if value is None else f"{value:.4f}" for key, value in values.items()}
-            same = {
+            numbers = {"value": score["value"], "low_95": low, "high_95": high, "sd": score["sd"]}
+            numbers["min_dcf"] = score.get("min_dcf")
+            line = {
                 "origin": "ours",
                 "model": row["model"],
                 "parameters_m": f"{row['parameters'] / 1e6:.3f}",
                 "setting": row["setting"],
-            }
-            more = {
                 "task": name,
                 "metric": score["metric"],
                 "seeds": " ".join(map(str, score["seeds"])),
                 "items": score["items"],
                 "source": score["source"],
             }
-            writer.writerow({**same, **line, **more})
-    for row in theirs:
+            writer.writerow({**line, **{key: f"{value:.4f}" for key, value in numbers.items() if value is not None}})
+    for row in published():
         for task, metric, column in (
             ("keyword", "accuracy", "keyword_accuracy"),
             ("speaker", "equal error rate", "speaker_eer"),
@@ -185,11 +170,11 @@ def write(folders: Sequence[str | Path], out: str | Path | None = None, maker: s
     """
     if out is not None:
         out = outputs.check_folder(out, maker, outputs.holds("table.json", "rows"))
-    rows, theirs = collect(folders), published()
-    text = markdown(rows, theirs)
+    rows = collect(folders)
+    text = markdown(rows)
     if out is not None:
         write_json(Path(out) / "table.json", {"rows": rows})  # first: by it the folder is known for ours
-        for name, content in (("table.md", text), ("table.csv", table_csv(rows, theirs))):
+        for name, content in (("table.md", text), ("table.csv", table_csv(rows))):
             with replacing(Path(out) / name) as part:
                 part.write_text(content, encoding="utf-8")
     return text
