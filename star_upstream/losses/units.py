@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -145,10 +144,9 @@ class UnitsLoss(nn.Module):
     def draw(self, frames_B: Tensor, size: int, places: Sequence[int]) -> Tensor:
         """B x ``size``, True where a frame is masked. Spans depend on torch's random state and on an utterance's place
         in the corpus, not on its place in the batch."""
-        seed = int(torch.randint(2**31, ()))
-        draw = partial(draw_mask, 1, config=self.config)
-        each = zip(frames_B.tolist(), places)
-        masks = [draw(n, random=np.random.default_rng((seed, place)))[0].numpy() for n, place in each]
+        seed, masks = int(torch.randint(2**31, ())), []
+        for frames, place in zip(frames_B.tolist(), places):
+            masks.append(draw_mask(1, frames, self.config, np.random.default_rng((seed, place)))[0].numpy())
         return stacked(masks, size, frames_B)
 
     def teacher_masked(self, teacher: Encoder, output: EncoderOutput, mask_BT: Tensor) -> None:
