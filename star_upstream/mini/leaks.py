@@ -10,7 +10,6 @@ both.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from .. import audio, extras
 from ..errors import StarError
+from ..files import sha256
 from ..say import command
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def compare(pretraining: Path, folder: Path) -> dict:
         "by path": [(path, path) for path in sorted(test & learned.keys())],
         "by identifier": [(names[Path(path).stem], path) for path in sorted(test) if Path(path).stem in names],
     }
-    bytes_of = {hashlib.sha256((base / path).read_bytes()).digest(): path for path in learned}
-    hashes = {path: hashlib.sha256((base / path).read_bytes()).digest() for path in sorted(test)}
+    bytes_of = {sha256(base / path): path for path in learned}
+    hashes = {path: sha256(base / path) for path in sorted(test)}
     found["by bytes"] = [(bytes_of[digest], path) for path, digest in hashes.items() if digest in bytes_of]
     found["by what is heard"], pairs = _heard(base, learned, sorted(test))
     return {"pretraining": len(learned), "tested": len(test), "pairs heard": pairs, "in both": found}
