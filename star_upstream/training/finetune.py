@@ -25,6 +25,7 @@ from ..data.clips import Clip
 from ..data.task_batches import Alternating, TaskBatch, Utterances, collate, padding, whole
 from ..data.tasks import TaskData
 from ..encoder.numerics import full_precision
+from ..encoder.size import parameters
 from ..environment import versions
 from ..errors import StarError
 from ..files import home, write_json
@@ -157,7 +158,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
         raise StarError(f"{folder.path}: was started with another {changed} than there is now; choose another folder")
     torch.manual_seed(recipe.training.seed)
     model = _model(recipe, encoder, tasks)
-    if found == "new":
+    if found == "new" and folder.lead:
         _begin(folder, recipe, tasks)
     utterances = _utterances(recipe, model, of["encoder"], tasks, folder)
     provenance = {"made_by": "star finetune", "recipe": _shareable(recipe), "of": of, "versions": versions()}
@@ -168,7 +169,7 @@ def run(recipe: FinetuneRecipe, out: str | Path) -> dict[str, Any]:
         counts = ", ".join(
             f"{name}: {len(t.rows('train'))} utterances of {len(t.labels)} classes" for name, t in tasks.items()
         )
-        size = _size(encoder) / 1e6
+        size = parameters(encoder.config) / 1e6
         say(f"{folder.path}: {at}; {recipe.setting}; encoder of {size:.2f} M parameters; {counts}")
     outcome = fit(training, folder, state)
     if not folder.lead:
@@ -197,7 +198,7 @@ def _evaluate(
         "model": recipe.name or provenance["recipe"]["encoder"],
         "encoder": provenance["recipe"]["encoder"],
         "encoder_sha256": provenance["of"]["encoder"],
-        "parameters": _size(encoder),
+        "parameters": parameters(encoder.config),
         "setting": recipe.setting,
         "seed": recipe.training.seed,
         "iterations": written["iterations"],
@@ -259,8 +260,6 @@ def _states(
 
 
 def _begin(folder: RunFolder, recipe: FinetuneRecipe, tasks: Mapping[str, TaskData]) -> None:
-    if not folder.lead:
-        return
     columns = ["path", "samples", "start"]
     parts = {
         part: [
@@ -271,10 +270,6 @@ def _begin(folder: RunFolder, recipe: FinetuneRecipe, tasks: Mapping[str, TaskDa
         for part in ("train", "valid")
     }
     folder.begin(recipes.dump(recipe), parts, [])
-
-
-def _size(encoder) -> int:
-    return sum(p.numel() for p in encoder.parameters())
 
 
 def _absolute(recipe: FinetuneRecipe) -> FinetuneRecipe:
