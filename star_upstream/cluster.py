@@ -108,7 +108,7 @@ def each(
     if launch.away and names:
         folder = (out / "jobs").absolute()
         say(f"submitted, a job each: {', '.join(names)}; what they say is in {folder}")
-        yield from array(work, names, folder, launch, title, gpus, launch.jobs if launch.jobs > 1 else None)
+        yield from array(work, names, folder, launch, title, gpus)
     else:
         yield from side_by_side(work, names, launch.jobs, log)
 
@@ -120,14 +120,13 @@ def array(
     launch: Launch,
     title: str,
     gpus: int = 0,
-    at_once: int | None = None,
 ) -> Iterator[Ended]:
     """``work(name)`` for each name, as a job each of one array: how each ended, as it ends.
 
     ``work`` and its results must be picklable. ``folder``, which every node must see, takes what submitit writes:
     scripts, pickles and ``JOB/..._log.out``. ``title``: the array's name in Slurm's queue. ``gpus``: of each job,
-    unless sbatch's parameters say. ``at_once``: at most so many jobs of Slurm's array at a time. Jobs that have not
-    ended when the caller stops early are cancelled; local ones do not outlive a killed caller either.
+    unless sbatch's parameters say. Jobs that have not ended when the caller stops early are cancelled; local ones do
+    not outlive a killed caller either.
 
     Raises :class:`StarError` where submitit is not installed, Slurm is not there or refuses the jobs.
     """
@@ -154,7 +153,7 @@ def array(
             stderr_to_stdout=True,
         )
     if chosen == "slurm":
-        executor.update_parameters(**_parameters(slurm, at_once))
+        executor.update_parameters(**_parameters(slurm, launch.jobs))
     share = max(1, cores.available() // len(names)) if chosen == "local" else None
     try:
         with _environment(share):
@@ -281,12 +280,13 @@ def _environment(share: int | None) -> Iterator[None]:
             os.environ.update({} if value is None else {name: value})
 
 
-def _parameters(slurm: Mapping[str, str], at_once: int | None) -> dict[str, Any]:
-    """submitit's names of sbatch's parameters; those that it does not know go to sbatch as they are."""
+def _parameters(slurm: Mapping[str, str], jobs: int) -> dict[str, Any]:
+    """submitit's names of sbatch's parameters; those that it does not know go to sbatch as they are. ``jobs``: at most
+    so many at a time, beyond 1."""
     import submitit
 
     known = submitit.SlurmExecutor._valid_parameters()
-    found: dict[str, Any] = {} if at_once is None else {"slurm_array_parallelism": at_once}
+    found: dict[str, Any] = {"slurm_array_parallelism": jobs} if jobs > 1 else {}
     other = {}
     for key, text in slurm.items():
         value: Any = int(text) if text.isdigit() else {"true": True, "false": False}.get(text.lower(), text)
