@@ -12,16 +12,8 @@ import pandas as pd
 from ..errors import StarError
 from ..say import say
 from . import corpora
+from .corpora.own import CLASSES
 from .task_config import TaskConfig
-
-CLASS = {
-    "ks": ("label",),
-    "sid": ("speaker",),
-    "asv": ("speaker",),
-    "ic": ("action", "object", "location"),
-    "er": ("label",),
-}
-"""The columns that make the class; several are joined."""
 
 
 @dataclass
@@ -74,7 +66,7 @@ def _task(name: str, config: TaskConfig, table: pd.DataFrame, root: str) -> Task
     if config.data == "er":
         table["split"] = np.where(table["fold"] == min(table["fold"]), "test", "train")
     table["split"] = table["split"].replace("dev", "valid")
-    classes = table[list(CLASS[config.data])].astype(str).agg("|".join, axis=1)
+    classes = table[list(CLASSES[config.data])].astype(str).agg("|".join, axis=1)
     labels = sorted(classes[table["split"] == "train"].unique())
     number = {label: i for i, label in enumerate(labels)}
     table["target"] = classes.map(number).fillna(-1).astype("int64")
