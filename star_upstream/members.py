@@ -147,7 +147,7 @@ class Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.file, self._batches = file, None
+        self._batches = None
         self._parquet: Any = None
         try:
             if file.endswith(".parquet"):

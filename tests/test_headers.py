@@ -27,8 +27,9 @@ def counted(monkeypatch):
 def test_what_was_read_before_the_end_is_kept_and_little_is_read_ahead(files, tmp_path, monkeypatch):
     monkeypatch.setattr(headers, "SLICE", 2)
     monkeypatch.setattr(headers, "STEP", 2)
+    monkeypatch.setattr(headers, "THREADS", 1)
     read = counted(monkeypatch)
-    found = Headers(tmp_path / "in", 1, False).read(iter(files), str)
+    found = Headers(tmp_path / "in", False).read(iter(files), str)
     assert [next(found)[1] for _ in range(3)] == files[:3]
     (folder,) = (tmp_path / "cache" / "lengths").iterdir()
     kept = 24 * (len(read) // 2)
@@ -36,7 +37,7 @@ def test_what_was_read_before_the_end_is_kept_and_little_is_read_ahead(files, tm
     found.close()  # as an interrupt does
     before = len(read)
     for again in (before, 12):
-        whole = list(Headers(tmp_path / "in", 3, False).read(files, str))
+        whole = list(Headers(tmp_path / "in", False).read(files, str))
         assert [(item, file) for item, file, _ in whole] == [(file, file) for file in files]
         assert [header.samples for _, _, header in whole] == [160 * (i + 1) for i in range(12)]
         assert 12 <= len(read) <= before + 12 - 4 and len(list(folder.iterdir())) == 1, again
@@ -44,19 +45,19 @@ def test_what_was_read_before_the_end_is_kept_and_little_is_read_ahead(files, tm
 
 def test_only_what_changed_is_read_again_and_what_is_gone_is_forgotten(files, tmp_path, monkeypatch):
     read = counted(monkeypatch)
-    list(Headers(tmp_path, 2, False).read(files * 2, str))
+    list(Headers(tmp_path, False).read(files * 2, str))
     assert sorted(read) == sorted(files)
     os.utime(files[3], ns=(1, 1))
     (tmp_path / "in" / "4.wav").write_bytes(b"no audio")
     os.remove(files[5])
     for _ in range(2):  # a fault is looked at again each time
-        found = {file: header for _, file, header in Headers(tmp_path, 2, False).read(files[1:], str)}
+        found = {file: header for _, file, header in Headers(tmp_path, False).read(files[1:], str)}
         assert isinstance(found[files[4]], Fault) and "No such file" in found[files[5]].reason
     assert read[12:] == [files[3], files[4], files[4]] or read[12:] == [files[4], files[3], files[4]]
     (kept,) = (tmp_path / "cache" / "lengths").rglob("*.rows")
     assert kept.stat().st_size == 24 * 9
     kept.write_bytes(kept.read_bytes()[:-1])
-    list(Headers(tmp_path, 2, False).read(files[:1], str))
+    list(Headers(tmp_path, False).read(files[:1], str))
     assert read[15:] == files[:1]
 
 

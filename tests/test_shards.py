@@ -342,7 +342,8 @@ def test_paths_that_name_members():
 def test_few_shards_are_read_ahead_of_what_is_asked_for(monkeypatch):
     read = []
     monkeypatch.setattr(shards, "_read", lambda file: read.append(file) or [])
+    monkeypatch.setattr(shards, "THREADS", 2)
     files = [f"{i}.tar" for i in range(40)]
-    found = shards.read(files, 2, False)
+    found = shards.read(files, False)
     assert next(found) == ("0.tar", []) and len(read) <= 5
     assert [file for file, _ in found] == files[1:] and sorted(read) == sorted(files)

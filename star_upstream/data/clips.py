@@ -32,17 +32,12 @@ class Corpus:
     passed: list[tuple[str, str]] = field(default_factory=list)
     """What was found in folders and is no audio that is read here: ``folder/*.m4a`` and how many, for each ending."""
 
-    @property
-    def seconds(self) -> float:
-        return self.clips.seconds
-
 
 def scan(
     sources: Sequence[str | Path],
     min_seconds: float = 0.5,
     max_seconds: float = 40.0,
     max_bad_share: float = 0.05,
-    threads: int = 8,
     progress: bool = True,
 ) -> Corpus:
     """Find audio in folders (searched whole), lists (:mod:`.audio_lists`), shards (:mod:`.shards`) and single files,
@@ -60,7 +55,7 @@ def scan(
         raise StarError("data: no folder, list or audio file given")
     table, others, passed = Table(), dict[Clip | str, Fault](), list[tuple[str, str]]()
     for text in map(str, sources):
-        for name, clip in _read(text, passed, threads, progress):
+        for name, clip in _read(text, passed, progress):
             if isinstance(clip, Fault):
                 others[name] = clip
             elif min_seconds * audio.RATE <= clip.samples <= max_seconds * audio.RATE:
@@ -87,19 +82,19 @@ def scan(
     return Corpus(clips, sorted(skipped), passed)
 
 
-def _read(text: str, passed: list[tuple[str, str]], threads: int, progress: bool) -> Named:
+def _read(text: str, passed: list[tuple[str, str]], progress: bool) -> Named:
     """The audio of a source; what was passed over is added to ``passed``."""
     source = home(text)
     if (files := shards.expand(text)) is not None:
-        return _read_shards(files, passed, threads, progress)
+        return _read_shards(files, passed, progress)
     if source.is_dir():
-        return _search(source.resolve(), passed, threads, progress)
+        return _search(source.resolve(), passed, progress)
     if source.is_file() and shards.is_shard(text):
-        return _read_shards([_absolute(source)], passed, threads, progress)
+        return _read_shards([_absolute(source)], passed, progress)
     if source.is_file() and _is_audio(source):
-        return _read_files([_absolute(source)], Headers(None, 1, False))
+        return _read_files([_absolute(source)], Headers(None, False))
     if source.is_file():
-        return _read_list(source, Headers(source.resolve(), threads, progress))
+        return _read_list(source, Headers(source.resolve(), progress))
     if audio.dangling(source):
         raise StarError(f"{source}: a link to a file that is not there; in a git-annex folder: git annex get")
     raise StarError(f"{source}: no such folder or manifest")
@@ -151,7 +146,7 @@ def _read_files(files: Iterable[str], headers: Headers) -> Named:
         yield file, _clip(file, header)
 
 
-def _search(folder: Path, passed: list[tuple[str, str]], threads: int, progress: bool) -> Named:
+def _search(folder: Path, passed: list[tuple[str, str]], progress: bool) -> Named:
     """The audio below ``folder``, or of its shards; the other files, by ending, are passed over."""
     others, seen, kept, any_audio = Counter[str](), set(), [], False
 
@@ -178,19 +173,19 @@ def _search(folder: Path, passed: list[tuple[str, str]], threads: int, progress:
                 else:
                     others[os.path.splitext(name)[1].lower()] += 1
 
-    yield from _read_files(walk(), Headers(folder, threads, progress))
+    yield from _read_files(walk(), Headers(folder, progress))
     if any_audio:  # a shard beside them may hold the same audio once more
         others.update(os.path.splitext(name)[1].lower() for name in kept)
     else:
-        yield from _read_shards(sorted(kept), passed, threads, progress)
+        yield from _read_shards(sorted(kept), passed, progress)
     for end, n in others.most_common():
         what = f"{n} file{'s' * (n > 1)}{'' if end else ' without an ending'}"
         why = "audio files lie beside" if end in members.ENDINGS else f"none of {', '.join(audio.EXTENSIONS)}"
         passed.append((str(folder / f"*{end}"), f"{what} passed over: {why}"))
 
 
-def _read_shards(files: list[str], passed: list[tuple[str, str]], threads: int, progress: bool) -> Named:
-    for file, members_ in shards.read(files, threads, progress):
+def _read_shards(files: list[str], passed: list[tuple[str, str]], progress: bool) -> Named:
+    for file, members_ in shards.read(files, progress):
         for path, header in members_:
             yield path, _clip(path, Fault(header) if isinstance(header, str) else header)
         if not members_:

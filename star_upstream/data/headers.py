@@ -23,6 +23,8 @@ from ..say import progress, say
 
 ROW = np.dtype([("key", "<u8"), ("frames", "<i8"), ("rate", "<i4"), ("lossy", "<i4")])
 """Of the cache's files (``lengths/SOURCE/*.rows``): a digest of path, size and time of change, and the header."""
+THREADS = 8
+"""Files that are read at a time."""
 SLICE = 256
 """Files that a thread takes at a time."""
 STEP = 20_000
@@ -50,10 +52,10 @@ Found = tuple[T, str | None, Header | None]
 class Headers:
     """The headers of the files of a ``source`` (a folder or list; for None nothing is kept)."""
 
-    def __init__(self, source: Path | None, threads: int, progress: bool):
+    def __init__(self, source: Path | None, progress: bool):
         digest = hashlib.sha256(os.fsencode(source or "")).hexdigest()[:20]
         self.folder = None if source is None else cache_home() / "lengths" / digest
-        self.threads, self.progress, self.count = threads, progress, 0
+        self.progress, self.count = progress, 0
         self.files = sorted(self.folder.glob("*.rows")) if self.folder else []
         self.known = _rows(self.files)
         self.keys = np.ascontiguousarray(self.known["key"])
@@ -67,10 +69,10 @@ class Headers:
         """Each item with the file that ``place`` (called in threads) names for it, and its header, in order. Few are
         taken ahead of what is asked for; what was read is written now and then, and when this ends, however it does."""
         left, running = iter(items), deque[Future]()
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             try:
                 while True:
-                    while len(running) < 4 * self.threads and (some := list(islice(left, SLICE))):
+                    while len(running) < 4 * THREADS and (some := list(islice(left, SLICE))):
                         running.append(pool.submit(self._slice, some, place))
                     if not running:
                         break

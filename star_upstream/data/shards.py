@@ -26,6 +26,7 @@ from ..environment import cache_home
 from ..errors import StarError
 from ..files import replacing
 from ..say import progress
+from .headers import THREADS
 
 
 class Found(NamedTuple):
@@ -89,14 +90,14 @@ def _braces(text: str) -> Iterator[str]:
         yield from _braces(text[: found.start()] + one + text[found.end() :])
 
 
-def read(files: Sequence[str], threads: int, told: bool) -> Iterator[tuple[str, list[Found]]]:
+def read(files: Sequence[str], told: bool) -> Iterator[tuple[str, list[Found]]]:
     """Each shard with its audio, in order, from the cache where the shard has not changed; few are read ahead of what
     is asked for. Raises :class:`StarError` for what is no shard."""
-    with ThreadPoolExecutor(threads) as pool:
-        running = deque(pool.submit(_read, file) for file in files[: 2 * threads])
+    with ThreadPoolExecutor(THREADS) as pool:
+        running = deque(pool.submit(_read, file) for file in files[: 2 * THREADS])
         for i, file in enumerate(files, 1):
             found = running.popleft().result()
-            running.extend(pool.submit(_read, later) for later in files[i + 2 * threads - 1 : i + 2 * threads])
+            running.extend(pool.submit(_read, later) for later in files[i + 2 * THREADS - 1 : i + 2 * THREADS])
             if told and (i % 100 == 0 or i == len(files)):
                 progress(f"shards read: {i} of {len(files)}", last=i == len(files))
             yield file, found
