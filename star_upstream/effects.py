@@ -6,13 +6,15 @@ Shapes: C channels, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from .errors import StarError
+
+BLOCK = 16_000
+"""Samples at a time that runs are looked for in."""
 
 
 def apply_effects_tensor(
@@ -67,44 +69,36 @@ def _silence(wave_CN: torch.Tensor, rate: int, above_for: str, above: str, below
     if len(wave_CN) != 1:
         raise StarError("sox effect silence: one channel only; put channels 1 before it")
     samples_N = wave_CN[0].double().numpy()
-    total = len(samples_N)
-    window = max(1, rate // 50)
     energy = np.concatenate([[0.0], np.cumsum(samples_N**2)])
+    window, total = max(1, rate // 50), len(samples_N)
     least_above, least_below = max(1, _duration(above_for, rate)), max(1, _duration(below_for, rate))
     floor_above, floor_below = _threshold(above), _threshold(below)
-
-    def loud(first: int, last: int, emptied: int, floor: float) -> np.ndarray:
-        ends = np.arange(first + 1, last + 1)
-        power = (energy[ends] - energy[np.maximum(ends - window, emptied)]).clip(min=0.0) / window
-        return np.sqrt(power) > floor
-
-    def quiet(first: int, last: int, emptied: int, floor: float) -> np.ndarray:
-        return ~loud(first, last, emptied, floor)
-
     kept: list[torch.Tensor] = []
     emptied = at = 0
     while at < total:
-        start = _first_run(partial(loud, emptied=emptied, floor=floor_above), at, total, least_above)
+        start = _first_run(True, energy, window, emptied, floor_above, at, least_above)
         if start is None:
             break
-        stop = _first_run(partial(quiet, emptied=emptied, floor=floor_below), start + least_above, total, least_below)
+        stop = _first_run(False, energy, window, emptied, floor_below, start + least_above, least_below)
         kept.append(wave_CN[:, start : total if stop is None else stop])
         at = emptied = total if stop is None else stop + least_below
     return torch.cat(kept, 1) if kept else wave_CN[:, :0]
 
 
 def _first_run(
-    test: Callable[[int, int], np.ndarray], first: int, last: int, least: int, block: int = 16_000
+    loud: bool, energy: np.ndarray, window: int, emptied: int, floor: float, first: int, least: int
 ) -> int | None:
-    """Where the first ``least`` consecutive samples that pass ``test`` begin, looking at a block at a time."""
-    run = 0
-    for begin in range(first, last, block):
-        passed = test(begin, min(begin + block, last))
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], passed, [False]]).astype(np.int8)))
-        for left, right in zip(edges[::2], edges[1::2]):
-            run = run + right if left == 0 else right - left
-            if run >= least:
-                return int(begin + right - run)
-        if not len(passed) or not passed[-1]:
-            run = 0
+    """Where the first ``least`` consecutive samples from ``first`` on begin that are all loud, or all not: their
+    window, which holds nothing before ``emptied``, is above ``floor``. A block at a time: most runs are near."""
+    total = len(energy) - 1
+    before = first - 1
+    for begin in range(first, total, BLOCK):
+        ends = np.arange(begin + 1, min(begin + BLOCK, total) + 1)
+        power = (energy[ends] - energy[np.maximum(ends - window, emptied)]).clip(min=0.0) / window
+        others = begin + np.flatnonzero((np.sqrt(power) > floor) != loud)
+        bounds = np.concatenate([[before], others, [ends[-1]]])
+        long_enough = np.diff(bounds) > least
+        if long_enough.any():
+            return int(bounds[long_enough.argmax()]) + 1
+        before = bounds[-2]
     return None
