@@ -41,6 +41,7 @@ from __future__ import annotations
 import functools
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -62,37 +63,20 @@ from . import (
 )
 
 CORPORA = (librispeech, speech_commands, quesst14, voxceleb1, libri2mix, fluent_commands, audio_snips, iemocap)
-
-
-def by_task(found) -> dict:
-    """The corpus of each task. Raises :class:`StarError` where two serve the same: which one is read must not depend on
-    their order."""
-    out: dict = {}
-    for corpus in found:
-        for task in corpus.COUNTS:
-            if task in out:
-                raise StarError(
-                    f"{task}: two corpora serve it, {out[task].NAME} and {corpus.NAME}; "
-                    "leave one of them out of CORPORA"
-                )
-            out[task] = corpus
-    return out
-
-
-BY_TASK = by_task(CORPORA)
+BY_TASK: dict[str, Any] = {}
+"""The corpus of each task."""
 GROUP = "star_upstream.corpora"
 _MINI = "python -m eval.data.mini FOLDER makes small ones; star-eval run takes --data mini"
 
 
 def register(corpus) -> None:
-    """Add a corpus from outside this package. Raises :class:`StarError` for a task that another one serves, for one
-    without columns, and for what is no corpus."""
+    """Add a corpus. Raises :class:`StarError` for a task that another one serves (which one is read must not depend on
+    their order), for one without columns, and for what is no corpus."""
     missing = [name for name in ("NAME", "LICENCE", "FOLDERS", "COUNTS", "read") if not hasattr(corpus, name)]
     if missing:
         raise StarError(f"{corpus!r} has no {', '.join(missing)}; star_upstream.corpora says what a corpus has")
-    added = by_task([corpus])
     tables = getattr(corpus, "TABLES", {})
-    for task in added:
+    for task in corpus.COUNTS:
         if BY_TASK.get(task, corpus) is not corpus:
             raise StarError(
                 f"{task}: two corpora serve it, {BY_TASK[task].NAME} and {corpus.NAME}; one of them has to go"
@@ -100,7 +84,11 @@ def register(corpus) -> None:
         if task not in tables and task not in manifest.TABLES:
             raise StarError(f"{corpus.NAME}: {task} is no task of this package, so its columns must be in TABLES")
     manifest.TABLES.update({task: table for task, table in tables.items() if task not in manifest.TABLES})
-    BY_TASK.update(added)
+    BY_TASK.update(dict.fromkeys(corpus.COUNTS, corpus))
+
+
+for corpus in CORPORA:
+    register(corpus)
 
 
 @functools.cache
