@@ -112,11 +112,11 @@ def load(task: str, root: str | Path) -> pd.DataFrame:
     Raises :class:`StarError` when neither is there, for a table that cannot be used (see :func:`manifest.check`), and
     for own data by which nothing is measured (see :func:`own.remarks`).
     """
-    folder = _source(task, root)
-    if from_manifest(task, root):
-        if folder is not None:
+    folder = _published(task, root)
+    if folder is None:
+        if (unread := find(BY_TASK[task], root)) is not None:
             names = " and ".join(f"manifests/{name}" for name in manifest.files(task))
-            say(f"{task}: reads {names}, not {folder} (to read that, rename the manifest)")
+            say(f"{task}: reads {names}, not {unread} (to read that, rename the manifest)")
         table = manifest.read(_manifests(root), task)
         table.attrs["remarks"] = own.remarks(table, task, str(_manifests(root)))
         return table
@@ -126,38 +126,37 @@ def load(task: str, root: str | Path) -> pd.DataFrame:
 def trials(root: str | Path) -> pd.DataFrame:
     """Speaker verification's pairs: columns target (int, 0 or 1), enroll and test (ids of ``load("asv", root)``, split
     test)."""
-    folder = _source("asv", root)
-    if folder is None or from_manifest("asv", root):
-        return relations.read_trials(_manifests(root))
-    return voxceleb1.trials(folder)
+    folder = _published("asv", root)
+    return relations.read_trials(_manifests(root)) if folder is None else voxceleb1.trials(folder)
 
 
 def segments(root: str | Path) -> pd.DataFrame:
     """Who speaks when: columns id (of ``load("sd", root)``), start, end (seconds, float) and speaker."""
-    folder = _source("sd", root)
-    if folder is None or from_manifest("sd", root):
-        return relations.read_segments(_manifests(root))
-    return libri2mix.segments(folder)
+    folder = _published("sd", root)
+    return relations.read_segments(_manifests(root)) if folder is None else libri2mix.segments(folder)
 
 
 def truth(root: str | Path) -> pd.DataFrame:
     """Which query is in which document: columns query, doc (ids of ``load("qbe", root)``) and relevant (int, 0 or
     1)."""
-    folder = _source("qbe", root)
-    if folder is None or from_manifest("qbe", root):
-        return relations.read_truth(_manifests(root))
-    return quesst14.truth(folder)
+    folder = _published("qbe", root)
+    return relations.read_truth(_manifests(root)) if folder is None else quesst14.truth(folder)
 
 
 def slots(root: str | Path) -> tuple[str, ...] | None:
     """The names of slot filling's slots, where the corpus has a list of them."""
-    folder = _source("sf", root)
-    return None if folder is None or from_manifest("sf", root) else audio_snips.slots(folder)
+    folder = _published("sf", root)
+    return None if folder is None else audio_snips.slots(folder)
 
 
 def from_manifest(task: str, root: str | Path) -> bool:
-    """Whether ``load(task, root)`` reads tsv files, and not a corpus in its published layout."""
-    _check_known(task)
+    """Whether ``load(task, root)`` reads tsv files, and not a corpus in its published layout. Raises
+    :class:`StarError` for a task that no corpus serves."""
+    _find_installed()
+    if task not in BY_TASK:
+        raise StarError(
+            f"unknown task {task!r}{nearest(task, BY_TASK)} (tasks with a corpus: {', '.join(sorted(BY_TASK))})"
+        )
     return any((_manifests(root) / name).is_file() for name in manifest.files(task))
 
 
@@ -171,21 +170,14 @@ def find(corpus, root: str | Path) -> Path | None:
     return next((folder for name in corpus.FOLDERS if (folder := home(root).absolute() / name).is_dir()), None)
 
 
-def _source(task: str, root: str | Path) -> Path | None:
-    """The corpus folder of the task; None is returned only where there are manifests."""
-    _check_known(task)
-    folder = find(BY_TASK[task], root)
-    if folder is None and not from_manifest(task, root):
+def _published(task: str, root: str | Path) -> Path | None:
+    """The corpus folder that the task's data are read from; None where manifests are read. Raises :class:`StarError`
+    where neither is there."""
+    if from_manifest(task, root):
+        return None
+    if (folder := find(BY_TASK[task], root)) is None:
         raise StarError(_missing(task, BY_TASK[task], home(root).absolute()))
     return folder
-
-
-def _check_known(task: str) -> None:
-    _find_installed()
-    if task not in BY_TASK:
-        raise StarError(
-            f"unknown task {task!r}{nearest(task, BY_TASK)} (tasks with a corpus: {', '.join(sorted(BY_TASK))})"
-        )
 
 
 def _manifests(root: str | Path) -> Path:
