@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import unicodedata
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pandas as pd
 
@@ -41,7 +41,8 @@ def check_parts(table: pd.DataFrame, task: str, fail: Callable[[int, str], NoRet
     group = "fold" if "fold" in table else "split"
     seen: dict[tuple, int] = {}
     kinds = table["kind"] if "kind" in table else [""] * len(table)
-    parts = zip(table["path"].map(os.path.normpath), table["start"], table["samples"], table[group], kinds)
+    paths = table["path"].map(os.path.normpath)
+    parts = zip(paths, table["start"], table["samples"], table[group], kinds)
     for row, part in enumerate(parts):
         if (first := seen.setdefault(part, row)) != row:
             fail(
@@ -52,9 +53,7 @@ def check_parts(table: pd.DataFrame, task: str, fail: Callable[[int, str], NoRet
     if "speaker" not in table or task not in ("sid", "asv"):
         return
     spoken = defaultdict(list)
-    for row, (path, start, samples) in enumerate(
-        zip(table["path"].map(os.path.normpath), table["start"], table["samples"])
-    ):
+    for row, (path, start, samples) in enumerate(zip(paths, table["start"], table["samples"])):
         spoken[path].append((start, start + samples, row))
     for stretches in spoken.values():
         stretches.sort()
@@ -115,90 +114,69 @@ def _spellings(table: pd.DataFrame) -> list[str]:
 
 def _heard_before(table: pd.DataFrame, task: str, source: str) -> list[str]:
     contents = _contents(table["path"].unique())
-
-    def shared(rows: Iterable[int], others: Iterable[int]) -> set[int]:
-        return _shared(table, contents, rows, others)
-
+    parts = list(zip(table["path"].map(contents), table["start"], table["start"] + table["samples"]))
     if task == "qbe":
         queries, docs = (table.index[table["kind"] == kind] for kind in ("query", "doc"))
-        same = shared(queries, docs)
-        if len(same) == len(queries):
+        same = _shared(parts, queries, docs)
+        if same == len(queries):
             raise StarError(
                 f"{source}: {task}: every query is itself one of the documents, so nothing is measured; say them anew"
             )
-        return [f"{len(same)} of {len(queries)} queries are themselves documents"] if same else []
+        return [f"{same} of {len(queries)} queries are themselves documents"] if same else []
     if "fold" in table:
-        same = set()
-        for fold in table["fold"].unique():
-            tested = table.index[table["fold"] == fold]
-            same |= shared(tested, table.index[table["fold"] != fold])
-        if len(same) == len(table):
+        folds = table["fold"]
+        same = sum(_shared(parts, table.index[folds == f], table.index[folds != f]) for f in folds.unique())
+        if same == len(table):
             raise StarError(
                 f"{source}: {task}: every recording is in several folds, so it is tested on what it learnt; "
                 "keep each in one"
             )
-        return (
-            [f"{len(same)} of {len(table)} recordings are in several folds: they are tested on what was learnt"]
-            if same
-            else []
-        )
+        said = f"{same} of {len(table)} recordings are in several folds: they are tested on what was learnt"
+        return [said] if same else []
     rows = {name: table.index[table["split"] == name] for name in ("train", "dev", "test")}
     found = []
     for one, other, follows in (
-        ("test", "train", "they were learnt"),
+        ("test", "train", ": they were learnt"),
         ("dev", "train", ""),
-        ("test", "dev", "the head was chosen by them"),
+        ("test", "dev", ": the head was chosen by them"),
     ):
-        same = shared(rows[one], rows[other])
-        if same and len(same) == len(rows[one]) and (one, other) == ("test", "train"):
+        same = _shared(parts, rows[one], rows[other])
+        if same and same == len(rows[one]) and (one, other) == ("test", "train"):
             raise StarError(
                 f"{source}: {task}: every test recording is also in train, so nothing is measured; test on others"
             )
         if same:
-            found.append(
-                f"{len(same)} of {len(rows[one])} {one} recordings are also in {other}"
-                + (f": {follows}" if follows else "")
-            )
+            found.append(f"{same} of {len(rows[one])} {one} recordings are also in {other}{follows}")
     files = {name: set(table["path"][rows[name]].map(os.path.realpath)) for name in ("train", "test")}
     if not found and (both := files["train"] & files["test"]):
         found.append(f"train and test take different parts of the same {len(both)} files")
     return found
 
 
-def _shared(table: pd.DataFrame, contents: Mapping[str, str], rows: Iterable[int], others: Iterable[int]) -> set[int]:
-    """Those of ``rows`` whose sound is, in part at least, also that of one of ``others``: one file, or files of one
-    content."""
-    parts = defaultdict(list)
-    for row in others:
-        parts[contents[table["path"][row]]].append((table["start"][row], table["start"][row] + table["samples"][row]))
-    same = set()
-    for row in rows:
-        start, end = table["start"][row], table["start"][row] + table["samples"][row]
-        if any(first < end and start < last for first, last in parts.get(contents[table["path"][row]], ())):
-            same.add(row)
-    return same
+def _shared(parts: Sequence[tuple[tuple, int, int]], rows: Iterable[int], others: Iterable[int]) -> int:
+    """How many of ``rows`` have a sound that is, in part at least, also that of one of ``others``: one file, or files
+    of one content. ``parts``: of each row the content's name, the first sample and the end."""
+    heard = defaultdict(list)
+    for content, first, last in (parts[row] for row in others):
+        heard[content].append((first, last))
+    return sum(
+        any(first < end and start < last for first, last in heard[content])
+        for content, start, end in (parts[row] for row in rows)
+    )
 
 
-def _contents(paths: Iterable[str]) -> dict[str, str]:
-    """For each path a name that those of one content share. Files of one size are read: first their middles, then what
-    is alike."""
+def _contents(paths: Iterable[str]) -> dict[str, tuple]:
+    """For each path a name that those of one content share: its size; where several have that, with what is in its
+    middle; where several still have that, with the digest of all."""
     real = {path: os.path.realpath(path) for path in paths}
-    alike: dict[Any, list[str]] = defaultdict(list)
-    for file in set(real.values()):
-        alike[os.path.getsize(file)].append(file)
-    name = {file: file for files in alike.values() for file in files if len(files) == 1}
+    names: dict[str, tuple] = {file: (os.path.getsize(file),) for file in set(real.values())}
     for digest in (_middle, sha256):
-        files = [file for files in alike.values() if len(files) > 1 for file in files]
+        count = Counter(names.values())
+        alike = [file for file, name in names.items() if count[name] > 1]
         with ThreadPoolExecutor(8) as pool:
-            found = dict(zip(files, pool.map(digest, files)))
-        groups = defaultdict(list)
-        for size, members in alike.items():
-            for file in members if len(members) > 1 else ():
-                groups[size, found[file]].append(file)
-        name |= {file: file for files in groups.values() for file in files if len(files) == 1}
-        alike = groups
-    name |= {file: min(files) for files in alike.values() for file in files}
-    return {path: name[file] for path, file in real.items()}
+            for file, found in zip(alike, pool.map(digest, alike)):
+                names[file] += (found,)
+    return {path: names[file] for path, file in real.items()}
 
 
 def _middle(file: str) -> int:
