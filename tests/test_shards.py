@@ -17,10 +17,9 @@ from tiny_audio import write
 from tiny_runs import killed, log, write_audio
 
 from star_upstream import audio, members
-from star_upstream.data import shards
+from star_upstream.data import corpora, shards
 from star_upstream.data.batches import AudioDataset, BucketSampler, collate
 from star_upstream.data.clips import scan
-from star_upstream.data.corpora import manifest
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.errors import StarError
 from star_upstream.formats import checkpoint
@@ -170,10 +169,13 @@ def test_a_list_and_a_manifest_may_name_members(folder, truth, tmp_path):
     (tmp_path / "list.tsv").write_text("path\n" + "".join(f"{clip.path}\n" for clip in clips))
     same(tmp_path / "list.tsv", truth)
     (tmp_path / "manifests").mkdir()
-    rows = [(i, c.path, c.samples, s, "yes") for i, (c, s) in enumerate(zip(clips, ["train", "dev", "test"]))]
+    parts = zip(clips, ["train", "train", "dev", "test"], ["yes", "no", "yes", "no"])
+    rows = [(i, c.path, c.samples, split, label) for i, (c, split, label) in enumerate(parts)]
     lines = ["\t".join(map(str, row)) for row in [("id", "path", "samples", "split", "label"), *rows]]
     (tmp_path / "manifests" / "ks.tsv").write_text("\n".join(lines) + "\n")
-    assert manifest.read(tmp_path / "manifests", "ks")["path"].tolist() == [clip.path for clip in clips[:3]]
+    found = corpora.load("ks", tmp_path)
+    assert found["path"].tolist() == [clip.path for clip in clips[:4]]
+    assert found.attrs["remarks"] == ["every test row has the same label ('no'): a constant answer would be right"]
 
 
 # what is kept

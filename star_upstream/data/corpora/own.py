@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import pandas as pd
 
+from ... import members
 from ...errors import StarError
 from ...files import sha256
 
@@ -169,7 +170,11 @@ def _contents(paths: Iterable[str]) -> dict[str, tuple]:
     """For each path a name that those of one content share: its size; where several have that, with what is in its
     middle; where several still have that, with the digest of all."""
     real = {path: os.path.realpath(path) for path in paths}
-    names: dict[str, tuple] = {file: (os.path.getsize(file),) for file in set(real.values())}
+    names: dict[str, tuple] = {
+        # a member of a shard is told by its place alone
+        file: (file,) if members.split(file) else (os.path.getsize(file),)
+        for file in set(real.values())
+    }
     for digest in (_middle, sha256):
         count = Counter(names.values())
         alike = [file for file, name in names.items() if count[name] > 1]
