@@ -89,21 +89,20 @@ def waves(task: TaskData, folder: Path) -> Waves:
 
 
 def states(
-    task: TaskData,
+    utterances: Utterances,
     config: EncoderConfig,
     shape: tuple[int, int],
     encode: Callable[[TaskBatch], tuple[Sequence[Tensor], Tensor]],
     key: Sequence[str],
     folder: Path,
-    waves_: Waves | None = None,
 ) -> States:
-    """What ``encode`` gives of a frozen encoder for every utterance of the task, encoded now or before.
+    """What ``encode`` gives of a frozen encoder for all ``utterances``, which are of one task, encoded now or before.
 
     ``encode``: a batch of waveforms -> its states (B x T x D each, as many and as wide as ``shape`` says) and their
     valid frames. ``key``: all that decides the states beside the task's data. Raises :class:`StarError` where the disk
     or fp16 cannot hold them.
     """
-    count, width = shape
+    (task,), (count, width) = utterances.tasks, shape
     frames = np.array([int(config.frames(int(n))) for n in task.table["samples"]])
 
     def make(part: Path) -> None:
@@ -113,9 +112,8 @@ def states(
             raise StarError(f"{part.parent}: {size / 1e9:.1f} GB for a frozen encoder's states do not fit; {fix}")
         values = np.memmap(part / "values", dtype=np.float16, mode="w+", shape=(int(frames.sum()), count, width))
         begins = np.cumsum(frames) - frames
-        data = Utterances([task], config.receptive_field, {task.name: waves_} if waves_ else None)
         batches, done, told = whole([task], 0, range(len(task.table))), 0, time.monotonic()
-        for keys, batch in zip(batches, DataLoader(data, batch_sampler=batches, collate_fn=collate)):
+        for keys, batch in zip(batches, DataLoader(utterances, batch_sampler=batches, collate_fn=collate)):
             found, lengths_B = encode(batch)
             x_BTSD = torch.stack(list(found), 2).float().cpu().numpy().astype(np.float16)
             if not np.isfinite(x_BTSD).all():

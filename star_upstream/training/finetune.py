@@ -256,7 +256,7 @@ def _states(
 
     # where the choice is the machine's (auto) states are fp32: they are made once
     read, key = task.config.input, (digest, task.config.input, str(precision), *moved)
-    return features.states(task, encoder.config, shape(encoder.config, read), encode, key, folder, waves)
+    return features.states(utterances, encoder.config, shape(encoder.config, read), encode, key, folder)
 
 
 def _begin(folder: RunFolder, recipe: FinetuneRecipe, tasks: Mapping[str, TaskData]) -> None:
