@@ -26,6 +26,8 @@ CANCELLED = 0.01
 """Share of the channels' mean power below which their average is no longer their sound (channels in opposite phase)."""
 STREAMED = 0x7FFF_0000
 """A wav header's length from here on was written before the length was known: by a program that writes to a pipe."""
+DANGLING = "a link to a file that is not there; in a git-annex folder: git annex get"
+"""What is said of a :func:`dangling` path."""
 _PROMISED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
@@ -143,7 +145,7 @@ def _check_whole(path: str | Path, file: soundfile.SoundFile) -> None:
 
 def _reason(path: str | Path, error: Exception) -> str:
     if dangling(path):
-        return "a link to a file that is not there; in a git-annex folder: git annex get"
+        return DANGLING
     file = members.container(path)
     if not members.is_address(file) and not os.path.exists(file):
         return "no such file"

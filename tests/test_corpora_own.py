@@ -147,7 +147,7 @@ def test_folds_that_share_recordings(tmp_path, rows):
             "line 4: samples is 8820, as counted at the file's 44100 Hz, it seems; .*44k.wav has 3200"),
         ({"path": "wav/cut.wav"}, "line 4: .*cut.wav: cut short: 5"),
         ({"path": "wav/text.wav"}, "line 4: .*text.wav: cannot be read as audio"),
-        ({"path": "wav/annex.wav"}, "line 4: .*annex.wav is not there .a link to what is not there; "
+        ({"path": "wav/annex.wav"}, "line 4: .*annex.wav is not there .a link to a file that is not there; "
             "in a git-annex folder: git annex get"),
         ({"path": "./wav/1.wav"}, "line 4: .*1.wav is the audio of 'u1' already"),
     ],

@@ -96,7 +96,7 @@ def _read(text: str, passed: list[tuple[str, str]], progress: bool) -> Named:
     if source.is_file():
         return _read_list(source, Headers(source.resolve(), progress))
     if audio.dangling(source):
-        raise StarError(f"{source}: a link to a file that is not there; in a git-annex folder: git annex get")
+        raise StarError(f"{source}: {audio.DANGLING}")
     raise StarError(f"{source}: no such folder or manifest")
 
 

@@ -108,8 +108,7 @@ class Headers:
                 keys[file] = _key(file, *stamps[container])
             except OSError as error:
                 gone = audio.dangling(file)
-                fetch = "a link to a file that is not there; in a git-annex folder: git annex get"
-                found[file] = Fault(fetch if gone else f"cannot be read ({error.strerror})", not gone)
+                found[file] = Fault(audio.DANGLING if gone else f"cannot be read ({error.strerror})", not gone)
         wanted = np.fromiter(keys.values(), np.uint64, len(keys))
         at = np.searchsorted(self.keys, wanted)
         at[at == len(self.keys)] = 0

@@ -189,10 +189,9 @@ def check(table: pd.DataFrame, task: str, source: str, place: Callable[[int], st
             f"{task} needs two or more"
         )
     if (row := _first(~_are_files(table["path"]))) is not None:
-        gone = " (a link to what is not there; in a git-annex folder: git annex get)" * audio.dangling(
-            table["path"].iloc[row]
-        )
-        fail(row, f"{table['path'].iloc[row]} is not there{gone}; put the file in its place or remove the row")
+        path = table["path"].iloc[row]
+        gone = f" ({audio.DANGLING})" if audio.dangling(path) else ""
+        fail(row, f"{path} is not there{gone}; put the file in its place or remove the row")
     if place:  # lengths of a published corpus are those of the headers
         _check_lengths(table, fail)
         own.check_parts(table, task, fail)
