@@ -13,14 +13,13 @@ from LibriSpeech and WHAM noise, and s3prl's preparation script then writes thes
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pandas as pd
 
 from ...errors import StarError
 from .manifest import lengths, lines
-from .relations import check_segments
+from .relations import as_number, check_segments
 
 NAME = "LibriMix (Libri2Mix, with s3prl's diarization preparation)"
 LICENCE = "CC BY 4.0 (LibriSpeech); the scripts are MIT"
@@ -54,18 +53,18 @@ def segments(folder: Path) -> pd.DataFrame:
         recordings += files
         for number, line in lines(data / "segments", NAME):
             fields = line.split()
-            start, end = (_seconds(f) for f in fields[2:]) if len(fields) == 4 else (math.nan, math.nan)
+            start, end = (as_number(f) for f in fields[2:]) if len(fields) == 4 else (None, None)
             place = f"{data / 'segments'}: line {number}"
-            if math.isnan(start) or math.isnan(end):
+            if start is None or end is None:
                 raise StarError(f"{place}: expected '<segment> <recording> <start> <end>', got {line!r}")
             if fields[1] not in files:
                 raise StarError(f"{place}: recording {fields[1]} is not in wav.scp; prepare the corpus again")
             if fields[0] not in speakers:
                 raise StarError(f"{place}: segment {fields[0]} is not in utt2spk; prepare the corpus again")
-            total = _seconds(seconds.get(fields[1], ""))
-            if math.isnan(total):
+            total = as_number(seconds.get(fields[1], ""))
+            if total is None:
                 raise StarError(f"{data / 'reco2dur'}: no length of {fields[1]} in seconds; prepare the corpus again")
-            if end > total + 0.01:  # the files are rounded to 10 ms
+            if not end <= total + 0.01:  # the files are rounded to 10 ms; nor of a length that is nan
                 raise StarError(
                     f"{place}: ends at {end:g} s, but reco2dur gives {fields[1]} {total:g} s; prepare the corpus again"
                 )
@@ -89,10 +88,3 @@ def _pairs(file: Path, what: str) -> dict[str, str]:
             raise StarError(f"{file}: line {number}: expected {what}, got {line!r}")
         found[fields[0]] = fields[1]
     return found
-
-
-def _seconds(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

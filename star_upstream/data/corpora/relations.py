@@ -99,7 +99,7 @@ def _spoken(line: str, uid: str, place: str, source: str) -> tuple[float, float,
     fields = [field.strip() for field in fields]
     if fields[0] in OTHER_LINES or fields[0].startswith(";;"):
         return None
-    start, length = (_number(f) for f in fields[3:5]) if len(fields) >= 8 else (None, None)
+    start, length = (as_number(f) for f in fields[3:5]) if len(fields) >= 8 else (None, None)
     if fields[0] != "SPEAKER" or start is None or length is None or fields[7] in ("", "<NA>"):
         raise StarError(f"{place}: expected 'SPEAKER <id> 1 <start> <length> <NA> <NA> <name>', got {line!r}")
     if len(fields) > 10 or not all(field == "<NA>" or _is_share(field) for field in fields[8:]):
@@ -116,8 +116,8 @@ def _spoken(line: str, uid: str, place: str, source: str) -> tuple[float, float,
 def _is_share(text: str) -> bool:
     """Whether it can be a confidence: a decimal number from 0 to 1, which ``speaker 2`` has none of, or a time
     ahead."""
-    number = _number(text)
-    return number is not None and "." in text and number >= 0
+    share = as_number(text)
+    return share is not None and "." in text and share >= 0
 
 
 def check_segments(
@@ -181,7 +181,8 @@ def _lines_of(file: Path) -> Place:
     return lambda row: f"{file}: line {row + 2}"
 
 
-def _number(text: str) -> float | None:
+def as_number(text: str) -> float | None:
+    """None for what is no number; nan is one."""
     try:
         return float(text)
     except ValueError:
