@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -136,10 +136,12 @@ def level(wave: np.ndarray, decibels: float) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """:func:`~star_upstream.files.replacing` for a corpus: beside its files goes their list, so that others are seen
-    later."""
+def whole_folder(path: Path, clips: Iterable[Clip] = (), waves: Iterable[np.ndarray] = ()) -> Iterator[Path]:
+    """:func:`~star_upstream.files.replacing` for a corpus, in which ``clips`` are files of their ``waves``: beside its
+    files goes their list, so that others are seen later."""
     with replacing(path) as part:
+        for clip, wave in zip(clips, waves):
+            write(part / clip.path, wave)
         yield part
         outputs.list_files(part)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from star_upstream.data.corpora import fluent_commands
 
-from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
+from ..synthesis import Clip, random_channel, recordings, voices, whole_folder
 
 FOLDERS = (fluent_commands.FOLDERS[0],)
 HEADER = ("", "path", "speakerId", "transcription", "action", "object", "location")
@@ -60,9 +60,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
                 text, path = texts[int(rng.integers(len(texts)))], f"wavs/speakers/{name}/{rng.bytes(8).hex()}.wav"
                 clips.append(Clip(path, voice.says(text.lower(), rng), random_channel(rng), (0.6, 3.0)))
                 rows[split].append((len(rows[split]), path, name, text, *known[index]))
-    with whole_folder(root / fluent_commands.FOLDERS[0]) as folder:
-        for clip, wave in zip(clips, recordings(clips, rng)):
-            write(folder / clip.path, wave)
+    with whole_folder(root / fluent_commands.FOLDERS[0], clips, recordings(clips, rng)) as folder:
         (folder / "data").mkdir()
         for split, name in fluent_commands.FILES.items():
             with (folder / "data" / name).open("w", newline="") as file:

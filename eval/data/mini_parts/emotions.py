@@ -11,7 +11,7 @@ import numpy as np
 from star_upstream.audio import RATE
 from star_upstream.data.corpora import iemocap
 
-from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
+from ..synthesis import Clip, random_channel, recordings, voices, whole_folder
 from . import grammar
 
 FOLDERS = (iemocap.FOLDERS[0],)
@@ -66,9 +66,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
                     lines.append((name, turns[index]))
     waves = [_louder(wave, gain) for wave, gain in zip(recordings(clips, rng), gains)]
     seconds = {Path(clip.path).stem: len(wave) / RATE for clip, wave in zip(clips, waves)}
-    with whole_folder(root / iemocap.FOLDERS[0]) as folder:
-        for clip, wave in zip(clips, waves):
-            write(folder / clip.path, wave)
+    with whole_folder(root / iemocap.FOLDERS[0], clips, waves) as folder:
         for path, said in labels.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(HEADER + "".join(_evaluation(said, seconds)))

@@ -44,9 +44,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
         name: noise(rng, noise_seconds * RATE, colour)
         for name, colour in (("white", 0.0), ("pink", 1.0), ("brown", 2.0))
     }
-    with whole_folder(root / speech_commands.FOLDERS[0]) as folder:
-        for clip, wave in zip(words, waves):
-            write(folder / clip.path, wave)
+    with whole_folder(root / speech_commands.FOLDERS[0], words, waves) as folder:
         for name, wave in noises.items():
             write(folder / speech_commands.NOISE / f"{name}_noise.wav", level(wave, -35.0))
         (folder / "validation_list.txt").write_text("".join(f"{path}\n" for path in sorted(lists["dev"])))

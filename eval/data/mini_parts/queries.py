@@ -11,7 +11,7 @@ import numpy as np
 from star_upstream.audio import RATE
 from star_upstream.data.corpora import quesst14
 
-from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
+from ..synthesis import Clip, random_channel, recordings, voices, whole_folder
 
 FOLDERS = (quesst14.FOLDERS[0],)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -45,9 +45,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
             keys.setdefault(key, []).append(f"{quesst14.FOLDERS[0]}/{part}/{name}.wav {quesst14.LANGUAGE}\n")
     waves = recordings(clips, rng)
     lengths = {Path(clip.path).stem: len(wave) / RATE for clip, wave in zip(clips, waves)}
-    with whole_folder(root / quesst14.FOLDERS[0]) as folder:
-        for clip, wave in zip(clips, waves):
-            write(folder / clip.path, wave)
+    with whole_folder(root / quesst14.FOLDERS[0], clips, waves) as folder:
         for key, lines in keys.items():
             (folder / "scoring").mkdir(exist_ok=True)
             (folder / "scoring" / f"language_key_{key}.lst").write_text("".join(lines))

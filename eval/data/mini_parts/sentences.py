@@ -9,7 +9,7 @@ import numpy as np
 
 from star_upstream.data.corpora import librispeech
 
-from ..synthesis import WOMEN, Clip, random_channel, recordings, voices, whole_folder, write
+from ..synthesis import WOMEN, Clip, random_channel, recordings, voices, whole_folder
 from . import grammar
 
 FOLDERS = (librispeech.FOLDERS[0],)
@@ -33,9 +33,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
                 text = next(texts, None) or grammar.text(rng)
                 clips.append(Clip(f"{chapter}-{number:04d}.flac", voice.says(text.lower(), rng), channel, (0.5, 8.0)))
                 transcripts.setdefault(f"{chapter}.trans.txt", []).append(f"{Path(clips[-1].path).stem} {text}\n")
-    with whole_folder(root / librispeech.FOLDERS[0]) as folder:
-        for clip, wave in zip(clips, recordings(clips, rng)):
-            write(folder / clip.path, wave)
+    with whole_folder(root / librispeech.FOLDERS[0], clips, recordings(clips, rng)) as folder:
         for path, lines in transcripts.items():
             (folder / path).write_text("".join(lines))
         (folder / "SPEAKERS.TXT").write_text(";ID | SEX | SUBSET | MINUTES | NAME\n" + "".join(people))

@@ -13,7 +13,7 @@ import numpy as np
 
 from star_upstream.data.corpora import audio_snips
 
-from ..synthesis import Clip, random_channel, recordings, voices, whole_folder, write
+from ..synthesis import Clip, random_channel, recordings, voices, whole_folder
 
 FOLDERS = (audio_snips.FOLDERS[0],)
 VALUES = {
@@ -59,9 +59,7 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
                     )
                 )
                 lines.append(f"{name} BOS {' '.join(words)} EOS\tO {' '.join(tags)} {intent}\n")
-    with whole_folder(root / audio_snips.FOLDERS[0]) as folder:
-        for clip, wave in zip(clips, recordings(clips, rng)):
-            write(folder / clip.path, wave)
+    with whole_folder(root / audio_snips.FOLDERS[0], clips, recordings(clips, rng)) as folder:
         (folder / audio_snips.TEXTS).write_text("".join(lines), encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from star_upstream.data.corpora import voxceleb1
 
-from ..synthesis import MEN, WOMEN, Clip, Speaker, random_channel, recordings, voices, whole_folder, write
+from ..synthesis import MEN, WOMEN, Clip, Speaker, random_channel, recordings, voices, whole_folder
 from . import grammar
 
 FOLDERS = (voxceleb1.FOLDERS[0],)
@@ -37,9 +37,8 @@ def make(root: Path, rng: np.random.Generator, count: Callable[[int], int]) -> N
     more = _verification(cast, others, count)
     tested = [clip.path.partition("/wav/")[2] for clip in (*clips, *more) if clip.path.startswith("test/")]
     trials = _trials(tested, others, count(300))
-    with whole_folder(root / voxceleb1.FOLDERS[0]) as folder:
-        for clip, wave in itertools.chain(zip(clips, waves), zip(more, recordings(more, others))):
-            write(folder / clip.path, wave)
+    waves += recordings(more, others)
+    with whole_folder(root / voxceleb1.FOLDERS[0], [*clips, *more], waves) as folder:
         (folder / voxceleb1.SPLIT_FILE).write_text("".join(lines))
         (folder / voxceleb1.TRIAL_FILE).write_text(
             "".join(f"{target} {enroll} {test}\n" for target, enroll, test in trials)
