@@ -47,9 +47,6 @@ class Utterances(Dataset):
     ):
         self.tasks, self.shortest, self.waves, self.states = list(tasks), shortest, waves or {}, states or {}
 
-    def __len__(self) -> int:
-        return sum(len(task.table) for task in self.tasks)
-
     def __getitem__(self, key: Key) -> tuple[str, Tensor, int, str]:
         number, row, first, samples = key
         task = self.tasks[number]
@@ -75,12 +72,11 @@ def collate(items: Sequence[tuple[str, Tensor, int, str]]) -> TaskBatch:
     """One :class:`TaskBatch`, padded with zeros."""
     names, values, targets, paths = zip(*items)
     x = torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
-    if x.dim() == 2:
-        x = torch.nn.functional.pad(x, (0, -x.shape[1] % ROUND))
     lengths_B, targets_B = torch.tensor([len(v) for v in values]), torch.tensor(targets)
-    if x.dim() == 2:
-        return TaskBatch(names[0], x, lengths_B, targets_B, list(paths))
-    return TaskBatch(names[0], torch.empty(0), lengths_B, targets_B, list(paths), x)
+    if x.dim() > 2:  # states
+        return TaskBatch(names[0], torch.empty(0), lengths_B, targets_B, list(paths), x)
+    x = torch.nn.functional.pad(x, (0, -x.shape[1] % ROUND))
+    return TaskBatch(names[0], x, lengths_B, targets_B, list(paths))
 
 
 class Alternating:
@@ -143,13 +139,13 @@ class Alternating:
         return self.iterations * self.group * len(self.tasks)
 
 
-def whole(tasks: Sequence[TaskData], number: int, rows: Sequence[int], seconds: float = 40.0) -> list[list[Key]]:
-    """Whole utterances in batches of at most ``seconds``, padding included, sorted by length."""
+def whole(tasks: Sequence[TaskData], number: int, rows: Sequence[int]) -> list[list[Key]]:
+    """Whole utterances in batches of at most 40 s, padding included, sorted by length."""
     samples = tasks[number].table["samples"].to_numpy()
     batches: list[list[Key]] = []
     for row in sorted(rows, key=lambda r: (samples[r], r)):
         length = int(samples[row])
-        if not batches or length * (len(batches[-1]) + 1) > seconds * audio.RATE:
+        if not batches or length * (len(batches[-1]) + 1) > 40 * audio.RATE:
             batches.append([])
         batches[-1].append((number, int(row), 0, length))
     return batches
