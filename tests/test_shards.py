@@ -16,6 +16,7 @@ import yaml
 from tiny_audio import write
 from tiny_runs import killed, log, write_audio
 
+from eval.features import encode
 from star_upstream import audio, members
 from star_upstream.data import corpora, shards
 from star_upstream.data.batches import AudioDataset, BucketSampler, collate
@@ -173,6 +174,8 @@ def test_a_list_and_a_manifest_may_name_members(folder, truth, tmp_path):
     rows = [(i, c.path, c.samples, split, label) for i, (c, split, label) in enumerate(parts)]
     lines = ["\t".join(map(str, row)) for row in [("id", "path", "samples", "split", "label"), *rows]]
     (tmp_path / "manifests" / "ks.tsv").write_text("\n".join(lines) + "\n")
+    windows = encode.windows(corpora.load("ks", tmp_path))
+    assert len({tuple(window.identity()) for (window,) in windows}) == 4
     found = corpora.load("ks", tmp_path)
     assert found["path"].tolist() == [clip.path for clip in clips[:4]]
     assert found.attrs["remarks"] == ["every test row has the same label ('no'): a constant answer would be right"]

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from star_upstream import audio
+from star_upstream import audio, members
 from star_upstream.effects import apply_effects_tensor
 from star_upstream.errors import StarError
 from star_upstream.say import say
@@ -65,7 +65,7 @@ class Window:
     def identity(self) -> list:
         """What decides its samples; a file that was written again counts as another."""
         try:
-            status = os.stat(self.path)
+            status = os.stat(members.container(self.path))
         except OSError:
             raise StarError(f"{self.path}: no such audio file") from None
         return [self.path, status.st_size, status.st_mtime_ns, self.start, self.samples]
