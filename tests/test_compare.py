@@ -171,7 +171,7 @@ def test_a_comparison_goes_on_elsewhere_without_weights(world, compared, tmp_pat
     for old, new in zip(before["rows"], found["rows"]):
         assert old["scores"]["ks_acc"]["value"] == new["scores"]["ks_acc"]["value"]
     with pytest.raises(SystemExit):
-        cli.main([word.replace("ks", "ks,er") if word == "ks" else word for word in again] + ["--out", str(out)])
+        cli.main([word.replace("ks", "ks,sid") if word == "ks" else word for word in again] + ["--out", str(out)])
     assert "width-s0: its weights are not there to be scored" in capsys.readouterr().err
 
 

@@ -53,6 +53,9 @@ class AudioDataset(Dataset):
     ):
         self.clips, self.min_samples, self.longest, self.seed = clips, min_samples, longest, seed
 
+    def __len__(self) -> int:  # of torch's default sampler
+        return len(self.clips)
+
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         bad: list[tuple[str, str]] = []
