@@ -55,18 +55,14 @@ class SpeakerVerification(Probe):
     def prepare(cls, task, table, root, stride, limit):
         """``trials``: of an utterance that is enrolled, (target, id of the other) pairs. With ``limit``: so many
         training utterances, spread over the speakers, and so many trials of each kind."""
-        trials = corpora.trials(root)
-        if limit is None:  # what no trial names is not read: it may be too short, or silent
-            tested = {*trials["enroll"], *trials["test"]}
-            table = table[(table["split"] != "test") | table["id"].isin(tested)].reset_index(drop=True)
-        else:
+        trials, train = corpora.trials(root), table.index[table["split"] == "train"]
+        if limit is not None:
             trials = trials[trials.groupby("target").cumcount() < limit]
             turn = table.groupby(["split", "speaker"], sort=False).cumcount().sort_values(kind="stable").index
             train = table.loc[turn].query("split == 'train'").index[:limit]
-            tested = {*trials["enroll"], *trials["test"]}
-            table = table[
-                table.index.isin(train) | ((table["split"] == "test") & table["id"].isin(tested))
-            ].reset_index(drop=True)
+        # what no trial names is not read: it may be too short, or silent
+        tested = (table["split"] == "test") & table["id"].isin({*trials["enroll"], *trials["test"]})
+        table = table[table.index.isin(train) | tested].reset_index(drop=True)
         pairs: dict[str, list] = {}
         for row in trials.itertuples(index=False):
             pairs.setdefault(row.enroll, []).append((int(row.target), row.test))
