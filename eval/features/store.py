@@ -59,13 +59,12 @@ class Store:
         except (SafetensorError, OSError):
             stated, tensors = None, {}
         if key not in self._checked or not tensors:
-            if stated is None or stated != _crc32(tensors):
+            if stated != _crc32(tensors):
                 self._checked.discard(key)
                 say(f"cache: {path} is damaged; encoding it again")
                 return None
             self._checked.add(key)
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(path)
+            self.touch(key)
         return tensors
 
     def shape(self, key: str, name: str) -> list[int] | None:
