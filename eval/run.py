@@ -128,8 +128,8 @@ def _attempt(task: Task, upstream, options: Run, device: torch.device) -> Result
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
         if len(tasks.parse(options.tasks)) > 1:  # else the summary says it at once
-            say(f"{task.name}: failed: {_one_line(error)}")
-        return Failure(_one_line(error), log)
+            say(f"{task.name}: failed: {one_line(error)}")
+        return Failure(one_line(error), log)
 
 
 def _by_itself(options: Run, name: str) -> Result:
@@ -153,7 +153,7 @@ def _share(options: Run, names: list[str], share: str) -> list[str]:
             features_of(task, probe.table, schedule, upstream, store, False, mine)
         except Exception as error:  # the task's own job says it, too
             traceback.print_exc()
-            failed.append(f"{task.name}: {_one_line(error)}")
+            failed.append(f"{task.name}: {one_line(error)}")
     return failed
 
 
@@ -353,7 +353,8 @@ def _device(name: str, elsewhere: bool = False) -> torch.device:
     return device
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says first, after its kind where it is none that users are meant to read."""
     text = (str(error).strip().splitlines() or [""])[0]
     return text if isinstance(error, StarError) else f"{type(error).__name__}: {text}"
 

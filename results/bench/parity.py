@@ -36,7 +36,7 @@ from eval.features import upstreams
 from eval.features.store import Store
 from eval.heads.probe import Task
 from eval.machine import environment
-from eval.run import corpora_folder
+from eval.run import corpora_folder, one_line
 from star_upstream import compat, metrics
 from star_upstream.errors import StarError
 from star_upstream.say import command, say
@@ -92,9 +92,7 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
         except Exception as error:  # the page says of each task that does not run why
             if not isinstance(error, StarError):
                 traceback.print_exc()
-            reason = str(error).strip().splitlines() or [""]
-            kind = "" if isinstance(error, StarError) else f"{type(error).__name__}: "
-            record = {"task": task.name, "failed": kind + reason[0]}
+            record = {"task": task.name, "failed": one_line(error)}
             failed.append(task.name)
             say(f"{task.name}: {record['failed']}")
         record |= {"command": shlex.join(["python", MAKER, *typed]), "environment": environment()}
