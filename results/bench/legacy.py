@@ -83,8 +83,8 @@ def run(pipeline: Pipeline, case: Case, upstream: str, seed: int, checkout: Path
         with _silent(case.work / "train.log"):
             runner = _runner([*train, "--seed", str(seed), "--device", "cpu"])
             found.initial = [p.detach().clone() for p in runner.downstream.model.parameters()]
-            with _watched(runner.downstream.model, found):
-                runner.train()
+            _watch(runner.downstream.model, found)
+            runner.train()
         best, last = results / pipeline.best, results / f"states-{schedule.steps}.ckpt"
         chosen = best if best.is_file() else last  # asr keeps no best one while its word error rate is 100 %
         test = ["-m", "evaluate", "-t", pipeline.test, "-e", str(chosen)]
@@ -120,20 +120,15 @@ def _runner(arguments: Sequence[str]) -> Any:
     return run_downstream.Runner(options, config)
 
 
-@contextlib.contextmanager
-def _watched(expert: torch.nn.Module, found: Run) -> Iterator[None]:
-    """Notes each training batch and its loss."""
+def _watch(expert: torch.nn.Module, found: Run) -> None:
+    """Note each training batch and its loss."""
 
     def after(module: torch.nn.Module, arguments: tuple, keywords: dict, loss: torch.Tensor) -> None:
         if module.training:
             found.batches.append(tuple(arguments[2:]))
             found.losses.append(float(loss.detach()))
 
-    hook = expert.register_forward_hook(after, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
+    expert.register_forward_hook(after, with_kwargs=True)
 
 
 def _evaluated(runner: Any) -> dict[str, Any]:
