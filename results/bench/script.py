@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import sys
@@ -22,15 +21,8 @@ def check_page(out: Path, maker: str, title: str, key: str) -> None:
     earlier result, told by the page's title and a key of the json."""
     if out.suffix != ".md":
         raise StarError(f"--out {out}: must end in .md (the numbers go beside it, in .json)")
-
-    def numbers(path: Path) -> bool:
-        try:
-            return key in json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, TypeError):
-            return False
-
     outputs.check_file(out, maker, outputs.begins_with(title))
-    outputs.check_file(out.with_suffix(".json"), maker, numbers)
+    outputs.check_file(out.with_suffix(".json"), maker, lambda file: outputs.holds(file.name, key)(file.parent))
 
 
 def write(out: Path, page: str, numbers: dict[str, Any] | None = None) -> None:
