@@ -35,14 +35,14 @@ def features_of(
     means = task.features == "means"
     crop_seconds = task.crop_seconds if means and not exact else None
     windows = encode.windows(table, crop_seconds, schedule.crops)
-    hours = f"{table['samples'].sum() / RATE / 60:.1f} minutes"
+    minutes = f"{table['samples'].sum() / RATE / 60:.1f} minutes"
     seconds = schedule.crop_seconds or task.crop_seconds
     longest = round(seconds * RATE) if seconds else None
     if exact:
-        say(f"{task.name}: {len(windows)} utterances, {hours}, to be encoded at every step")
+        say(f"{task.name}: {len(windows)} utterances, {minutes}, to be encoded at every step")
         return Padded(windows, upstream, task.effects, longest, task.eval_batch)
     encode.settle(windows, upstream, task.effects)
-    say(f"{task.name}: encoding {'a share of ' if mine else ''}{sum(map(len, windows))} windows, {hours}")
+    say(f"{task.name}: encoding {'a share of ' if mine else ''}{sum(map(len, windows))} windows, {minutes}")
     if means:
         return encode.Means(windows, upstream, store, task.effects, mine)
     crop = upstream.frames(longest) if longest else None

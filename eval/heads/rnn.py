@@ -60,7 +60,6 @@ def bidirectional(rnn: nn.LSTM, x_BTD: Tensor, lengths_B: Tensor) -> Tensor:
     return torch.cat([forward_BTD, backward_BTD], -1) * valid_BT[..., None]
 
 
-def unpack(model: Any) -> Any:
-    """Every ``RNNLayer`` in the ``rnns`` of ``model`` (an ``s3prl.nn.rnn.RNNEncoder``) replaced; returns the model."""
+def unpack(model: Any) -> None:
+    """Replace every ``RNNLayer`` in the ``rnns`` of ``model`` (an ``s3prl.nn.rnn.RNNEncoder``)."""
     model.rnns = nn.ModuleList(PaddedRNNLayer(layer) for layer in model.rnns)
-    return model
