@@ -29,22 +29,20 @@ UNKNOWN = 10**6
 """Frames and samples of an utterance that is not encoded: more than any filter asks for."""
 
 
-def table_of(task: Task, root: Path, stride: int, limit: int | None = None) -> pd.DataFrame:
-    """The task's table, at most ``limit`` rows a split; of er's folds, the first is test."""
+def table_of(task: Task, root: Path, stride: int) -> pd.DataFrame:
+    """The task's table; of er's folds, the first is test."""
     probe: Any = task.probe
-    prepared = probe.prepare(task, corpora.load(task.name, root), root, stride, limit)
+    prepared = probe.prepare(task, corpora.load(task.name, root), root, stride, None)
     return probe.splits(task, prepared)[0]
 
 
 class Ours:
     """The probe of one task with features of those rows that are asked for."""
 
-    def __init__(
-        self, task: Task, table: pd.DataFrame, schedule: Schedule, upstream: Upstream, store: Any, seed: int = 0
-    ):
+    def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, upstream: Upstream, store: Any):
         compat.apply()  # the probes import s3prl
-        self.task, self.schedule, self.upstream, self.store, self.seed = task, schedule, upstream, store, seed
-        self.probe = task.probe(task, table, schedule, seed)
+        self.task, self.schedule, self.upstream, self.store = task, schedule, upstream, store
+        self.probe = task.probe(task, table, schedule, 0)
 
     def batches(self, count: int) -> list[list[int]]:
         """The first training batches of the task's own sampling."""
