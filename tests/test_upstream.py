@@ -134,10 +134,10 @@ def test_load_reads_our_folder_and_names_what_is_missing(folder, tmp_path):
 
 
 def test_architectures_without_weights():
-    model = upstream.star_hubert(pretrained=False)
+    model = upstream.ENTRIES["star_hubert"](pretrained=False)
     assert sum(p.numel() for p in model.parameters()) == 22_308_592
     with pytest.raises(StarError, match="leave out pretrained=False"):
-        upstream.star_mini(pretrained=False)
+        upstream.ENTRIES["star_mini"](pretrained=False)
 
 
 def test_every_name_has_weights_to_load():

@@ -17,6 +17,7 @@ from ..encoder import Encoder, EncoderOutput
 from ..errors import StarError
 from ..heads import export
 from ..heads.model import MultitaskModel
+from ..mini import SHIPPED
 from . import checkpoint, sources
 
 
@@ -162,7 +163,23 @@ def load(source: str | Path, config: str | Path | None = None, reference_padding
     return UpstreamExpert(encoder.requires_grad_(True), str(source)).eval()
 
 
-def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., UpstreamExpert]:
+_ABOUT = {
+    "star_mini": "The small STaR student that ships with the package (offline; for trying things out).",
+    "star_mini_mel": "The small STaR student with a log-mel front end that ships with the package (offline).",
+    "star_mini_stream": "The small STaR student that streams and ships with the package (offline).",
+    "star_small": "The larger STaR student that ships with the package, 3.9 M parameters (offline).",
+    "star_mini_teacher": "The small HuBERT-like teacher that ships with the package (offline).",
+    "star_hubert": "STaRHuBERT, 22.31 M parameters (Jang et al., ICASSP 2024).",
+    "star_hubert_l": "STaRHuBERT-L, 26.63 M parameters (Jang et al., ICASSP 2024).",
+    "star_hubert_s": "STaRHuBERT-S, 14.1 M parameters; layer sizes are our choice.",
+    "star_hubert_xs": "STaRHuBERT-XS, 9.39 M parameters; layer sizes are our choice.",
+    "star_wavlm": "STaRWavLM, STaRHuBERT with WavLM Base as its teacher, 22.3 M parameters (its authors' page).",
+}
+
+
+def _entry(name: str) -> Callable[..., UpstreamExpert]:
+    """The entry of a name in :data:`_ABOUT`; one that does not ship with the package has a recipe of the same name."""
+
     def entry(
         ckpt: str | None = None,
         model_config: str | None = None,
@@ -174,45 +191,23 @@ def _entry(name: str, about: str, recipe: str | None = None) -> Callable[..., Up
             return load(ckpt, model_config, reference_padding)
         if pretrained:
             return load(name, reference_padding=reference_padding)
-        if recipe is None:
+        if name in SHIPPED:
             raise StarError(f"{name}: ships with its weights; leave out pretrained=False")
         from ..training import recipe as recipes
 
         return UpstreamExpert(
-            Encoder(recipes.load(recipe).student_config(), reference_padding), f"{name} (random weights)"
+            Encoder(recipes.load(name).student_config(), reference_padding), f"{name} (random weights)"
         ).eval()
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = (
-        f"{about}\n\n"
+        f"{_ABOUT[name]}\n\n"
         "ckpt: a file or folder that takes the place of the known weights (model_config: its yaml, where the format "
         "has one).\n"
-        + ("pretrained: False builds the architecture with random weights.\n" if recipe else "")
+        + ("" if name in SHIPPED else "pretrained: False builds the architecture with random weights.\n")
         + "reference_padding: group-norm statistics over the padding too, as fairseq and transformers compute them."
     )
     return entry
-
-
-star_mini = _entry("star_mini", "The small STaR student that ships with the package (offline; for trying things out).")
-star_mini_mel = _entry(
-    "star_mini_mel", "The small STaR student with a log-mel front end that ships with the package (offline)."
-)
-star_mini_stream = _entry(
-    "star_mini_stream", "The small STaR student that streams and ships with the package (offline)."
-)
-star_small = _entry("star_small", "The larger STaR student that ships with the package, 3.9 M parameters (offline).")
-star_mini_teacher = _entry("star_mini_teacher", "The small HuBERT-like teacher that ships with the package (offline).")
-star_hubert = _entry("star_hubert", "STaRHuBERT, 22.31 M parameters (Jang et al., ICASSP 2024).", "star_hubert")
-star_hubert_l = _entry("star_hubert_l", "STaRHuBERT-L, 26.63 M parameters (Jang et al., ICASSP 2024).", "star_hubert_l")
-star_hubert_s = _entry("star_hubert_s", "STaRHuBERT-S, 14.1 M parameters; layer sizes are our choice.", "star_hubert_s")
-star_hubert_xs = _entry(
-    "star_hubert_xs", "STaRHuBERT-XS, 9.39 M parameters; layer sizes are our choice.", "star_hubert_xs"
-)
-star_wavlm = _entry(
-    "star_wavlm",
-    "STaRWavLM, STaRHuBERT's architecture with WavLM Base as its teacher, 22.3 M parameters (its authors' page).",
-    "star_wavlm",
-)
 
 
 def star_local(
@@ -223,22 +218,8 @@ def star_local(
     return load(ckpt, config or model_config, reference_padding)
 
 
-ENTRIES: dict[str, Callable[..., UpstreamExpert]] = {
-    entry.__name__: entry
-    for entry in (
-        star_mini,
-        star_mini_mel,
-        star_mini_stream,
-        star_small,
-        star_mini_teacher,
-        star_hubert,
-        star_hubert_l,
-        star_hubert_s,
-        star_hubert_xs,
-        star_wavlm,
-        star_local,
-    )
-}
+ENTRIES: dict[str, Callable[..., UpstreamExpert]] = {name: _entry(name) for name in _ABOUT} | {"star_local": star_local}
+"""The names of torch.hub (hubconf.py) and s3prl (:func:`register`)."""
 
 
 def register() -> list[str]:
