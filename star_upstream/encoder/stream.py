@@ -12,7 +12,7 @@ Shapes: B utterances, N samples of a step (or of several), T frames, C channels,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -245,8 +245,9 @@ class Stream:
 
     @torch.no_grad()
     def _run(self, end: int) -> EncoderOutput:
-        config, each, parts = self.step.encoder.config, self.step.plan.samples, []
+        config, each, outputs = self.step.encoder.config, self.step.plan.samples, list[EncoderOutput]()
         total = config.frames(end)
+        first, given = self.step.frame + self.steps * config.chunk, self.frames
         while self.waiting_BN.shape[1] >= each and self.frames < total:
             steps = min(self.waiting_BN.shape[1] // each, TOGETHER)
             taken_BN, self.waiting_BN = self.waiting_BN.split(
@@ -254,15 +255,12 @@ class Stream:
             )
             end_B = torch.full((self.batch,), end, device=taken_BN.device)
             output, state = self.step(taken_BN, end_B, self.state)
+            outputs.append(output)
             self.state = [x.clone() for x in state]  # a view would keep the whole that it is of
-            first = self.step.frame + self.steps * config.chunk
             self.steps += steps
-            last = min(first + steps * config.chunk, total)
-            if last > self.frames:
-                parts.append(_frames(output, self.frames - first, last - first))
-                self.frames = last
+            self.frames = max(self.frames, min(self.step.frame + self.steps * config.chunk, total))
         self.waiting_BN = self.waiting_BN.clone()
-        return _joined(parts) if parts else self._nothing()
+        return _joined(outputs, given - first, self.frames - first) if outputs else self._nothing()
 
     def _nothing(self) -> EncoderOutput:
         encoder = self.step.encoder
@@ -271,36 +269,21 @@ class Stream:
         return cast(EncoderOutput, encoder.answer([x_BTD] * (encoder.config.layers + 1), x_BTD, frames_B))
 
 
-def _frames(output: EncoderOutput, first: int, last: int) -> EncoderOutput:
-    """Of every tensor over time, frames ``first`` to ``last``."""
+def _joined(parts: list[EncoderOutput], first: int, last: int) -> EncoderOutput:
+    """Frames ``first`` to ``last`` of all, one behind the other."""
 
-    def cut(x_BTD: Tensor) -> Tensor:
-        return x_BTD[:, first:last]
+    def join(*tensors: Tensor) -> Tensor:
+        return torch.cat(tensors, 1)[:, first:last]
 
-    return output._replace(
-        states=[cut(x_BTD) for x_BTD in output.states],
-        lengths_B=torch.full_like(output.lengths_B, last - first),
-        features_BTD=cut(output.features_BTD),
-        projections=output.projections and [cut(x_BTD) for x_BTD in output.projections],
-        predictions=output.predictions and [cut(x_BTD) for x_BTD in output.predictions],
-        last_BTD=cut(cast(Tensor, output.last_BTD)),
-    )
+    def join_each(lists: Iterable[list[Tensor] | None]) -> list[Tensor]:
+        return [join(*tensors) for tensors in zip(*(tensors or [] for tensors in lists))]
 
-
-def _joined(parts: list[EncoderOutput]) -> EncoderOutput:
-    """The frames of all, one behind the other."""
-
-    def join(lists: Sequence[list[Tensor]]) -> list[Tensor]:
-        return [torch.cat(tensors, 1) for tensors in zip(*lists)]
-
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    return first._replace(
-        states=join([part.states for part in parts]),
-        lengths_B=torch.stack([part.lengths_B for part in parts]).sum(0),
-        features_BTD=torch.cat([part.features_BTD for part in parts], 1),
-        projections=first.projections and join([part.projections or [] for part in parts]),
-        predictions=first.predictions and join([part.predictions or [] for part in parts]),
-        last_BTD=torch.cat([cast(Tensor, part.last_BTD) for part in parts], 1),
+    one = parts[0]
+    return one._replace(
+        states=join_each(part.states for part in parts),
+        lengths_B=torch.full_like(one.lengths_B, last - first),
+        features_BTD=join(*(part.features_BTD for part in parts)),
+        projections=one.projections and join_each(part.projections for part in parts),
+        predictions=one.predictions and join_each(part.predictions for part in parts),
+        last_BTD=join(*(cast(Tensor, part.last_BTD) for part in parts)),
     )
