@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .config import EncoderConfig
 from .mel import LogMel, valid_mask
-from .numerics import full_precision, prior_moments, running_moments, wide
+from .numerics import full_precision, prior_moments, standardise_running, wide
 
 
 def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) -> Tensor:
@@ -46,11 +46,9 @@ def normalize_running(
 ) -> tuple[Tensor, Tensor]:
     """Each sample by mean and variance of the valid samples so far, and the moments after the last; padding becomes
     zero."""
-    x_B1N = wide(waveforms_BN)[:, None]
-    valid_B1N = torch.ones_like(x_B1N) if mask_BN is None else mask_BN[:, None].to(x_B1N.dtype)
-    known_B1N = (x_B1N * valid_B1N).double()
-    mean_B1N, variance_B1N, moments_3B1 = running_moments(valid_B1N, known_B1N, known_B1N.square(), before_3B1)
-    x_B1N = ((x_B1N - mean_B1N) * torch.rsqrt(variance_B1N + epsilon)).to(x_B1N.dtype) * valid_B1N
+    x_B1N, moments_3B1 = standardise_running(wide(waveforms_BN)[:, None], mask_BN, before_3B1, epsilon)
+    if mask_BN is not None:
+        x_B1N = x_B1N * mask_BN[:, None].to(x_B1N.dtype)
     return x_B1N[:, 0], moments_3B1
 
 
@@ -69,11 +67,7 @@ class ChannelNorm(nn.GroupNorm):
     def normalise_running(self, x_BCT: Tensor, mask_BT: Tensor | None, before_3BC: Tensor) -> tuple[Tensor, Tensor]:
         """Frames by the statistics of the valid ones so far, and the moments after the last."""
         with full_precision(x_BCT.device):
-            x_BCT = wide(x_BCT)
-            valid_B1T = torch.ones_like(x_BCT[:, :1]) if mask_BT is None else mask_BT[:, None].to(x_BCT.dtype)
-            known_BCT = (x_BCT * valid_B1T).double()
-            mean_BCT, variance_BCT, moments_3BC = running_moments(valid_B1T, known_BCT, known_BCT.square(), before_3BC)
-            x_BCT = ((x_BCT - mean_BCT) * torch.rsqrt(variance_BCT + self.eps)).to(x_BCT.dtype)
+            x_BCT, moments_3BC = standardise_running(wide(x_BCT), mask_BT, before_3BC, self.eps)
             x_BCT = x_BCT * wide(self.weight)[:, None] + wide(self.bias)[:, None]
             return x_BCT.to(self.weight.dtype), moments_3BC
 

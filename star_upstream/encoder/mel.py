@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .numerics import full_precision, prior_moments, running_moments, wide
+from .numerics import full_precision, prior_moments, standardise_running, wide
 
 RATE, WINDOW, HOP, POINTS = 16_000, 400, 160, 512
 """25 ms windows every 10 ms: frame 2t is centred on the 400 samples that HuBERT's convolutions see for their frame
 t."""
 FLOOR = 1e-6
 """Added to the energies before the logarithm: about the energy of the rounding of 16 bit samples."""
+EPSILON = 1e-5
+"""Added to the variance."""
 PRIOR = (50.0, -6.3, 4.0)
 """Running statistics begin as if so many frames had come before, with this mean and standard deviation over all bins:
 those of 300 utterances of ten corpora (the mean of a recording deviates by 1.9)."""
@@ -84,20 +86,11 @@ class LogMel(nn.Module):
         count, mean, deviation = PRIOR
         return prior_moments(x_BCM, (x_BCM.shape[0], 1), count * x_BCM.shape[1], mean, deviation)
 
-    def normalise_running(
-        self, x_BCM: Tensor, mask_BM: Tensor | None, before_3B1: Tensor, epsilon: float = 1e-5
-    ) -> tuple[Tensor, Tensor]:
+    def normalise_running(self, x_BCM: Tensor, mask_BM: Tensor | None, before_3B1: Tensor) -> tuple[Tensor, Tensor]:
         """Energies by the statistics of the valid frames so far, and the moments after the last."""
         with full_precision(x_BCM.device):
-            valid_B1M = x_BCM.new_ones(x_BCM.shape[0], 1, x_BCM.shape[2])
-            if mask_BM is not None:
-                valid_B1M = mask_BM[:, None].to(x_BCM.dtype)
-            known_BCM = (x_BCM * valid_B1M).double()
-            mean_B1M, variance_B1M, moments_3B1 = running_moments(
-                valid_B1M * x_BCM.shape[1], known_BCM.sum(1, True), known_BCM.square().sum(1, True), before_3B1
-            )
-            centred_BCM = (x_BCM - mean_B1M) * torch.rsqrt(variance_B1M + epsilon)
-            return self._scaled(centred_BCM.to(x_BCM.dtype), mask_BM), moments_3B1
+            x_BCM, moments_3B1 = standardise_running(x_BCM, mask_BM, before_3B1, EPSILON, pooled=True)
+            return self._scaled(x_BCM, mask_BM), moments_3B1
 
     def _scaled(self, x_BCM: Tensor, mask_BM: Tensor | None) -> Tensor:
         x_BCM = x_BCM * wide(self.weight)[:, None] + wide(self.bias)[:, None]
@@ -120,14 +113,14 @@ def _energies(waveforms_BN: Tensor, window_W: Tensor) -> Tensor:
     return (real_BFM.square() + imaginary_BFM.square()).transpose(1, 2)
 
 
-def _standardise(x_BCM: Tensor, frames_B: Tensor | None, epsilon: float = 1e-5) -> Tensor:
+def _standardise(x_BCM: Tensor, frames_B: Tensor | None) -> Tensor:
     """Zero mean and unit variance over bins and valid frames."""
     if frames_B is None:
-        return F.layer_norm(x_BCM, x_BCM.shape[1:], eps=epsilon)
+        return F.layer_norm(x_BCM, x_BCM.shape[1:], eps=EPSILON)
     mask_B1M = valid_mask(frames_B, x_BCM.shape[-1])[:, None]
     count_B11 = (frames_B * x_BCM.shape[1])[:, None, None].to(x_BCM.dtype)
     centred_BCM = (x_BCM - x_BCM.masked_fill(~mask_B1M, 0.0).sum((1, 2), keepdim=True) / count_B11).masked_fill(
         ~mask_B1M, 0.0
     )
     variance_B11 = centred_BCM.square().sum((1, 2), keepdim=True) / count_B11
-    return centred_BCM * torch.rsqrt(variance_B11 + epsilon)
+    return centred_BCM * torch.rsqrt(variance_B11 + EPSILON)

@@ -23,23 +23,31 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def running_moments(
-    count_B1T: Tensor, total_BCT: Tensor, square_BCT: Tensor, before_3BC: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance (B x C x T each, fp64) of all that has come up to each step, that step included.
+def standardise_running(
+    x_BCT: Tensor, mask_BT: Tensor | None, before_3BC: Tensor, epsilon: float, pooled: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Each step less the mean, over the deviation, of all valid steps so far, that step included; and the moments after
+    the last one. ``mask_BT``: which steps are valid, None for all.
 
-    count_B1T, total_BCT, square_BCT: how many values a step brings, their sum, and the sum of their squares.
-    before_3BC: these three for what came before the first step. What they are after the last one comes back third.
+    The statistics are each channel's own or (``pooled``) those of all channels. before_3BC (pooled: 3 x B x 1) and the
+    moments that come back: how many values there were, their sum, and the sum of their squares, in fp64.
     """
-    steps_3BCT = torch.stack([count_B1T.expand_as(total_BCT).double(), total_BCT.double(), square_BCT.double()])
-    moments_3BCT = steps_3BCT.cumsum(-1) + before_3BC[..., None]
-    count_BCT, mean_BCT = moments_3BCT[0].clamp(min=1.0), moments_3BCT[1] / moments_3BCT[0].clamp(min=1.0)
+    valid_B1T = torch.ones_like(x_BCT[:, :1]) if mask_BT is None else mask_BT[:, None].to(x_BCT.dtype)
+    known_BCT = (x_BCT * valid_B1T).double()
+    count_BCT, total_BCT, square_BCT = valid_B1T.expand_as(x_BCT), known_BCT, known_BCT.square()
+    if pooled:
+        count_BCT = valid_B1T * x_BCT.shape[1]
+        total_BCT, square_BCT = total_BCT.sum(1, True), square_BCT.sum(1, True)
+    moments_3BCT = torch.stack([count_BCT.double(), total_BCT, square_BCT]).cumsum(-1) + before_3BC[..., None]
+    count_BCT = moments_3BCT[0].clamp(min=1.0)
+    mean_BCT = moments_3BCT[1] / count_BCT
     variance_BCT = (moments_3BCT[2] / count_BCT - mean_BCT.square()).clamp(min=0.0)
-    return mean_BCT, variance_BCT, moments_3BCT[..., -1]
+    standard_BCT = ((x_BCT - mean_BCT) * torch.rsqrt(variance_BCT + epsilon)).to(x_BCT.dtype)
+    return standard_BCT, moments_3BCT[..., -1]
 
 
 def prior_moments(like: Tensor, shape: tuple[int, int], count: float, mean: float, deviation: float) -> Tensor:
-    """3 x B x C, for :func:`running_moments`: as if ``count`` values had come before the first."""
+    """3 x B x C, for :func:`standardise_running`: as if ``count`` values had come before the first."""
     values_3 = torch.tensor([count, count * mean, count * (mean**2 + deviation**2)], dtype=torch.float64)
     return values_3.to(like.device)[:, None, None].expand(3, *shape)
 
