@@ -16,21 +16,13 @@ from torch import Tensor
 from ...encoder import Encoder
 from ...errors import StarError
 from . import fairseq, literals, pickles
-from .names import build, divide, expect, fill, rename, split_heads
+from .names import build, expect, fill, rename, split_heads
 
-# what DistillerConfig takes where a file has no such option
+# what DistillerConfig takes where a file has no such option; all others are fairseq's, with its defaults
 _DEFAULTS = {
     "extractor_mode": "default",
     "extractor_conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
-    "conv_pos": 128,
-    "conv_pos_groups": 16,
     "encoder_layers": 1,
-    "encoder_embed_dim": 768,
-    "encoder_ffn_embed_dim": 3072,
-    "encoder_attention_heads": 12,
-    "layer_norm_first": False,
-    "dropout": 0.1,
-    "attention_dropout": 0.1,
     "activation_dropout": 0.1,
     "final_dim": 768,
     "out_layer_type": "expand-last",
@@ -60,26 +52,11 @@ def load_distiller(content: Mapping[str, Any], where: str, reference_padding: bo
         raise StarError(f"{where}: no section 'distiller' under 'Config'")
     option = fill(given, _DEFAULTS, _REQUIRED, where)
     weights: Mapping[str, Tensor] = content["Distiller"]
-    width, heads = option["encoder_embed_dim"], option["encoder_attention_heads"]
+    convs = literals.parse(option["extractor_conv_feature_layers"], f"{where}: extractor_conv_feature_layers")
     values = {
-        "conv_layers": literals.parse(
-            option["extractor_conv_feature_layers"], f"{where}: extractor_conv_feature_layers"
-        ),
-        "conv_norm": "layer" if option["extractor_mode"] == "layer_norm" else "group",
-        "projection": "post_extract_proj.weight" in weights,
+        **fairseq.values({**given, **option, "conv_feature_layers": convs}, weights, where),
         "projection_norm": False,
-        "width": width,
-        "position_kernel": option["conv_pos"],
-        "position_groups": option["conv_pos_groups"],
-        "layers": option["encoder_layers"],
-        "heads": heads,
-        "head_width": divide(width, heads, f"{where}: encoder_attention_heads"),
-        "ffn": option["encoder_ffn_embed_dim"],
-        "norm": "pre" if option["layer_norm_first"] else "post",
         "hidden_states": "last",
-        "dropout": option["dropout"],
-        "attention_dropout": option["attention_dropout"],
-        "activation_dropout": option["activation_dropout"],
     }
     if option["out_layer_type"] != "none":
         expect(option["out_layer_type"] == "expand-last", f"{where}: out_layer_type", repr(option["out_layer_type"]))
