@@ -138,7 +138,7 @@ def test_yaml_is_the_one_of_the_same_stem_or_the_only_one(tmp_path):
     published.load(file, config=tmp_path / "only.yaml")
     (tmp_path / "model.yaml").write_text(text)
     published.load(file)
-    for wrong, message in (("distiller: [", "not yaml"), ("train: {}", "no section 'distiller'")):
+    for wrong, message in (("distiller: [", "neither yaml nor json"), ("train: {}", "no section 'distiller'")):
         (tmp_path / "model.yaml").write_text(wrong)
         with pytest.raises(StarError, match=message):
             published.load(file)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-import yaml
 
 from ...encoder import Encoder
 from ...errors import StarError
@@ -177,19 +176,13 @@ def _beside(path: Path) -> Path:
 
 def _section(config: str | Path, name: str) -> Mapping[str, Any]:
     """A section of a yaml; in Lightning's ``hparams.yaml`` it is one of ``cfg``."""
-    try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StarError(f"{config}: cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StarError(f"{config}: not yaml ({' '.join(str(error).split())[:200]})") from None
-    for found in (content, content.get("cfg") if isinstance(content, Mapping) else None):
+    content = bare.read(config)
+    for found in (content, content.get("cfg")):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             return found[name]
     if Path(config).name == _HPARAMS:
         raise StarError(
             f"{config}: Lightning's record of a training, without the architecture (no section {name!r}); give as "
-            "config "
-            "the yaml that the training was started with"
+            "config the yaml that the training was started with"
         )
     raise StarError(f"{config}: no section {name!r}; it is not the configuration of such a checkpoint")

@@ -73,8 +73,10 @@ def read(config: str | Path) -> dict[str, Any]:
     """The keys and values of a yaml or json file."""
     try:
         text = Path(config).read_text(encoding="utf-8")
-        # yaml would take json's 1e-05 for a text
-        content = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+        try:
+            content = json.loads(text)  # yaml would take json's 1e-05 for a text
+        except json.JSONDecodeError:
+            content = yaml.safe_load(text)
     except OSError as error:
         raise StarError(f"{config}: cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, ValueError) as error:
