@@ -24,8 +24,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,38 +60,32 @@ LARGEST = 2**31 - 2**20
 """Bytes that a protobuf message, and so an ONNX file, can have."""
 
 
-@dataclass(frozen=True)
-class Heads:
-    """What rides on the states: fine-tuned heads, or weights of a sum, each by its name."""
-
-    model: MultitaskModel | None = None
-    weights: dict[str, list[float]] | None = None
-
-
 class Graph(nn.Module):
-    """What is exported: :attr:`names` says what the outputs are, :attr:`about` what each holds."""
+    """What is exported: :attr:`names` says what the outputs are, :attr:`about` what each holds.
+
+    ``heads``: fine-tuned ones, and ``sums``: weights of the states, by name, which ride on them.
+    """
 
     def __init__(
         self,
         encoder: Encoder,
         layers: Sequence[int] | Literal["all"] | None = None,
         predictions: bool = False,
-        heads: Heads | None = None,
+        heads: MultitaskModel | None = None,
+        sums: Mapping[str, list[float]] | None = None,
     ):
         super().__init__()
         if encoder.config.attention == "chunked":
             raise StarError("this model streams; give --stream, and no heads or predictions")
-        heads = heads or Heads()
-        self.encoder, self.heads = encoder, heads.model
+        self.encoder, self.heads, self.sums = encoder, heads, dict(sums or {})
         count, width = encoder.config.exposed
         if layers is None:
-            layers = [] if heads != Heads() or predictions else "all"
+            layers = [] if heads or sums or predictions else "all"
         layers = range(count) if isinstance(layers, str) else layers
         self.layers = sorted({place(layer, count) for layer in layers})
         self.predicted = list(encoder.config.prediction_layers) if predictions else []
         if predictions and not self.predicted:
             raise StarError("--predictions: this model has no prediction heads (prediction_layers)")
-        self.sums = dict(heads.weights or {})
         for name, weights in self.sums.items():
             if len(weights) != count:
                 raise StarError(f"{name}: a sum of {len(weights)} states, where this model gives {count}")
@@ -167,9 +160,8 @@ def export(
     extras.need("export")
     path = check_path(path)
     encoder, of = origin.load(source, config)
-    model = heads_file.load(source) if checkpoint.is_single(source) else None
-    found = _heads(encoder, [*([source] if model else []), *heads])
-    graph = Graph(encoder, layers, predictions, found)
+    files = [source, *heads] if checkpoint.is_single(source) else heads
+    graph = Graph(encoder, layers, predictions, *_heads(encoder, files))
     return write(graph, path, {"of": of, "licence": licence or origin.licence(source)})
 
 
@@ -358,7 +350,8 @@ def _example(encoder: Encoder) -> tuple[Tensor, Tensor]:
     return _noise(2 * samples, 0).view(2, samples), torch.tensor([samples, samples // 2])
 
 
-def _heads(encoder: Encoder, files: Sequence[str | Path]) -> Heads:
+def _heads(encoder: Encoder, files: Sequence[str | Path]) -> tuple[MultitaskModel | None, dict[str, list[float]]]:
+    """The fine-tuned heads, and the weights of sums by task, in ``files``."""
     model, sums = None, {}
     for file in files:
         if checkpoint.is_single(file):
@@ -371,7 +364,7 @@ def _heads(encoder: Encoder, files: Sequence[str | Path]) -> Heads:
             sums[str(record["task"])], own = record["layer_weights"], record["upstream_digest"]
         if own != checkpoint.digest(encoder):
             raise StarError(f"{file}: its heads were trained on another model than this one (their digests differ)")
-    return Heads(model, sums or None)
+    return model, sums
 
 
 def _record(file: str | Path) -> dict[str, Any]:
