@@ -32,7 +32,7 @@ from .published import huggingface, known, torchaudio_style
 _BUNDLE = re.compile(r"(WAV2VEC2|HUBERT|WAVLM)_[A-Z0-9_]+")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-_FILE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json", ".yaml", ".yml")
+_FILE_ENDINGS = (*_WEIGHTS, ".json", ".yaml", ".yml")
 
 
 def load(source: str | Path, reference_padding: bool = False, config: str | Path | None = None) -> Encoder:
@@ -99,7 +99,7 @@ def _open(source: str | Path, reference_padding: bool, config: str | Path | None
     if name in SHIPPED:
         return _from_path(SHIPPED[name], reference_padding, config)
     if name in known.KNOWN:
-        entry = known.get(name)
+        entry = known.KNOWN[name]
         weights = known.fetch(entry) if entry.files else _from_hub(entry.name)
         encoder, origin = _from_path(weights, reference_padding, config)
         if config is None:  # a yaml of one's own may name another subnet of a supernet

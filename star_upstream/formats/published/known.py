@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from ...encoder.config import HiddenStates
-from ...errors import StarError, nearest
+from ...errors import StarError
 from ...files import replacing
 
 
@@ -111,32 +111,20 @@ def elsewhere(name: str) -> str | None:
     return None
 
 
-def get(name: str) -> Known:
-    """The entry. Raises :class:`StarError` with the near names for an unknown one."""
-    if name not in KNOWN:
-        raise StarError(
-            f"{name!r}: no published checkpoint of that name{nearest(name, KNOWN)} (known: {', '.join(KNOWN)})"
-        )
-    return KNOWN[name]
-
-
-def fetch(entry: str | Known, progress: bool = True) -> Path:
-    """The weights file of a known checkpoint in torch.hub's cache, downloaded unless it is there; its yaml, if any,
-    beside it.
+def fetch(entry: Known) -> Path:
+    """The weights file of a known checkpoint (one with files) in torch.hub's cache, downloaded unless it is there; its
+    yaml, if any, beside it.
 
     A digest, where known, is checked; what was fetched in part never has the final name. Raises :class:`StarError` that
     says which file to fetch from where, and under which name to save it, when a download is not possible.
     """
-    entry = get(entry) if isinstance(entry, str) else entry
-    if not entry.files:
-        raise StarError(f"{entry.name}: on the Hugging Face hub; formats.sources.load fetches it")
     folder = Path(torch.hub.get_dir()) / "star_upstream" / entry.name
     paths = {file: folder / f"{entry.name}{file.suffix}" for file in entry.files}
     missing = [file for file in reversed(entry.files) if not paths[file].exists()]  # the large file last
     by_hand = " and ".join(f"fetch {file.page} and save it as {paths[file]}" for file in missing)
     for file in missing:
         try:
-            _download(file, paths[file], progress)
+            _download(file, paths[file])
         except (OSError, RuntimeError, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             note = f" ({entry.note})" if entry.note else ""
@@ -157,11 +145,11 @@ def check(entry: Known, parameters: int, where: str | Path) -> None:
         )
 
 
-def _download(file: File, path: Path, progress: bool) -> None:
+def _download(file: File, path: Path) -> None:
     if file.url is None:
         raise ValueError("its authors give no address that a program could use")
     with replacing(path) as part:
-        torch.hub.download_url_to_file(file.url, str(part), hash_prefix=file.sha256, progress=progress)
+        torch.hub.download_url_to_file(file.url, str(part), hash_prefix=file.sha256)
         with open(part, "rb") as start:
             if start.read(100).lstrip()[:1] == b"<":
                 raise ValueError(f"{file.url} answered with a web page in place of the file")
