@@ -111,7 +111,7 @@ COMMANDS = {
         ["data", "--root", "."],
         ["report", "results/realspeech/fbank", "--out", "x"],
     ],
-    "export": [["export", "star_mini", "x.onnx"], ["listen", "x.onnx", "a.wav"]],
+    "export": [["export", "star_mini", "x.onnx"], ["listen", "x.onnx", "a.wav"], ["profile", "x.onnx"]],
 }
 
 

@@ -23,6 +23,7 @@ from ..encoder import Encoder, EncoderConfig
 from ..encoder.size import profile
 from ..errors import StarError
 from ..formats import checkpoint
+from ..formats.sources import load
 from ..pruning.gates import GatedEncoder
 from ..training import recipe as recipes
 from ..training.pretrain_recipe import PretrainRecipe
@@ -38,12 +39,11 @@ class Exported:
     """A file of ``star export`` that is called as a model is: B x N waveforms of one length."""
 
     def __init__(self, path: str, threads: int | None = None):
-        extras.need("export", "onnxruntime")
+        self.config = _exported(path)
         from ..export.onnx import describe, session
 
         if "stream" in describe(path):
             raise StarError(f"{path}: a stream has no forward pass of a whole waveform to be timed; leave --time out")
-        self.config = _exported(path)
         self.session = session(Path(path), threads)
 
     def __call__(self, waves_BN: torch.Tensor) -> Any:
@@ -69,9 +69,9 @@ def sizes(source: str) -> dict[str, Any]:
         return profile(recipes.load(source, (), PretrainRecipe).encoder_config())
     if _is_recipe(source):
         loaded = recipes.load(source)
-        teacher = _teacher(loaded.teacher).config if loaded.student == "teacher" else None
+        teacher = load(loaded.teacher).config if loaded.student == "teacher" else None
         return profile(loaded.student_config(teacher))
-    return profile(_teacher(source).config)
+    return profile(load(source).config)
 
 
 def model(source: str, threads: int | None = None) -> Model:
@@ -86,9 +86,9 @@ def model(source: str, threads: int | None = None) -> Model:
     if source in recipes.names(PretrainRecipe):
         return Encoder(recipes.load(source, (), PretrainRecipe).encoder_config()).eval()
     if checkpoint.is_checkpoint(source) or not _is_recipe(source):
-        return _teacher(source)
+        return load(source)
     loaded = recipes.load(source)
-    return _teacher(loaded.teacher) if loaded.student == "teacher" else Encoder(loaded.student).eval()
+    return load(loaded.teacher) if loaded.student == "teacher" else Encoder(loaded.student).eval()
 
 
 def in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int, now: Callable[[], float]) -> dict[str, list[float]]:
@@ -201,6 +201,7 @@ def peak_memory(path: str | Path, seconds: float = 10.0, threads: int = 1) -> fl
 
 
 def _exported(path: str) -> EncoderConfig:
+    extras.need("export")
     from ..export.onnx import describe
 
     return strict.build(EncoderConfig, describe(path)["encoder"], path)
@@ -208,12 +209,6 @@ def _exported(path: str) -> EncoderConfig:
 
 def _is_recipe(source: str) -> bool:
     return source in recipes.names() or source.endswith((".yaml", ".yml"))
-
-
-def _teacher(source: str) -> Encoder:
-    from ..formats import sources
-
-    return sources.load(source)
 
 
 def _cell(value: Any) -> str:
