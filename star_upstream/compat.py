@@ -97,18 +97,12 @@ def _absent(name: str, needs: str) -> type:
 
 
 def _torchaudio_backend() -> None:
-    """s3prl calls these at import; torchaudio 2.9 dropped them."""
+    """s3prl calls it at import; torchaudio 2.9 dropped it."""
     import torchaudio
 
-    stand_ins = {
-        "set_audio_backend": lambda backend: None,
-        "get_audio_backend": lambda: "soundfile",
-        "list_audio_backends": lambda: ["soundfile"],
-    }
-    for name, function in stand_ins.items():
-        if not hasattr(torchaudio, name):
-            setattr(torchaudio, name, function)
-            _APPLIED.append(f"torchaudio.{name}")
+    if not hasattr(torchaudio, "set_audio_backend"):
+        torchaudio.set_audio_backend = lambda backend: None
+        _APPLIED.append("torchaudio.set_audio_backend")
 
 
 class AudioMetaData(NamedTuple):
@@ -193,13 +187,7 @@ def _sox_effects() -> None:
     except (AttributeError, ImportError, OSError, RuntimeError):
         pass
     module = types.ModuleType("torchaudio.sox_effects")
-    vars(module).update(
-        apply_effects_tensor=apply_effects_tensor,
-        apply_effects_file=_apply_effects_file,
-        effect_names=lambda: ["channels", "gain", "rate", "silence"],
-        init_sox_effects=lambda: None,
-        shutdown_sox_effects=lambda: None,
-    )
+    vars(module).update(apply_effects_tensor=apply_effects_tensor, apply_effects_file=_apply_effects_file)
     sys.modules["torchaudio.sox_effects"] = torchaudio.sox_effects = module
     _APPLIED.append("torchaudio.sox_effects")
 
