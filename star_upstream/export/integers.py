@@ -37,11 +37,8 @@ def rewrite(model: Any, names: Sequence[str], ranges: Mapping[str, Range] | None
     what linear maps and grouped convolutions read, by tensor; None takes those of each call."""
     import onnx
 
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    writer, chosen = _Writer(result.graph, ranges), set(names)
-    nodes = list(result.graph.node)
-    for node in nodes:
+    writer, chosen = _Writer(model.graph, ranges), set(names)
+    for node in model.graph.node:
         if node.name not in chosen:
             if node.output[0] not in writer.gone:
                 writer.nodes.append(node)
@@ -51,20 +48,14 @@ def rewrite(model: Any, names: Sequence[str], ranges: Mapping[str, Range] | None
             writer.grouped(node)
         else:
             writer.convolution(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in writer.nodes]
-    del result.graph.node[:]
-    result.graph.node.extend(kept)
-    used = {name for node in kept for name in node.input}
-    tensors = [tensor for tensor in result.graph.initializer if tensor.name in used]
-    tensors = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in tensors]
-    del result.graph.initializer[:]
-    result.graph.initializer.extend(tensors)
+    used = {name for node in writer.nodes for name in node.input}
+    tensors = [tensor for tensor in (*model.graph.initializer, *writer.constants) if tensor.name in used]
+    graph = onnx.helper.make_graph(writer.nodes, model.graph.name, model.graph.input, model.graph.output, tensors)
     # the optimiser names domains that are not used, some of them too new for an older onnxruntime
-    imports = [each for each in result.opset_import if each.domain in {node.domain for node in kept} - {DOMAIN}]
-    imports = [onnx.helper.make_opsetid(each.domain, each.version) for each in imports]
-    del result.opset_import[:]
-    result.opset_import.extend([*imports, onnx.helper.make_opsetid(DOMAIN, 1)])
-    return result
+    domains = {node.domain for node in writer.nodes} - {DOMAIN}
+    imports = [each for each in model.opset_import if each.domain in domains]
+    imports.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    return onnx.helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version)
 
 
 def possible(model: Any) -> dict[str, str]:
@@ -106,6 +97,7 @@ class _Writer:
         self.array = onnx.numpy_helper.to_array
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
         self.nodes: list[Any] = []
+        self.constants: list[Any] = []
         self.gone = set[str]()
         self.readers: dict[str, list[Any]] = {}
         for node in graph.node:
@@ -119,7 +111,7 @@ class _Writer:
 
         self.count += 1
         name = f"int8_constant_{self.count}"
-        self.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+        self.constants.append(onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def numbers(self, *values: int) -> str:
