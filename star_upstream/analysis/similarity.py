@@ -95,19 +95,17 @@ class ExactCka:
     """Linear CKA of pairs of matrices whose rows (frames) come in parts; the parts do not change the result."""
 
     def __init__(self, pairs: Sequence[tuple[int, int]]):
-        self.pairs = list(
-            dict.fromkeys(tuple(sorted(pair)) for pair in [*pairs, *((i, i) for pair in pairs for i in pair)])
-        )
+        self.used = sorted({i for pair in pairs for i in pair})
+        self.pairs = {(min(pair), max(pair)) for pair in pairs} | {(i, i) for i in self.used}
         self.frames, self.cross = 0, dict[tuple[int, int], Tensor]()
 
     def add(self, states: Sequence[Tensor]) -> None:
         """V x D matrices (D may differ between them), rows matching."""
-        used = sorted({i for pair in self.pairs for i in pair})
         if not self.frames:
             # a shift near the mean: sums of centred values lose no digits
-            self._shift = {i: states[i].double().mean(0) for i in used}
+            self._shift = {i: states[i].double().mean(0) for i in self.used}
             self._sums = {i: torch.zeros_like(shift) for i, shift in self._shift.items()}
-        shifted = {i: states[i].double() - self._shift[i] for i in used}
+        shifted = {i: states[i].double() - self._shift[i] for i in self.used}
         for i, x_VD in shifted.items():
             self._sums[i] += x_VD.sum(0)
         for i, j in self.pairs:

@@ -5,7 +5,6 @@ Shapes: B utterances, N samples, T frames, D width.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from .. import strict
 from ..encoder import EncoderConfig
 from ..errors import StarError
+from ..files import sha256
 from ..runtime import Model
 
 
@@ -35,7 +35,7 @@ class ExportedUpstream(nn.Module):
         if not self.names:
             raise StarError(f"{path}: gives no states; export it with --layers all")
         self.config = strict.build(EncoderConfig, about["encoder"], str(path))
-        self.digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        self.digest = sha256(path)
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
         """Samples from one frame to the next."""

@@ -150,16 +150,10 @@ def _values(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     expect(norm in ("group", "layer"), f"{where}: feat_extract_norm", repr(norm))
     stable = kind != "data2vec-audio" and truth(config, "do_stable_layer_norm", False, where)
     adapted = stable and kind != "wavlm"
-    width, heads, layers = (
-        config.get("hidden_size", 768),
-        config.get("num_attention_heads", 12),
-        config.get("num_hidden_layers", 12),
-    )
+    width, heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     channels = config.get("conv_dim", [512] * 7)
-    kernels, strides = (
-        config.get("conv_kernel", [10, 3, 3, 3, 3, 2, 2]),
-        config.get("conv_stride", [5, 2, 2, 2, 2, 2, 2]),
-    )
+    kernels = config.get("conv_kernel", [10, 3, 3, 3, 3, 2, 2])
+    strides = config.get("conv_stride", [5, 2, 2, 2, 2, 2, 2])
     lists = (channels, kernels, strides)
     if not all(isinstance(values, list) for values in lists) or len({len(values) for values in lists}) > 1:
         raise StarError(f"{where}: conv_dim, conv_kernel and conv_stride: one value a convolution each")
@@ -172,7 +166,7 @@ def _values(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "position_kernel": config.get("num_conv_pos_embeddings", 128),
         "position_norm": "batch" if kind == "hubert" and config.get("conv_pos_batch_norm", False) else "weight",
         "position_groups": config.get("num_conv_pos_embedding_groups", 16),
-        "layers": layers,
+        "layers": config.get("num_hidden_layers", 12),
         "heads": heads,
         "head_width": divide(width, heads, f"{where}: num_attention_heads"),
         "ffn": config.get("intermediate_size", 3072),

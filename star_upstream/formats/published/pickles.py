@@ -42,17 +42,13 @@ class Inert:
         self.state = state
 
 
-def _empty_mapping(*_args) -> OrderedDict:
-    return OrderedDict()
-
-
 _STAND_INS: dict[str, Callable[..., Any]] = {
     # Lightning's hyper-parameters: a dict whose keys read as attributes.
     "pytorch_lightning.utilities.parsing.AttributeDict": OrderedDict,
     "lightning.pytorch.utilities.parsing.AttributeDict": OrderedDict,
     "lightning.fabric.utilities.data.AttributeDict": OrderedDict,
     "lightning_fabric.utilities.data.AttributeDict": OrderedDict,
-    "collections.defaultdict": _empty_mapping,
+    "collections.defaultdict": lambda *_: OrderedDict(),
     "argparse.Namespace": Inert,
     "pathlib.PosixPath": Inert,
     "numpy.dtype": Inert,
