@@ -12,21 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import EncoderConfig
-from .mel import LogMel, valid_mask
-from .numerics import full_precision, prior_moments, standardise_running, wide
+from .mel import LogMel
+from .numerics import full_precision, prior_moments, standardise, standardise_running, valid_mask, wide
 
 
 def normalize(waveforms_BN: Tensor, lengths_B: Tensor | None, epsilon: float) -> Tensor:
     """Zero mean and unit variance over each utterance's valid samples, in fp32 or wider; padding becomes zero."""
-    waveforms_BN = wide(waveforms_BN)
-    if lengths_B is None:
-        return F.layer_norm(waveforms_BN, waveforms_BN.shape[-1:], eps=epsilon)
-    mask_BN = valid_mask(lengths_B, waveforms_BN.shape[1]).to(waveforms_BN.dtype)
-    count_B1 = lengths_B[:, None].to(waveforms_BN.dtype)
-    mean_B1 = (waveforms_BN * mask_BN).sum(1, keepdim=True) / count_B1
-    centred_BN = (waveforms_BN - mean_B1) * mask_BN
-    variance_B1 = centred_BN.square().sum(1, keepdim=True) / count_B1
-    return centred_BN * torch.rsqrt(variance_B1 + epsilon)
+    return standardise(wide(waveforms_BN)[:, None], lengths_B, epsilon)[:, 0]
 
 
 PRIOR = (8000.0, 0.0, 0.06)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .numerics import full_precision, prior_moments, standardise_running, wide
+from .numerics import full_precision, prior_moments, standardise, standardise_running, valid_mask, wide
 
 RATE, WINDOW, HOP, POINTS = 16_000, 400, 160, 512
 """25 ms windows every 10 ms: frame 2t is centred on the 400 samples that HuBERT's convolutions see for their frame
@@ -24,11 +24,6 @@ EPSILON = 1e-5
 PRIOR = (50.0, -6.3, 4.0)
 """Running statistics begin as if so many frames had come before, with this mean and standard deviation over all bins:
 those of 300 utterances of ten corpora (the mean of a recording deviates by 1.9)."""
-
-
-def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
-    """B x size, True where the position is below the utterance's length."""
-    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
 
 
 def mel_filters(bins: int) -> Tensor:
@@ -72,7 +67,7 @@ class LogMel(nn.Module):
         if self.running:
             return self.normalise_running(x_BCM, mask_BM, self.before(x_BCM))[0]
         with full_precision(x_BCM.device):
-            return self._scaled(_standardise(x_BCM, frames_B), mask_BM)
+            return self._scaled(standardise(x_BCM, frames_B, EPSILON), mask_BM)
 
     def energies(self, waveforms_BN: Tensor) -> Tensor:
         """B x C x M logarithms of the energies, not normalised, in fp32 or wider."""
@@ -111,16 +106,3 @@ def _energies(waveforms_BN: Tensor, window_W: Tensor) -> Tensor:
     kernels = torch.cat([angle_FW.cos(), angle_FW.sin()]).to(window_W) * window_W
     real_BFM, imaginary_BFM = F.conv1d(waveforms_BN[:, None], kernels[:, None], stride=HOP).chunk(2, 1)
     return (real_BFM.square() + imaginary_BFM.square()).transpose(1, 2)
-
-
-def _standardise(x_BCM: Tensor, frames_B: Tensor | None) -> Tensor:
-    """Zero mean and unit variance over bins and valid frames."""
-    if frames_B is None:
-        return F.layer_norm(x_BCM, x_BCM.shape[1:], eps=EPSILON)
-    mask_B1M = valid_mask(frames_B, x_BCM.shape[-1])[:, None]
-    count_B11 = (frames_B * x_BCM.shape[1])[:, None, None].to(x_BCM.dtype)
-    centred_BCM = (x_BCM - x_BCM.masked_fill(~mask_B1M, 0.0).sum((1, 2), keepdim=True) / count_B11).masked_fill(
-        ~mask_B1M, 0.0
-    )
-    variance_B11 = centred_BCM.square().sum((1, 2), keepdim=True) / count_B11
-    return centred_BCM * torch.rsqrt(variance_B11 + EPSILON)

@@ -23,6 +23,25 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
+    """B x size, True where the position is below the utterance's length."""
+    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
+
+
+def standardise(x_BCT: Tensor, lengths_B: Tensor | None, epsilon: float) -> Tensor:
+    """Zero mean and unit variance over each utterance's channels and valid steps, None for all; padding becomes
+    zero."""
+    if lengths_B is None:
+        return F.layer_norm(x_BCT, x_BCT.shape[1:], eps=epsilon)
+    x_BCT = x_BCT.contiguous()  # sums depend on the order in memory
+    # products, which onnxruntime computes several times faster than selections
+    mask_B1T = valid_mask(lengths_B, x_BCT.shape[-1])[:, None].to(x_BCT.dtype)
+    count_B11 = (lengths_B * x_BCT.shape[1])[:, None, None].to(x_BCT.dtype)
+    centred_BCT = (x_BCT - (x_BCT * mask_B1T).sum((1, 2), keepdim=True) / count_B11) * mask_B1T
+    variance_B11 = centred_BCT.square().sum((1, 2), keepdim=True) / count_B11
+    return centred_BCT * torch.rsqrt(variance_B11 + epsilon)
+
+
 def standardise_running(
     x_BCT: Tensor, mask_BT: Tensor | None, before_3BC: Tensor, epsilon: float, pooled: bool = False
 ) -> tuple[Tensor, Tensor]:
