@@ -37,11 +37,11 @@ from torch.onnx.operators import shape_as_tensor
 from .. import extras, outputs, strict
 from ..audio import RATE
 from ..encoder import Encoder
-from ..encoder.frontend import valid_mask
 from ..environment import versions
 from ..errors import StarError
 from ..files import replacing
 from ..formats import checkpoint
+from ..formats.upstream import filled
 from ..heads import export as heads_file
 from ..heads.head import select
 from ..heads.model import MultitaskModel
@@ -113,9 +113,9 @@ class Graph(nn.Module):
         sums = [sum(w * x_BTD for w, x_BTD in zip(weights, states)) for weights in self.sums.values()]
         predictions = output.predictions[: len(self.predicted)] if output.predictions else []
         given = [*(states[layer] for layer in self.layers), *predictions, *sums]
-        filled = [_fill(x_BTD, frames_B) for x_BTD in given]
+        states = [filled(x_BTD, frames_B) for x_BTD in given]
         answers = [] if self.heads is None else [self._answer(name, output, frames_B) for name in self.heads.heads]
-        return (*filled, *answers, frames_B)
+        return (*states, *answers, frames_B)
 
     def _answer(self, name: str, output: Any, frames_B: Tensor) -> Tensor:
         assert self.heads is not None
@@ -131,12 +131,6 @@ def place(layer: int, count: int) -> int:
     if not -count <= layer < count:
         raise StarError(f"--layers: this model gives the states 0 to {count - 1}, got {layer}")
     return layer % count
-
-
-def _fill(x_BTD: Tensor, frames_B: Tensor) -> Tensor:
-    """The last valid frame in the place of what follows it."""
-    last_B1D = x_BTD.gather(1, (frames_B - 1)[:, None, None].expand(-1, 1, x_BTD.shape[2]))
-    return torch.where(valid_mask(frames_B, x_BTD.shape[1])[..., None], x_BTD, last_B1D)
 
 
 def export(

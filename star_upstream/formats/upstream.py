@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder import Encoder, EncoderOutput
+from ..encoder.frontend import valid_mask
 from ..errors import StarError
 from ..heads import export
 from ..heads.model import MultitaskModel
@@ -85,9 +86,7 @@ class UpstreamExpert(nn.Module):
         output = self.encoder(waveforms_BN, lengths_B)
         states = self.encoder.exposed(output)
         if not self.encoder.reference_padding:
-            last_B1 = (output.lengths_B - 1)[:, None]
-            frame_BT1 = torch.minimum(torch.arange(states[0].shape[1], device=last_B1.device)[None], last_B1)[..., None]
-            states = [x_BTD.gather(1, frame_BT1.expand(-1, -1, x_BTD.shape[2])) for x_BTD in states]
+            states = [filled(x_BTD, output.lengths_B) for x_BTD in states]
         return {"hidden_states": states, "last_hidden_state": states[-1], "lengths": output.lengths_B}
 
     def stream(self) -> UpstreamStream:
@@ -161,6 +160,12 @@ def load(source: str | Path, config: str | Path | None = None, reference_padding
         return UpstreamExpert(model.encoder, str(source), model).eval()
     encoder = sources.load(source, config=config, reference_padding=reference_padding)
     return UpstreamExpert(encoder.requires_grad_(True), str(source)).eval()
+
+
+def filled(x_BTD: Tensor, frames_B: Tensor) -> Tensor:
+    """The last valid frame in the place of what follows it."""
+    last_B1D = x_BTD.gather(1, (frames_B - 1)[:, None, None].expand(-1, 1, x_BTD.shape[2]))
+    return torch.where(valid_mask(frames_B, x_BTD.shape[1])[..., None], x_BTD, last_B1D)
 
 
 _ABOUT = {
