@@ -88,11 +88,11 @@ def run(asked: Asked, out: Path, launch: Launch | None = None) -> Path:
     # seed by seed, so that a table is there early
     cells = {f"{name}-s{seed}": (name, seed) for seed in range(asked.seeds) for name in entries}
     made = [name for name in cells if is_complete(out, asked.scoring, name)]
-    light = {name for name in made if not _weights(out, entries, *cells[name]).is_file()}
-    if light:
-        say(f"{out}: {len(light)} runs without weights stay as they were scored")
-    made = [name for name in made if launch.away or name in light]
-    checked = {name: score(out, asked.scoring, cells, name) for name in made if name not in light}
+    weightless = {name for name in made if not _weights(out, entries, *cells[name]).is_file()}
+    if weightless:
+        say(f"{out}: {len(weightless)} runs without weights stay as they were scored")
+    made = [name for name in made if launch.away or name in weightless]
+    checked = {name: score(out, asked.scoring, cells, name) for name in made if name not in weightless}
     failed = {name: error for name, error in checked.items() if error != "done"}
     left = {name: at for name, at in cells.items() if name not in made}
     for name, error in each(partial(cell, out, asked.scoring, cells), list(left), out, launch, config):

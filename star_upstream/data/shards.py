@@ -90,7 +90,7 @@ def _braces(text: str) -> Iterator[str]:
         yield from _braces(text[: found.start()] + one + text[found.end() :])
 
 
-def read(files: Sequence[str], told: bool) -> Iterator[tuple[str, list[Found]]]:
+def read(files: Sequence[str], shown: bool) -> Iterator[tuple[str, list[Found]]]:
     """Each shard with its audio, in order, from the cache where the shard has not changed; few are read ahead of what
     is asked for. Raises :class:`StarError` for what is no shard."""
     with ThreadPoolExecutor(THREADS) as pool:
@@ -98,7 +98,7 @@ def read(files: Sequence[str], told: bool) -> Iterator[tuple[str, list[Found]]]:
         for i, file in enumerate(files, 1):
             found = running.popleft().result()
             running.extend(pool.submit(_read, later) for later in files[i + 2 * THREADS - 1 : i + 2 * THREADS])
-            if told and (i % 100 == 0 or i == len(files)):
+            if shown and (i % 100 == 0 or i == len(files)):
                 progress(f"shards read: {i} of {len(files)}", last=i == len(files))
             yield file, found
 
