@@ -79,9 +79,10 @@ def test_a_difference_is_judged_on_the_same_items(corpora):
     ic = probe("ic", corpora)
     right = [ic.targets[row] for row in ic.split["test"]]
     wrong = ["nothing", *right[1:]]
-    assert parity.difference(ic, right, right) == (0.0, 0.0)
-    low, high = parity.difference(ic, wrong, right)
+    assert parity.difference(ic, [right], right) == (0.0, 0.0)
+    low, high = parity.difference(ic, [wrong], right)
     assert low < 0 and high == 0.0
+    assert low <= parity.difference(ic, [wrong, right], right)[0] < 0
     assert parity.same(ic, wrong, right) == pytest.approx(1 - 1 / len(right))
     assert parity.scored(ic, right) == (100.0, [100.0, 100.0])
 
@@ -98,6 +99,7 @@ def test_speakers_of_a_recording_may_be_in_either_order(corpora):
     [
         (["qbe"], "s3prl's runner scores no 'qbe'"),
         (["ks", "--steps", "0"], "--steps 0: must be at least 1"),
+        (["ks", "--own-seeds", "0"], "--own-seeds 0: must be at least 1"),
         (["ks", "--lr", "2"], "--lr 2: must be above 0"),
         (["ks", "--out", "p.txt"], "must end in .md"),
         (["ks", "--data", "nowhere"], "nowhere"),

@@ -102,7 +102,7 @@ def run(pipeline: Pipeline, case: Case, upstream: str, seed: int, checkout: Path
 def check(pipeline: Pipeline, checkout: Path | None) -> None:
     """Raises :class:`StarError` where the recipe needs what only s3prl's repository has, and that is not given."""
     if pipeline.needs_checkout and (checkout is None or not (checkout / PART / "corpus").is_dir()):
-        fix = "give --checkout, s3prl's repository at v0.4.18"
+        fix = "give --checkout, s3prl's repository at 0.4.18 (commit ec8064b5)"
         raise StarError(f"the s3prl wheel lacks downstream/ctc/corpus, which this task's recipe imports: {fix}")
 
 

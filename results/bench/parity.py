@@ -4,7 +4,7 @@ recordings.
 s3prl's downstream runner trains and tests a head of each task on corpora in their published layouts (the mini corpora
 unless ``--data`` names others), unchanged but for :mod:`star_upstream.compat`. Ours has the same upstream, steps,
 learning rate and seed, three times: with s3prl's batches and initial head and features as ``eval run --exact`` makes
-them; the same with features kept once; and as ``eval run`` does it, with its own batches and head.
+them; the same with features kept once; and as ``eval run`` does it, with its own batches and head, from several seeds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from star_upstream import compat, metrics
 from star_upstream.errors import StarError
 from star_upstream.say import command, say
 
-FORMAT = 2
+FORMAT = 3
 MAKER = "results/bench/parity.py"
 POOLED = (100, 1e-3)
 SHORT = {
@@ -67,8 +67,9 @@ def run(args: argparse.Namespace, typed: list[str]) -> int:
     for task in wanted:
         if task.name not in PIPELINES:
             raise StarError(f"parity: s3prl's runner scores no {task.name!r}; tasks: {', '.join(PIPELINES)}")
-    if args.steps is not None and args.steps < 1:
-        raise StarError(f"--steps {args.steps}: must be at least 1")
+    for name, value in (("--steps", args.steps), ("--own-seeds", args.own_seeds)):
+        if value is not None and value < 1:
+            raise StarError(f"{name} {value}: must be at least 1")
     if args.lr is not None and not 0 < args.lr < 1:
         raise StarError(f"--lr {args.lr:g}: must be above 0 and below 1")
     check_page(args.out, MAKER, TITLE, "runs")
@@ -139,7 +140,7 @@ def compare(task: Task, upstream: upstreams.Upstream, root: Path, args: argparse
     if task.name == "asv":
         schedule = replace(schedule, min_seconds=LEAST_SECONDS)
     table = table_of(task, root, upstream.stride)
-    own = task.probe(task, table, schedule, args.seed)
+    own = [task.probe(task, table, schedule, seed) for seed in range(args.seed, args.seed + args.own_seeds)]
     probe = task.probe(task, table, schedule, args.seed)
     follow.as_published(probe)
     with tempfile.TemporaryDirectory(prefix="star_parity_") as folder:
@@ -149,14 +150,14 @@ def compare(task: Task, upstream: upstreams.Upstream, root: Path, args: argparse
         initial = follow.initial(pipeline, probe, their, upstream)
         say(f"{task.name}: s3prl's runner took {their.seconds:.0f} s")
         store = Store(work / "features")
-        kept = features_of(task, own.table, schedule, upstream, store, exact=False)
-        exact = features_of(task, own.table, schedule, upstream, store, exact=True)
-        for side in (own, probe):
+        kept = features_of(task, table, schedule, upstream, store, exact=False)
+        exact = features_of(task, table, schedule, upstream, store, exact=True)
+        for side in (*own, probe):
             side.ready(kept)
         sides = {
-            "exact": follow.fitted(follow.Following(probe, rows, initial), exact, upstream),
-            "kept": follow.fitted(follow.Following(probe, rows, initial), kept, upstream),
-            "own": follow.fitted(own, kept, upstream),
+            "exact": [follow.fitted(follow.Following(probe, rows, initial), exact, upstream)],
+            "kept": [follow.fitted(follow.Following(probe, rows, initial), kept, upstream)],
+            "own": [follow.fitted(side, kept, upstream) for side in own],
         }
     theirs = Side(follow.answers(probe, their), their.losses, their.seconds)
     items = probe.split["test"]
@@ -178,16 +179,18 @@ def compare(task: Task, upstream: upstreams.Upstream, root: Path, args: argparse
     }
 
 
-def _beside(probe: Any, side: Side, theirs: Side, accumulate: int) -> dict[str, Any]:
-    value, interval = scored(probe, side.answers)
-    low, high = difference(probe, side.answers, theirs.answers)
+def _beside(probe: Any, seeds: list[Side], theirs: Side, accumulate: int) -> dict[str, Any]:
+    side = seeds[0]
+    values = [scored(probe, seed.answers)[0] for seed in seeds]
+    value = float(np.mean(values))
+    low, high = difference(probe, [seed.answers for seed in seeds], theirs.answers)
     found = {
         "value": value,
-        "interval_95": interval,
+        "seeds": values,
         "difference": value - scored(probe, theirs.answers)[0],
         "difference_95": [low, high],
         "inside": low <= 0.0 <= high,
-        "same_answers": same(probe, side.answers, theirs.answers),
+        "same_answers": float(np.mean([same(probe, seed.answers, theirs.answers) for seed in seeds])),
         "seconds": round(side.seconds, 1),
     }
     if side.losses:
@@ -206,10 +209,11 @@ def scored(probe: Any, answers: list[Any]) -> tuple[float, list[float]]:
     return probe.value(answers, rows), list(metrics.bootstrap(probe.counts(answers, rows)))
 
 
-def difference(probe: Any, mine: list[Any], theirs: list[Any]) -> tuple[float, float]:
-    """95 % interval of the difference of the two scores: the same items are drawn for both."""
-    drawn = [metrics.resample(probe.counts(answers, probe.split["test"])) for answers in (mine, theirs)]
-    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
+def difference(probe: Any, seeds: list[list[Any]], theirs: list[Any]) -> tuple[float, float]:
+    """95 % interval of the difference of one of our seeds' scores from theirs: the same items are drawn for both, and
+    every seed as often as another."""
+    drawn = [metrics.resample(probe.counts(answers, probe.split["test"])) for answers in (theirs, *seeds)]
+    low, high = np.percentile(np.stack(drawn[1:]) - drawn[0], [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -236,7 +240,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--steps", type=int, help="updates (default: a few tens or hundreds, by task)")
     add("--lr", type=float, help="learning rate (default: one at which so few updates teach something)")
     add("--seed", type=int, default=0)
-    add("--checkout", type=path, help="s3prl's repository at v0.4.18: pr and sf need a part that the wheel lacks")
+    add("--own-seeds", type=int, default=5, metavar="N", help="seeds of our own batches and head (default 5)")
+    add(
+        "--checkout",
+        type=path,
+        help="s3prl's repository at 0.4.18 (commit ec8064b5): pr and sf need a part that the wheel lacks",
+    )
     add("--out", type=path, default=Path("results/parity.md"), help="the page; the numbers go beside it, in .json")
     typed = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(typed)

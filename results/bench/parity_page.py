@@ -17,11 +17,11 @@ Ours, with the same upstream, steps, learning rate and seed:
 - *exact*: s3prl's batches and its initial head; features as `eval run --exact` makes them, of padded batches in
   fp32
 - *kept*: s3prl's batches and its initial head; features of each utterance alone, once, as `eval run` keeps them
-- *own*: as `eval run` does it, with batches and head of its own
+- *own*: as `eval run` does it, with batches and head of its own: the mean over seeds
 
 Intervals: 95 %, percentile bootstrap over test items, 1000 resamples; that of a difference draws the same items
-for both sides. It knows nothing of what another seed would give, and so *own*, which differs from s3prl's run
-as one seed does from another, may lie outside. *Same answers*: labels or texts that are equal; for sd frames
+for both sides, and of *own*, which differs from s3prl's run as one seed does from another, a seed as well: s3prl's
+run is inside where it is as one of our seeds. *Same answers*: labels or texts that are equal; for sd frames
 and speakers with the same decision, for asv trials whose cosines are within 0.01. *Losses*: relative difference
 of a training batch's loss, in the first update (the largest) and over all (median, largest)."""
 REMAINS = """What remains, by line:
@@ -34,7 +34,8 @@ REMAINS = """What remains, by line:
 - *kept*: the last frame of utterances that are not the longest of their batch (s3prl's is one of the padding);
   frames in fp16 (pr, asr, sf, asv, sd).
 - *kept*, ks and sid: fixed seconds of the noise files, and fixed crops.
-- *own*: other batches and another head from the same seed: the two sides draw from different generators.
+- *own*: other batches and another head: the two sides draw from different generators, so that a seed of one says
+  nothing of the other.
 - asr and sf: with the small head of the mini schedule, without SpecAugment and dropout, which each side would
   draw for itself.
 - sid: with the 1251 classes of s3prl's head on *exact* and *kept*; *own* has as many as the corpus has
@@ -80,8 +81,9 @@ def _scores(runs: list[dict[str, Any]]) -> str:
             side = r["sides"][name]
             low, high = side["difference_95"]
             outside = "" if side["inside"] else " **outside**"
+            seeds = f" ({len(side['seeds'])} seeds)" if len(side["seeds"]) > 1 else ""
             row += [
-                f"{side['value']:.2f}: {side['difference']:+.2f} [{low:+.2f}, {high:+.2f}]{outside}",
+                f"{side['value']:.2f}{seeds}: {side['difference']:+.2f} [{low:+.2f}, {high:+.2f}]{outside}",
                 f"{100 * side['same_answers']:.1f} %",
             ]
         rows.append([*row, f"{number(r['theirs']['seconds'])} / {number(r['sides']['own']['seconds'])}"])
