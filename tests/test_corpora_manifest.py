@@ -35,6 +35,16 @@ def test_manifest(tmp_path, rows):
     assert table["samples"].tolist() == [1600] * 6 and table["start"].tolist() == [0] * 6
 
 
+def test_blank_lines_are_passed_over_and_counted(tmp_path, rows):
+    file = write(tmp_path, rows) / "manifests" / "ks.tsv"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:3], "", "\t\t\t\t", *lines[3:], ""]) + "\n")
+    assert corpora.load("ks", tmp_path)["id"].tolist() == [f"u{number}" for number in range(6)]
+    file.write_text(file.read_text().replace("u4\t4.wav\t1600", "u4\t4.wav\tlong"))
+    with pytest.raises(StarError, match="line 8: samples is 'long'"):
+        corpora.load("ks", tmp_path)
+
+
 def test_manifest_with_starts_and_absolute_paths(tmp_path, rows):
     for row in rows:
         row |= {"start": "400", "samples": "800", "path": str(tmp_path / row["path"])}

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 from page import table
-from script import processor, write
+from script import path, processor, write
 
 from star_upstream import audio, outputs
 from star_upstream.data.clips import Clips, scan
@@ -86,10 +86,10 @@ def rate(clips: Clips, rounds: int) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("audio", type=Path, help="a folder of utterances")
+    parser.add_argument("audio", type=path, help="a folder of utterances")
     parser.add_argument("--seconds", type=float, default=4000.0, help="how much of it")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("results/decoding.md"))
+    parser.add_argument("--out", type=path, default=Path("results/decoding.md"))
     args = parser.parse_args(arguments)
     outputs.check_file(args.out, MAKER, outputs.begins_with(TITLE))
     waves = chosen(args.audio, args.seconds)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import turns
 from page import table
-from script import processor, write
+from script import path, processor, write
 
 import star_upstream
 from star_upstream import environment, outputs
@@ -263,11 +263,11 @@ def main() -> int:
     parser.add_argument("--clock", choices=turns.CLOCKS, default="wall", help="cpu: where the machine is busy")
     parser.add_argument(
         "--work",
-        type=Path,
+        type=path,
         default=Path("build/device"),
         help="exported files and records",
     )
-    parser.add_argument("--out", type=Path, default=Path("results/device.md"))
+    parser.add_argument("--out", type=path, default=Path("results/device.md"))
     args = parser.parse_args()
     args.data, args.work = str(Path(args.data).resolve()), args.work.resolve()
     args.source = str(Path(args.source).resolve()) if Path(args.source).exists() else args.source

@@ -50,7 +50,7 @@ class FinetuneRecipe:
     folder_key = ("data", "data.root")
 
     encoder: str
-    """Any source that :func:`star_upstream.sources.load` takes."""
+    """Any source that :func:`star_upstream.formats.sources.load` takes."""
     tasks: dict[str, TaskConfig]
     """Name of a head -> its task. In each iteration the tasks take turns in this order."""
     training: TrainingConfig

@@ -90,12 +90,18 @@ def files(task: str) -> tuple[str, ...]:
     return tuple(name for name, _ in TABLES[task].files) or (f"{task}.tsv",)
 
 
-def rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """The tsv file as text. Raises :class:`StarError` for what is no such file, and for a column that is missing."""
+def rows(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The tsv file as text, without blank lines, and each row's file and line. Raises :class:`StarError` for what is
+    no such file, and for a column that is missing."""
+    reading = {
+        "sep": "\t",
+        "dtype": str,
+        "keep_default_na": False,
+        "quoting": csv.QUOTE_NONE,
+        "skip_blank_lines": False,
+    }
     try:
-        table = pd.read_csv(
-            path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8-sig"
-        )
+        table = pd.read_csv(path, encoding="utf-8-sig", **reading)
     except FileNotFoundError:
         raise StarError(f"{path} is missing; put it beside the other manifests") from None
     except OSError as error:
@@ -111,7 +117,8 @@ def rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             raise StarError(
                 f"{path}: column {name!r} is missing{nearest(name, table.columns)} (found: {', '.join(table.columns)})"
             )
-    return table
+    table = table[(table != "").any(axis=1)]
+    return table.reset_index(drop=True), [f"{path}: line {row + 2}" for row in table.index]
 
 
 def read(folder: str | Path, task: str) -> pd.DataFrame:
@@ -128,9 +135,9 @@ def read(folder: str | Path, task: str) -> pd.DataFrame:
             *([] if "split" in same else [group]),
             *(c for c in spec.required if c not in same),
         ]
-        part = rows(folder / name, needed).rename(columns={"set": "split"} if task == "qbe" else {}).assign(**same)
-        parts.append(part)
-        places += [f"{folder / name}: line {line}" for line in range(2, 2 + len(part))]
+        part, found = rows(folder / name, needed)
+        parts.append(part.rename(columns={"set": "split"} if task == "qbe" else {}).assign(**same))
+        places += found
     table = pd.concat(parts, ignore_index=True)
     if "start" in table:  # one of two files may have it
         table["start"] = table["start"].fillna("0")

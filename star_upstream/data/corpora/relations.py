@@ -31,8 +31,8 @@ OTHER_LINES = (
 
 def read_trials(folder: Path) -> pd.DataFrame:
     """Columns target, enroll, test (ids) from the tsv files in ``folder``. Raises :class:`StarError`."""
-    test, file = rows(folder / "asv_test.tsv", ("id", "path")), folder / "asv_trials.tsv"
-    table = rows(file, ("target", "enroll_path", "test_path"))
+    test, file = rows(folder / "asv_test.tsv", ("id", "path"))[0], folder / "asv_trials.tsv"
+    table, places = rows(file, ("target", "enroll_path", "test_path"))
     base = os.path.abspath(folder.absolute().parent)
 
     def whole(path: str) -> str:  # ``a.wav``, ``./a.wav`` and ``/data/a.wav`` are one file
@@ -41,19 +41,23 @@ def read_trials(folder: Path) -> pd.DataFrame:
     ids: dict[str, list[str]] = {}
     for uid, path in zip(test["id"], test["path"]):
         ids.setdefault(whole(path), []).append(uid)
-    place, sides = _lines_of(file), []
+    sides = []
     for name in ("enroll_path", "test_path"):
         for row, path in enumerate(table[name]):
             if (found := ids.get(whole(path))) is None:
-                raise StarError(f"{place(row)}: {name} {path!r} is not in asv_test.tsv; add it there or remove the row")
+                raise StarError(
+                    f"{places[row]}: {name} {path!r} is not in asv_test.tsv; add it there or remove the row"
+                )
             if len(found) > 1:
                 raise StarError(
-                    f"{place(row)}: {name} {path!r} is several utterances in asv_test.tsv ({', '.join(found[:3])}); "
+                    f"{places[row]}: {name} {path!r} is several utterances in asv_test.tsv ({', '.join(found[:3])}); "
                     "give each a file"
                 )
         sides.append([ids[whole(path)][0] for path in table[name]])
     enroll, other = sides
-    return check_trials(pd.DataFrame({"target": table["target"], "enroll": enroll, "test": other}), str(file), place)
+    return check_trials(
+        pd.DataFrame({"target": table["target"], "enroll": enroll, "test": other}), str(file), places.__getitem__
+    )
 
 
 def check_trials(table: pd.DataFrame, source: str, place: Place) -> pd.DataFrame:
@@ -68,14 +72,12 @@ def check_trials(table: pd.DataFrame, source: str, place: Place) -> pd.DataFrame
 def read_segments(folder: Path) -> pd.DataFrame:
     """Columns id, start, end, speaker from the rttm files that ``sd.tsv`` names. Raises :class:`StarError`."""
     file = folder / "sd.tsv"
-    table, found, places = rows(file, ("id", "rttm_path", "samples")), [], []
+    (table, own), found, places = rows(file, ("id", "rttm_path", "samples")), [], []
     seconds = pd.to_numeric(table["samples"], errors="coerce") / RATE
     for row, (uid, name, total) in enumerate(zip(table["id"], table["rttm_path"], seconds)):
         rttm = folder.absolute().parent / name
         if not name.strip() or not rttm.is_file():
-            raise StarError(
-                f"{_lines_of(file)(row)}: rttm_path {name!r} is no file; put it in its place or remove the row"
-            )
+            raise StarError(f"{own[row]}: rttm_path {name!r} is no file; put it in its place or remove the row")
         for number, line in lines(rttm, "the manifest"):
             spoken = _spoken(line, uid, f"{rttm}: line {number}", file.name)
             if spoken is None:
@@ -138,22 +140,22 @@ def check_segments(
 def read_truth(folder: Path) -> pd.DataFrame:
     """Columns query, doc, relevant from the tsv files in ``folder``. Raises :class:`StarError`."""
     file = folder / "qbe_truth.tsv"
-    table = rows(file, ("query_id", "doc_id", "relevant")).rename(columns={"query_id": "query", "doc_id": "doc"})
-    table, place = table[["query", "doc", "relevant"]], _lines_of(file)
+    table, places = rows(file, ("query_id", "doc_id", "relevant"))
+    table = table.rename(columns={"query_id": "query", "doc_id": "doc"})[["query", "doc", "relevant"]]
     sets = {}
     for name, column in (("qbe_queries.tsv", "query"), ("qbe_docs.tsv", "doc")):
-        known = rows(folder / name, ("id", "set"))
+        known = rows(folder / name, ("id", "set"))[0]
         sets[column] = table[column].map(dict(zip(known["id"], known["set"])))
         if (unknown := sets[column].isna()).any():
             row = int(unknown.to_numpy().argmax())
             raise StarError(
-                f"{place(row)}: {column} {table[column].iloc[row]!r} is not in {name}; add it there or remove the row"
+                f"{places[row]}: {column} {table[column].iloc[row]!r} is not in {name}; add it there or remove the row"
             )
     if (apart := (sets["query"] != sets["doc"]) & (sets["doc"] != BOTH)).any():
         row = int(apart.to_numpy().argmax())
         query, doc = sets["query"].iloc[row], sets["doc"].iloc[row]
-        raise StarError(f"{place(row)}: a query of {query} with a document of {doc}; remove the row")
-    return check_truth(table, sets["query"], str(file), place)
+        raise StarError(f"{places[row]}: a query of {query} with a document of {doc}; remove the row")
+    return check_truth(table, sets["query"], str(file), places.__getitem__)
 
 
 def check_truth(table: pd.DataFrame, split: pd.Series, source: str, place: Place) -> pd.DataFrame:
@@ -175,10 +177,6 @@ def _bits(table: pd.DataFrame, name: str, place: Place) -> pd.Series:
         row = int(wrong.to_numpy().argmax())
         raise StarError(f"{place(row)}: {name} is {table[name].iloc[row]!r}; it must be 1 or 0")
     return table[name].astype("int64")
-
-
-def _lines_of(file: Path) -> Place:
-    return lambda row: f"{file}: line {row + 2}"
 
 
 def as_number(text: str) -> float | None:
