@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-from .. import cores
+from .. import cores, heap
 from ..data.batches import BatchStream
 from ..errors import StarError
 from ..say import say
@@ -43,7 +44,11 @@ def fit(training: Training, folder: RunFolder, state: dict[str, Any] | None = No
         return Outcome(state["update"], precision, too_few(config, state["update"]))
     gpu = one_device(config).type == "cuda"
     try:
-        with cores.divided(training.workers, config.devices, gpu) as workers, stop.listening() as request:
+        with (
+            nullcontext() if gpu else heap.kept(),
+            cores.divided(training.workers, config.devices, gpu) as workers,
+            stop.listening() as request,
+        ):
             outcome = _Loop(training, folder, workers, request).run(state)
     except StarError as error:
         # an error from a data worker arrives with that process's traceback in its text
