@@ -23,6 +23,7 @@ ORDER = (
         "flags",
         "environment",
         "cores",
+        "heap",
         "cluster",
         "jobs",
         "metrics",
