@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchaudio", "lightning", "numpy")
+PACKAGES = ("torch", "torchaudio", "lightning-fabric", "numpy")
 
 
 def cache_home() -> Path:

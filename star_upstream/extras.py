@@ -9,7 +9,7 @@ from .errors import StarError
 
 BRINGS = {
     "train": (
-        "lightning",
+        "lightning_fabric",
         "tensorboard",
         "torchaudio",
         "pandas",
@@ -38,6 +38,8 @@ BRINGS = {
     "mini": ("espeakng_loader",),
     "export": ("onnx", "onnxruntime"),
     "cluster": ("submitit",),
+    "wandb": ("pytorch_lightning", "wandb"),
+    "mlflow": ("pytorch_lightning", "mlflow"),
 }
 """Of each extra of setup.cfg the modules that are imported here or, undeclared, by s3prl."""
 

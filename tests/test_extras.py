@@ -20,8 +20,9 @@ SETUP = configparser.ConfigParser()
 SETUP.read(REPO / "setup.cfg", encoding="utf-8")
 PROJECTS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Modules whose project has another name."""
-IMPORTED_BY_OTHERS = {"tensorboard"}
-"""By lightning's logger; s3prl asks for less than it imports, too, all of which is imported here as well."""
+TRACKERS = {"wandb", "mlflow"}
+IMPORTED_BY_OTHERS = {"tensorboard", *TRACKERS}
+"""By Lightning's loggers; s3prl asks for less than it imports, too, all of which is imported here as well."""
 
 # runs what follows it as if only the base requirements were there
 BARE = f"""
@@ -76,7 +77,10 @@ def test_what_is_declared_is_imported():
 def test_the_table_of_extras_is_that_of_setup_cfg():
     for extra, modules in extras.BRINGS.items():
         assert {project(module) for module in modules} == EXTRAS[extra]
-    assert set(re.search(r"\[(.*)\]", SETUP["options.extras_require"]["all"]).group(1).split(",")) == set(extras.BRINGS)
+    assert (
+        set(re.search(r"\[(.*)\]", SETUP["options.extras_require"]["all"]).group(1).split(","))
+        == {*extras.BRINGS} - TRACKERS
+    )
 
 
 def test_torch_hub_asks_for_the_base_requirements_alone():

@@ -16,7 +16,7 @@ from star_upstream.training import distill, recipe
 TWO = """
 import json, sys
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from star_upstream.encoder import Encoder, EncoderConfig
 from star_upstream.training import fabric
 

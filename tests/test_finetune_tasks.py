@@ -269,7 +269,7 @@ def test_two_processes_learn_what_one_learns_from_both_their_batches(world):
 
 
 def test_a_run_of_a_grid_is_a_command_of_its_own(world, tmp_path, monkeypatch, capsys):
-    from lightning.fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
+    from lightning_fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
 
     # by this command Lightning starts the second process; the grid's own would start the grid again
     monkeypatch.setattr(sys, "argv", ["star", "finetune", "four.yaml", "--grid", "a=b"])

@@ -14,19 +14,19 @@ from ..errors import StarError
 from .config import TrainingConfig
 
 if TYPE_CHECKING:  # eval, too, compares precisions, and needs no Fabric
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 
 def launched(config: TrainingConfig) -> Fabric:
     """Fabric with all its processes running."""
-    from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
     strategy: Any = "auto"
     if config.processes > 1:
         # a loss may leave parts of the student out: layers above its highest one, all but the attention of the last
         strategy = DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     fabric = Fabric(
         accelerator=config.accelerator,

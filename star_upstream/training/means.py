@@ -11,7 +11,7 @@ from torch import Tensor
 from .fabric import everyones
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 
 class Means:

@@ -27,7 +27,7 @@ from ..say import say
 from .fabric import everyones
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
 """How much of a module's output may be error: the norm of the difference over the norm of fp32's. Rounding makes 0.002
@@ -226,11 +226,11 @@ class RunPrecision:
     def _take(self, chosen: Any) -> None:
         self.chosen = chosen
         if chosen == "bf16-mixed":
-            from lightning.fabric.plugins.precision import MixedPrecision
+            from lightning_fabric.plugins.precision import MixedPrecision
 
             self.fabric.strategy.precision = MixedPrecision(chosen, self.fabric.device.type)
         elif chosen == 32:
-            from lightning.fabric.plugins.precision import Precision
+            from lightning_fabric.plugins.precision import Precision
 
             self.fabric.strategy.precision = Precision()
 

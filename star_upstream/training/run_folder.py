@@ -33,7 +33,7 @@ from typing import IO, Any
 import pandas as pd
 import torch
 import yaml
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from .. import outputs, strict
 from ..data.audio_lists import cell, uncell

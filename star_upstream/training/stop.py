@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ..say import say
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
     from .run_folder import RunFolder
 

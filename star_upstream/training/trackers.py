@@ -20,8 +20,6 @@ from ..files import write_json
 from ..say import say
 from .run_folder import RunFolder
 
-PACKAGES = {"csv": "lightning", "wandb": "wandb", "mlflow": "mlflow"}
-"""What a tracker needs."""
 PROJECT = "star_upstream"
 
 
@@ -31,8 +29,9 @@ class Trackers:
     def __init__(self, names: tuple[str, ...], folder: RunFolder):
         self.folder = folder.path
         for name in names:
-            if not extras.installed(PACKAGES[name]):
-                raise StarError(f"training.trackers: {name} is not installed; pip install {PACKAGES[name]}")
+            if missing := [module for module in extras.BRINGS.get(name, ()) if not extras.installed(module)]:
+                told = ", ".join(missing)
+                raise StarError(f"training.trackers: not installed: {told}; pip install 'star-upstream[{name}]'")
         self.loggers: dict[str, Any] = {}
         for name in ("tensorboard", *names) if folder.lead else ():
             self._try(name, self._open, name)
@@ -57,17 +56,17 @@ class Trackers:
         self.loggers[name] = getattr(self, f"_{name}")()
 
     def _tensorboard(self) -> Any:
-        from lightning.fabric.loggers import TensorBoardLogger
+        from lightning_fabric.loggers import TensorBoardLogger
 
         return TensorBoardLogger(str(self.folder), name="", version="tensorboard")
 
     def _csv(self) -> Any:
-        from lightning.fabric.loggers import CSVLogger
+        from lightning_fabric.loggers import CSVLogger
 
         return CSVLogger(str(self.folder), name="csv", flush_logs_every_n_steps=1)  # a version a start
 
     def _wandb(self) -> Any:
-        from lightning.pytorch.loggers import WandbLogger
+        from pytorch_lightning.loggers import WandbLogger
 
         return WandbLogger(
             name=self.folder.name,
@@ -79,7 +78,7 @@ class Trackers:
         )
 
     def _mlflow(self) -> Any:
-        from lightning.pytorch.loggers import MLFlowLogger
+        from pytorch_lightning.loggers import MLFlowLogger
 
         folder = self.folder.resolve()
         logger = MLFlowLogger(
