@@ -39,6 +39,8 @@ FORMAT = 1
 """Version of the records."""
 MAKER = "python -m eval run"
 PROGRESS = ".progress"
+MANIFESTS = "manifest:"
+"""What a corpus of manifests is called, before the name of its folder."""
 """Folder in ``out`` for what a broken run goes on from."""
 RESAMPLES = ".resamples.npz"
 """Ending, after the task's name, of what paired tests need: each metric's values over resamples of the test items."""
@@ -178,7 +180,7 @@ def _task(task: Task, upstream, options: Run, device: torch.device) -> dict[str,
         "task": task.name,
         "task_version": task.version,
         "upstream_digest": upstream.digest,
-        "corpus": f"manifest:{root.name}"
+        "corpus": f"{MANIFESTS}{root.name}"
         if corpora.from_manifest(task.name, root)
         else _kind(task, whole, kind, options),
         "table_digest": _table_digest(table, root),
@@ -281,6 +283,8 @@ def _finished(target: Path, settings: dict[str, Any], schedule: dict[str, Any]) 
     except (ValueError, TypeError, AttributeError):
         raise StarError(f"{target}: not a record; remove it, or use --overwrite") from None
     other = [key for key, value in settings.items() if record.get(key) != value]
+    if other == ["corpus"] and all(str(made["corpus"]).startswith(MANIFESTS) for made in (record, settings)):
+        other = []  # another name of the folder; of what is in it the table's digest tells
     if record.get("generation") == "problem":  # an earlier version had runs by s3prl's problem package
         other.append("generation")
     if not other:

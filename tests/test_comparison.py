@@ -110,6 +110,10 @@ def test_other_audio_and_other_items_are_told(tmp_path, capsys):
     compared(tmp_path / "a", {"first": 50, "other": 60}, seeds=1, log={"other-s0": log})
     assert main(["comparison", str(tmp_path / "a")]) == 0 and "NOT heard the same audio" in capsys.readouterr().out
     (tmp_path / "b").mkdir()
+    (tmp_path / "c").mkdir()
+    compared(tmp_path / "c", {"first": 50, "other": 60}, seeds=1, **{"other-s0": {"corpus": "of another name"}})
+    assert main(["comparison", str(tmp_path / "c")]) == 0
+    capsys.readouterr()
     compared(tmp_path / "b", {"first": 50, "other": 60}, seeds=1, **{"other-s0": {"table_digest": "y"}})
     assert main(["comparison", str(tmp_path / "b")]) == 2 and "table_digest differs" in capsys.readouterr().err
     (tmp_path / "b" / "scores" / "first-s0" / "ks.resamples.npz").unlink()

@@ -113,6 +113,14 @@ def test_same_seed_same_numbers(corpus, tmp_path):
     assert values[0] == values[1]
 
 
+def test_a_folder_of_another_name_holds_the_same_corpus(corpus, tmp_path, capsys):
+    given = [*FAST, "--out", tmp_path / "o", "--steps", 2, "--tasks", "asr", "--data"]
+    assert evaluate(*given, corpus) == 0
+    (tmp_path / "elsewhere").symlink_to(corpus)
+    assert evaluate(*given, tmp_path / "elsewhere") == 0
+    assert "already done" in capsys.readouterr().err
+
+
 def test_a_dry_run_looks_at_the_data_and_writes_nothing(corpus, tmp_path, capsys):
     given = ["--out", tmp_path / "o", "--dry-run", "--data"]
     assert evaluate(*FAST, *given, corpus, "--tasks", "ks,asr") == 0

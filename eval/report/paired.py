@@ -32,7 +32,7 @@ from . import score
 from .table import Record
 
 MEAN = "mean"
-SAME = ("table_digest", "task_version", "corpus", "schedule", "steps", "lr_grid", "limit", "encoding")
+SAME = ("table_digest", "task_version", "schedule", "steps", "lr_grid", "limit", "encoding")
 """What the records of a metric must have in common."""
 
 
