@@ -32,7 +32,7 @@ from .analysis import latency
 from .asked import Asked
 from .cluster import Launch
 from .compare_jobs import cell, each, evaluate, is_complete, score, trial
-from .encoder import EncoderConfig
+from .encoder import Encoder, EncoderConfig
 from .errors import StarError
 from .files import home, replacing, write_json
 from .formats import checkpoint, sources
@@ -308,14 +308,13 @@ def _search(asked: Asked, entries: Mapping[str, Entry], out: Path, launch: Launc
 
 
 def _time(asked: Asked, entries: Mapping[str, Entry], out: Path) -> None:
-    """Time the models of the first seed, in turns, where that is not done."""
+    """Time models of the first seed's shapes, in turns, where that is not done; their weights do not matter."""
     file = out / "latency.json"
-    models = {name: str(out / "runs" / f"{name}-s0" / entry.recipe.result) for name, entry in entries.items()}
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["models"].keys() == models.keys():
-        return
-    if gone := [name for name in models if not _weights(out, entries, name, 0).is_file()]:
-        say(f"not timed in turns: the weights of {', '.join(gone)} are not there")
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["models"].keys() == entries.keys():
         return
     say(f"timing {asked.seconds:g} s of audio in turns")
-    found = latency.compare(list(models.values()), True, asked.seconds, threads=1)
-    write_json(file, {**found, "models": {name: found["models"][path] for name, path in models.items()}})
+    models: dict[str, latency.Model] = {}
+    for name, entry in entries.items():
+        told = checkpoint.describe(out / "runs" / f"{name}-s0" / entry.recipe.result)
+        models[name] = Encoder(strict.build(EncoderConfig, told["encoder"])).eval()
+    write_json(file, latency.side_by_side(models, asked.seconds, threads=1))
