@@ -1,8 +1,8 @@
 """What a step frees stays for the next one.
 
 glibc gives large blocks back to the kernel when they are freed, and a training step, which takes the same blocks again,
-waits for the kernel to find and clear them: a seventh of a step of HuBERT Base and a 22 M student on a virtual CPU
-(``results/bench/train.py``).
+waits for the kernel to find and clear them: a tenth to a seventh of a step of HuBERT Base and a 22 M student on a
+virtual CPU (``results/bench/train.py``).
 """
 
 from __future__ import annotations
