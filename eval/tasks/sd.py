@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +39,6 @@ class SpeakerDiarization(Probe):
 
     def __init__(self, task: Task, table: pd.DataFrame, schedule: Schedule, seed: int):
         super().__init__(task, table, schedule, seed)
-        self._scored: tuple[Any, Any, Any] = (None, None, None)
         self.speakers = max(len({name for _, _, name in segments}) for segments in table["segments"])
         if self.speakers > MOST_SPEAKERS:
             most = next(
@@ -141,9 +139,7 @@ class SpeakerDiarization(Probe):
 
     def _best(self, predictions, rows) -> tuple[tuple[float, int], np.ndarray]:
         """The threshold and the median filter of least error, and each recording's seconds in error and to be
-        scored; kept for the next question about the same predictions."""
-        if self._scored[0] is predictions and self._scored[1] is rows:
-            return self._scored[2]
+        scored."""
         recordings = defaultdict(list)
         for logits_TS, row in zip(predictions, rows):
             recordings[self.table["recording"].iloc[row]].append((self.table["first_frame"].iloc[row], row, logits_TS))
@@ -164,8 +160,7 @@ class SpeakerDiarization(Probe):
                 ]
             )
         best = min(found, key=lambda setting: found[setting][:, 0].sum())
-        self._scored = predictions, rows, (best, found[best])
-        return self._scored[2]
+        return best, found[best]
 
 
 def filled(x_BTD: Tensor, lengths_B: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:
