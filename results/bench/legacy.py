@@ -10,6 +10,7 @@ Shapes: T frames, S speakers.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import io
 import random
@@ -151,6 +152,7 @@ def surroundings(pipeline: Pipeline, work: Path, checkout: Path | None) -> Itera
       dictionary takes: it is yielded, and holds what diarization saves;
     - folders for the lists that two recipes keep inside the installed package, and threads in the place of twelve
       processes;
+    - ``isinstance``, in whose place s3prl's command line puts one of its own around the one before, as it was afterwards;
     - ``Tensor.cuda``, which speaker verification calls, gives the tensor itself where there is no such device;
     - ``downstream/ctc/corpus``, which the wheel lacks, from ``checkout``.
     """
@@ -169,6 +171,7 @@ def surroundings(pipeline: Pipeline, work: Path, checkout: Path | None) -> Itera
     package = importlib.import_module("s3prl.downstream")
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(sys.modules, stand_ins))
+        stack.enter_context(mock.patch.object(builtins, "isinstance", isinstance))
         stack.enter_context(joblib.parallel_config(backend="threading"))
         if pipeline.needs_checkout and checkout is not None:
             place = checkout / PART
