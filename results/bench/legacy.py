@@ -152,7 +152,7 @@ def surroundings(pipeline: Pipeline, work: Path, checkout: Path | None) -> Itera
       dictionary takes: it is yielded, and holds what diarization saves;
     - folders for the lists that two recipes keep inside the installed package, and threads in the place of twelve
       processes;
-    - ``isinstance``, in whose place s3prl's command line puts one of its own around the one before, as it was afterwards;
+    - ``isinstance``, around which s3prl's command line puts one of its own, as it was, afterwards;
     - ``Tensor.cuda``, which speaker verification calls, gives the tensor itself where there is no such device;
     - ``downstream/ctc/corpus``, which the wheel lacks, from ``checkout``.
     """
