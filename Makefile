@@ -1,5 +1,5 @@
 # PYTHON    interpreter to use: one inside a virtual environment is used as it is, any other makes .venv (default: python3)
-# UPSTREAM  name, checkpoint or module:function to evaluate; without it superb-all runs on FBANK and the shipped models
+# UPSTREAM  name, checkpoint or module:function to evaluate; without it superb-all runs on FBANK, star_mini_teacher and two of its students
 # DATA      "mini" or a folder with corpora or manifests       TASKS  tasks to run (default: all)       OUT  results folder
 # JOBS      tasks side by side without UPSTREAM (default: 2)     WORKERS  test files side by side (default: 2)
 TORCH ?= 2.11.0
@@ -22,7 +22,7 @@ DISTILLED := runs/mini
 MINI := data/mini/README.md
 CORPUS := $(if $(filter mini,$(DATA)),$(MINI))
 CORPORA := $(if $(CORPUS),data/mini,$(DATA))
-SHIPPED := fbank star_mini_teacher star_mini
+SHIPPED := fbank star_mini_teacher star_small star_mini
 SCORES := $(or $(OUT),results/$(if $(CORPUS),mini,$(notdir $(DATA:%/=%))))
 # runs/mini/best is named for its folder, or several students would share one place
 RESULTS := $(or $(OUT),results/$(subst /,-,$(patsubst /%,%,$(patsubst runs/%,%,$(UPSTREAM:%/=%)))))
@@ -60,7 +60,7 @@ lint: $(STAMP) ## ruff (check, format) and mypy
 wheel: $(STAMP) ## build the wheel and try it where only the base requirements are
 	$(PY) .ci/wheel.py
 
-superb-all: $(STAMP) ## FBANK and the shipped models on every task, and a table (with UPSTREAM= DATA= OUT=: that one, there)
+superb-all: $(STAMP) ## FBANK, the shipped teacher and two students on every task, and a table (with UPSTREAM= DATA= OUT=: that one, there)
 	@$(MAKE) --no-print-directory $(if $(UPSTREAM),superb-one,superb-shipped)
 
 superb-shipped: $(CORPUS)

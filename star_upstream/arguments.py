@@ -24,12 +24,12 @@ def parser() -> argparse.ArgumentParser:
         (
             "distill",
             "Distil a student, or go on with an unfinished run.",
-            "e.g. data.train=/data/LibriSpeech training.precision=bf16-mixed",
+            "e.g. data.train='/data/LibriSpeech/train-*' training.precision=bf16-mixed",
         ),
         (
             "pretrain",
             "Pretrain an encoder by masked prediction of units, or go on with an unfinished run.",
-            "e.g. data.train=/data/LibriSpeech training.updates=50000 teacher=runs/mine/round2/encoder",
+            "e.g. data.train='/data/LibriSpeech/train-*' training.updates=50000 teacher=runs/mine/round2/encoder",
         ),
     ):
         command = add(name, about)

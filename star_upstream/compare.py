@@ -133,7 +133,7 @@ def plan(asked: Asked) -> dict[str, Entry]:
     loaded = {name: recipes.load(source, asked.overrides) for name, source in zip(names, asked.sources)}
     first = loaded[names[0]]
     if not first.data.train:
-        raise StarError("data.train: name a folder or manifest, e.g. data.train=/data/LibriSpeech")
+        raise StarError("data.train: name a folder or manifest, e.g. data.train='/data/LibriSpeech/train-*'")
     first = start.absolute(replace(first, teacher=asked.teacher))
     shape = sources.load(first.teacher).config
     found = {}

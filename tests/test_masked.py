@@ -259,6 +259,11 @@ def test_masks_of_a_batch():
         ),
         ({"layers": 1}, {}, "masked: teacher and student must have one depth, they have 2 and 1 layers"),
         ({"conv_layers": ((8, 10, 5), (16, 8, 4))}, {}, "masked: teacher and student must have one frame rate"),
+        (
+            {"conv_layers": ((8, 10, 5), (16, 12, 8))},
+            {},
+            "masked: masks the same frames of teacher and student, which see",
+        ),
         ({}, {"weights": [1, 2, 3]}, r"masked.weights: expected 2 weights .* got \[1.0, 2.0, 3.0\]"),
         ({}, {"probability": 0}, "loss.masked.probability: must be above 0"),
         ({}, {"teacher_vector": "student"}, "masked.teacher_vector: 'student' needs models of one width"),

@@ -11,6 +11,7 @@ from tiny_audio import write
 from star_upstream.crops import CropSampler
 from star_upstream.data.batches import BatchStream, BucketSampler
 from star_upstream.data.clips import Clip, scan
+from star_upstream.errors import StarError
 from star_upstream.training.config import DataConfig
 from star_upstream.training.start import find_clips
 
@@ -66,3 +67,20 @@ def test_clips_and_those_held_out(tmp_path, monkeypatch):
         "a.wav 8000+0, b/10.wav 8000+0, b.c/1.wav 12000+0, z.wav 12000+0, b/1.wav 16000+0, b/2.wav 16000+0, "
         "ä.wav 16000+0"
     )
+
+
+def test_clips_of_validation_are_not_trained_on(tmp_path, capsys):
+    names = ("train-clean-100", "train-other-500", "dev-clean")
+    for name in names:
+        write(tmp_path / name / "1" / "a.wav", 1.0)
+    whole = DataConfig(train=(str(tmp_path),), valid=(str(tmp_path / "dev-clean"),), min_seconds=0.2)
+    parts, _, _ = find_clips(whole)
+    assert [len(parts[name]) for name in ("train", "valid")] == [2, 1]
+    assert all("dev-clean" not in clip.path for clip in parts["train"])
+    said = capsys.readouterr().err
+    assert "trains on LibriSpeech's dev-clean, of which SUPERB's scores are" in said
+    assert "1 clips are data.valid's too, and are not trained on" in said
+    parts, _, _ = find_clips(DataConfig(train=(str(tmp_path / "train-*"),), valid=whole.valid, min_seconds=0.2))
+    assert len(parts["train"]) == 2 and "LibriSpeech" not in capsys.readouterr().err
+    with pytest.raises(StarError, match="data.train: holds nothing beside data.valid"):
+        find_clips(DataConfig(train=whole.valid, valid=whole.valid, min_seconds=0.2))

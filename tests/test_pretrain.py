@@ -176,6 +176,12 @@ def test_two_processes_go_through_both_rounds_and_over_a_kill(world, tmp_path):
     same(tmp_path / "killed", tmp_path / "unbroken")
 
 
+def test_a_validation_may_come_before_the_first_line_of_the_log(world, tmp_path):
+    asked = load(world, tmp_path / "r.yaml", "training.log_every=50", rounds=ONE)
+    made = checkpoint.describe(pretrain.run(asked, tmp_path / "run"))["provenance"]
+    assert made["audio_hours"] > 0 and made["validation_loss"] > 0
+
+
 def test_other_units_or_another_recipe_do_not_go_on_with_a_run(world, tmp_path):
     asked = load(world, tmp_path / "r.yaml", rounds=ONE)
     pretrain.run(asked, tmp_path / "run")

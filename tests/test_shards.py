@@ -52,6 +52,13 @@ def truth(folder):
     return {clip.samples: audio.read(clip.path) for clip in scan([folder / "audio"], progress=False).clips}
 
 
+def test_shards_are_read_where_nothing_can_be_kept(folder, monkeypatch, capsys):
+    write_tars(folder, "unkept")
+    monkeypatch.setenv("STAR_CACHE", "/proc/nothing")
+    assert len(scan([folder / "unkept"], progress=False).clips) == 10
+    assert "is read anew the next time" in capsys.readouterr().err
+
+
 def files(folder):
     return sorted((folder / "audio").iterdir(), key=lambda file: int(file.stem))
 

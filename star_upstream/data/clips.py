@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import glob
 import os
 import re
 from collections import Counter
@@ -40,8 +41,9 @@ def scan(
     max_bad_share: float = 0.05,
     progress: bool = True,
 ) -> Corpus:
-    """Find audio in folders (searched whole), lists (:mod:`.audio_lists`), shards (:mod:`.shards`) and single files,
-    and measure it. Shards in a folder are read where no audio file lies below it.
+    """Find audio in folders (searched whole), lists (:mod:`.audio_lists`), shards (:mod:`.shards`) and single files, or
+    in what a pattern (``*``, ``?``, ``[...]``) stands for, and measure it. Shards in a folder are read where no audio
+    file lies below it.
 
     Lengths are read from file headers in parallel, once: they are cached by size and time of change. Where a list says
     how long a file is, its header has the last word; where it names a part of a file, the clip is that part. Unreadable
@@ -54,7 +56,7 @@ def scan(
     if not sources:
         raise StarError("data: no folder, list or audio file given")
     table, others, passed = Table(), dict[Clip | str, Fault](), list[tuple[str, str]]()
-    for text in map(str, sources):
+    for text in (one for source in sources for one in _matched(str(source))):
         for name, clip in _read(text, passed, progress):
             if isinstance(clip, Fault):
                 others[name] = clip
@@ -80,6 +82,14 @@ def scan(
     if not clips:
         raise StarError(f"none of {count} files is usable; the first: {': '.join(skipped[0])}")
     return Corpus(clips, sorted(skipped), passed)
+
+
+def _matched(source: str) -> list[str]:
+    """What a pattern stands for; ``source`` itself where it is none, matches nothing or is one of shards."""
+    if members.is_address(source) or os.path.exists(source) or not re.search(r"[*?\[]", source):
+        return [source]
+    found = sorted(glob.glob(os.path.expanduser(source)))
+    return [source] if not found or any(map(shards.is_shard, found)) else found
 
 
 def _read(text: str, passed: list[tuple[str, str]], progress: bool) -> Named:

@@ -23,9 +23,9 @@ from typing import IO, Any, NamedTuple
 
 from .. import audio, members
 from ..environment import cache_home
-from ..errors import StarError
+from ..errors import StarError, first_line
 from ..files import replacing
-from ..say import progress
+from ..say import progress, say
 from .headers import THREADS
 
 
@@ -113,8 +113,11 @@ def _read(file: str) -> list[Found]:
     except (OSError, ValueError, TypeError, KeyError):
         pass
     found = list(_members(file) if file.endswith(".tar") else _rows(file))
-    with replacing(cache) as part:
-        part.write_text(json.dumps({"shard": file, "stamp": stamp, "members": found}), encoding="utf-8")
+    try:
+        with replacing(cache) as part:
+            part.write_text(json.dumps({"shard": file, "stamp": stamp, "members": found}), encoding="utf-8")
+    except (OSError, StarError) as error:  # a home folder that is full, or not there
+        say(f"star: {file} is read anew the next time ({first_line(error)})")
     return found
 
 

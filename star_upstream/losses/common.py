@@ -70,6 +70,13 @@ def check_rates(name: str, teacher: EncoderConfig, student: EncoderConfig, insid
         raise StarError(f"{name}: teacher and student must have one frame rate, their strides are {strides}")
 
 
+def check_masks(name: str, teacher: EncoderConfig, student: EncoderConfig) -> None:
+    """Raises :class:`StarError` when one mask does not fit the frames of both, which begin or end elsewhere."""
+    if teacher.receptive_field != student.receptive_field:
+        fields = f"{teacher.receptive_field} and {student.receptive_field}"
+        raise StarError(f"{name}: masks the same frames of teacher and student, which see {fields} samples a frame")
+
+
 def layer_state(output: EncoderOutput, layer: int, zeroth: str) -> Tensor:
     """B x T x D output of ``layer``; 0 is the first layer's input or, by ``zeroth``, the projected CNN output after its
     dropout."""

@@ -31,6 +31,7 @@ from .common import (
     TrainedLayers,
     Weights,
     check_heads,
+    check_masks,
     check_rates,
     head_states,
     spread,
@@ -81,6 +82,7 @@ class MaskedLoss(nn.Module):
         super().__init__()
         self.config = config
         check_rates("masked", teacher, student, inside=False)
+        check_masks("masked", teacher, student)
         check_heads("masked", teacher, student)
         if teacher.layers != student.layers:
             depths = f"{teacher.layers} and {student.layers} layers"

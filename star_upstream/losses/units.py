@@ -20,7 +20,7 @@ from ..data.clips import Clip
 from ..encoder import Encoder, EncoderConfig, EncoderOutput, Masked
 from ..encoder.numerics import full_precision, wide
 from ..errors import StarError
-from .common import Masking, TrainedLayers, check_rates, stacked, valid_frames
+from .common import Masking, TrainedLayers, check_masks, check_rates, stacked, valid_frames
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class UnitsLoss(nn.Module):
         super().__init__()
         self.config = config
         check_rates("units", teacher, student, inside=False)
+        check_masks("units", teacher, student)
         if config.layer is None or not 0 <= config.layer <= teacher.layers:
             raise StarError(f"units.layer: name one of the teacher's, 0 to {teacher.layers}, got {config.layer}")
         self.layer = config.layer

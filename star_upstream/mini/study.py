@@ -67,7 +67,7 @@ def run(title: str, recipe: PretrainRecipe, phones: Path, out: Path) -> dict[str
         made = pretrain.run(recipe, out, units)
     finally:
         loop.clock = before
-    (out / "round1" / "state.pt").unlink()
+    (out / "round1" / "state.pt").unlink(missing_ok=True)
     written = checkpoint.describe(made)["provenance"]
     rates = phone_probe.by_layer(checkpoint.load(made), phones)
     best = min(rates, key=rates.__getitem__)

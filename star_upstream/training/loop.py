@@ -121,7 +121,8 @@ class _Loop:
         if state is not None:
             self.resume(state)
         else:
-            self.sampler.epoch, self.sampler.start, self.audio_crc = training.begins_at
+            epoch, start, processes, self.audio_crc = training.begins_at
+            self.place(epoch, start, processes)
         self.folder.open_log(self.update)
         self.trackers = Trackers(config.trackers, self.folder)
         self.clock = self.since = clock()
@@ -132,13 +133,16 @@ class _Loop:
         training.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.load(state)
-        self.sampler.epoch, start = state["position"]
-        # the same batches, shared by another number of processes
-        self.sampler.start = start * state.get("processes", self.fabric.world_size) // self.fabric.world_size
+        epoch, start = state["position"]
+        self.place(epoch, start, state.get("processes", self.fabric.world_size))
         self.update, self.elapsed, self.best = state["update"], state["elapsed"], state["best"]
         self.heard, self.audio_crc = state.get("audio", (0.0, 0))
         self.heard_before = self.heard
         self.means = Means(state["sums"])
+
+    def place(self, epoch: int, start: int, processes: int) -> None:
+        """Begin at that batch of as many processes: the same batches, shared by another number of them."""
+        self.sampler.epoch, self.sampler.start = epoch, start * processes // self.fabric.world_size
 
     @property
     def share(self) -> float:
@@ -265,7 +269,8 @@ class _Loop:
         self.tick()
         self.write(row)
         if self.fabric.is_global_zero:
-            training.save(self.outcome, self.row, better)
+            # the log may have had no line yet, in this start of the run
+            training.save(self.outcome, {**self.row, "audio_hours": round(self.heard / 3600, 4)}, better)
         self.progress.validated(self.share, self.line)
         self.since = clock()
 

@@ -68,7 +68,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
         state = begun.folder.inner(FOLDER).load_state()
         if state is None:
             raise StarError(f"{first / 'state.pt'}: needed to go on where stage 1 ended (pruning.second_data)")
-        training.begins_at = (*state["position"], state["audio"][1])
+        training.begins_at = (*state["position"], state.get("processes", 1), state["audio"][1])
     # the loss's own parameters go on as they are, as in DPHuBERT's code (commit c18093f, final_distill.py)
     training.model.loss.load_state_dict(torch.load(first / "loss.pt", map_location="cpu", weights_only=True))
     begun.train(training, begun.folder, student, "stage 2")

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import heapq
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ from .run_folder import RunFolder
 from .training import Outcome, Training
 
 R = TypeVar("R", bound=Any)
+SCORED = re.compile(r"/((?:dev|test)-(?:clean|other))(?:/|$)")
+"""Folders of LibriSpeech that recognition is chosen and scored by."""
 
 
 class Start:
@@ -40,7 +43,7 @@ class Start:
         """With absolute paths, so that a run can be resumed from another folder."""
         self.folder = RunFolder(out, maker=maker)
         if not recipe.data.train:
-            raise StarError("data.train: name a folder or manifest, e.g. data.train=/data/LibriSpeech")
+            raise StarError("data.train: name a folder or manifest, e.g. data.train='/data/LibriSpeech/train-*'")
         self.found = self.folder.claim(self.recipe)
         if self.finished:
             say(f"{self.folder.path}: finished before; remove it to run it again")
@@ -125,9 +128,19 @@ def find_clips(data: DataConfig) -> tuple[dict[str, Clips], list[tuple[str, str]
     }
     train = scan(data.train, **limits)
     skipped, passed, clips = train.skipped, train.passed, train.clips
+    if scored := sorted({found[1] for folder in clips.folders if (found := SCORED.search(folder))}):
+        sets = ", ".join(scored)
+        say(f"data.train: NOTE: trains on LibriSpeech's {sets}, of which SUPERB's scores are; name .../train-* instead")
     if data.valid:
         valid = scan(data.valid, **limits)
         skipped, passed, held_out = skipped + valid.skipped, passed + valid.passed, valid.clips
+        theirs = {(clip.path, clip.start) for clip in held_out}
+        again = np.fromiter(((clip.path, clip.start) in theirs for clip in clips), bool, len(clips))
+        if again.any():
+            say(f"data.train: {again.sum()} clips are data.valid's too, and are not trained on")
+            clips = clips[~again]
+        if not len(clips):
+            raise StarError("data.train: holds nothing beside data.valid; name other audio")
     else:
         count = min(data.valid_limit, max(1, round(data.valid_share * len(clips))))
         if len(clips) <= count:

@@ -45,8 +45,9 @@ class Training:
     """In front of every line of progress."""
     workers = 0
     """Data workers that are asked for."""
-    begins_at: tuple[int, int, int] = (0, 0, 0)
-    """Where a run without a state begins: epoch, batches of it that are done, and their ``audio_crc32``."""
+    begins_at: tuple[int, int, int, int] = (0, 0, 1, 0)
+    """Where a run without a state begins: epoch, batches of it that are done, by how many processes, and their
+    ``audio_crc32``."""
 
     def prepare(self) -> None:
         """Measure what a run without a state has to know before its first update."""
