@@ -137,3 +137,19 @@ def test_buckets_of_recognition(count):
     expected = [tuple(order[i : i + 4]) for i in range(0, count - rest, 4)]
     expected += [tuple(order[count - rest :])] if rest > 1 or count == 1 else []
     assert Counter(map(tuple, made.epoch(2))) == Counter(expected)
+
+
+def test_texts_without_spaces_can_be_spelled(tmp_path):
+    """Own characters, a word an utterance: what a perfect head would say is right."""
+    import pandas as pd
+
+    from eval import tasks
+    from star_upstream import compat
+
+    compat.apply()
+    texts = ["привет", "мир", "да"]
+    columns = {"id": list("abc"), "split": ["train", "dev", "test"], "text": ["приветмирда", *texts[1:]]}
+    table = pd.DataFrame({**columns, "path": "x.wav", "start": 0, "samples": 16000, "speaker": "s"})
+    task = tasks.get("asr")
+    probe = task.probe(task, table, task.schedules["mini"], 0)
+    assert [probe.tokenizer.decode(tokens).strip() for tokens in probe.tokens[1:]] == texts[1:]

@@ -118,6 +118,8 @@ OWN_CHARACTERS = (
     "own are the symbols"
 )
 """For the records of the tasks that spell."""
+WIDER_MASKS = "widths of SpecAugment's masks are drawn up to the published limits; the published runs drew below them"
+"""s3prl/nn/specaug.py, which runs here, against s3prl/downstream/specaug.py (commit ec8064b5)."""
 
 
 def characters(texts: Sequence[str]) -> list[str]:

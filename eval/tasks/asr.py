@@ -7,7 +7,7 @@ import pandas as pd
 from star_upstream.errors import StarError
 
 from ..heads import batches
-from ..heads.ctc import NO_SPECAUG, OWN_CHARACTERS, SPECAUG, WordErrorRate, characters, lstm_head
+from ..heads.ctc import NO_SPECAUG, OWN_CHARACTERS, SPECAUG, WIDER_MASKS, WordErrorRate, characters, lstm_head
 from ..heads.probe import Metric, Schedule, Task, protocols
 
 UNUSED = "<s>"
@@ -25,6 +25,7 @@ class SpeechRecognition(WordErrorRate):
             if not text.strip():
                 raise StarError(f"{task.name}: utterance {table['id'].iloc[row]!r} has no text")
         known = characters([self.targets[r] for r in self.split["train"]])
+        known = known if " " in known else [" ", *known]  # every text ends with one
         self.tokenizer = CharacterTokenizer([*known, UNUSED])
         ends = [self.tokenizer.vocab_to_idx(" "), self.tokenizer.eos_idx]
         self.tokens = [[*self.tokenizer.encode(text)[:-1], *ends] for text in self.targets]
@@ -79,6 +80,6 @@ TASK = Task(
         ),
         warmup=1_400,
     ),
-    differences=(OWN_CHARACTERS,),
+    differences=(OWN_CHARACTERS, WIDER_MASKS),
     differences_once=("features are kept in fp16",),
 )

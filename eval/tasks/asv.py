@@ -199,6 +199,7 @@ TASK = Task(
         warmup=6_000,
     ),
     differences=(
+        "silence is cut by an own implementation of SoX's effect",
         "there is no dev split: the checkpoint, and of several learning rates the best, is chosen by the error "
         "rate on the "
         "trials, as in the published runs; schedule mini looks once, at the end",

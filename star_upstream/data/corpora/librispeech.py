@@ -11,7 +11,7 @@ add those in a file of your own.
 
 Stress digits stay, as they are in the lexicon: 39 phones become up to 69 symbols (24 consonants and 15 vowels with
 three stresses). The published scores have a fixed list of 71 symbols, those and two (silence and noise) that no
-transcript has; here, as in s3prl's problem package, the symbols are those of the training text.
+transcript has.
 """
 
 from __future__ import annotations
