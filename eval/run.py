@@ -38,9 +38,9 @@ from .options import Run
 FORMAT = 1
 """Version of the records."""
 MAKER = "python -m eval run"
-PROGRESS = ".progress"
 MANIFESTS = "manifest:"
 """What a corpus of manifests is called, before the name of its folder."""
+PROGRESS = ".progress"
 """Folder in ``out`` for what a broken run goes on from."""
 RESAMPLES = ".resamples.npz"
 """Ending, after the task's name, of what paired tests need: each metric's values over resamples of the test items."""

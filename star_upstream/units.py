@@ -64,15 +64,14 @@ def all_mfcc(clips: Sequence[Clip], config: EncoderConfig, jobs: int) -> Iterato
 def encoded(
     clips: Sequence[Clip], encoder: Encoder, wanted: Sequence[int], seconds: float = 60.0
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """For each clip its place and, for each of the ``wanted`` layers (0 is the first one's input), T x F of float16; a
-    file that no training would take (silent, not to be decoded) is left out, and said."""
+    """For each clip its place and, for each of the ``wanted`` layers (0 is the first one's input), T x F of float16."""
     sampler = BucketSampler(clips, max(seconds, max(c.samples for c in clips) / audio.RATE), shuffle=False)
-    loader = DataLoader(AudioDataset(clips), batch_sampler=sampler, collate_fn=collate)
+    loader = DataLoader(AudioDataset(clips, silence=True), batch_sampler=sampler, collate_fn=collate)
     device = next(encoder.parameters()).device
     encoder.eval()
     for batch in loader:
-        for path, reason in batch.bad:
-            say(f"{path}: has no units: {reason}")
+        if batch.bad:
+            raise StarError(f"{batch.bad[0][0]}: has no units: {batch.bad[0][1]}; leave it out of the data")
         output = encoder(batch.waveforms_BN.to(device), batch.lengths_B.to(device))
         chosen = [output.states[layer].to(torch.float16).cpu().numpy() for layer in wanted]
         for i, (place, frames) in enumerate(zip(batch.indices, output.lengths_B.tolist())):
@@ -82,11 +81,8 @@ def encoded(
 def layers(
     clips: Sequence[Clip], encoder: Encoder, wanted: Sequence[int], seconds: float = 60.0
 ) -> list[list[np.ndarray]]:
-    """:func:`encoded`, whole: for each of the ``wanted`` layers one T x F array a clip. Raises :class:`StarError` for a
-    clip that is left out."""
+    """:func:`encoded`, whole: for each of the ``wanted`` layers one T x F array a clip."""
     found = dict(encoded(clips, encoder, wanted, seconds))
-    if missing := next((clip for place, clip in enumerate(clips) if place not in found), None):
-        raise StarError(f"{missing.path}: silent or not to be decoded; leave it out of the data")
     return [[found[place][i] for place in range(len(clips))] for i in range(len(wanted))]
 
 
@@ -105,8 +101,7 @@ def fit(clips: Sequence[Clip], features: Features, count: int, seed: int, second
 
 
 def cluster(clips: Sequence[Clip], features: Features, count: int, seed: int, label: str = "units") -> list[np.ndarray]:
-    """One T array of unit numbers a clip, by :func:`fit`; a single 0 for a clip without features, whose place another
-    takes in the training.
+    """One T array of unit numbers a clip, by :func:`fit`.
 
     Features are made twice for the clips that k-means is fitted on, so that those of a large corpus never have to be
     kept.
@@ -119,7 +114,7 @@ def cluster(clips: Sequence[Clip], features: Features, count: int, seed: int, la
         if time.monotonic() - told > 15.0:
             told = time.monotonic()
             say(f"{label}: {len(found)} of {len(clips)} clips")
-    return [found.get(place, np.zeros(1, np.int16)) for place in range(len(clips))]
+    return [found[place] for place in range(len(clips))]
 
 
 def fit_frames(units_T: np.ndarray, frames: int) -> np.ndarray:

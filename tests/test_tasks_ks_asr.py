@@ -139,7 +139,7 @@ def test_buckets_of_recognition(count):
     assert Counter(map(tuple, made.epoch(2))) == Counter(expected)
 
 
-def test_texts_without_spaces_can_be_spelled(tmp_path):
+def test_texts_without_spaces_can_be_spelled():
     """Own characters, a word an utterance: what a perfect head would say is right."""
     import pandas as pd
 

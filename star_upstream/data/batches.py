@@ -45,13 +45,19 @@ class AudioDataset(Dataset):
     A file that cannot be decoded, is silent from end to end, or decodes to less than was measured or than
     ``min_samples`` is replaced by the next longer one. ``longest``: longer waveforms are cut to so many samples, from
     their start or, with a ``seed``, from a random place: a function of (seed, epoch, place) alone, so that a resumed
-    run sees the same and every epoch others.
+    run sees the same and every epoch others. ``silence``: silent files stay.
     """
 
     def __init__(
-        self, clips: Sequence[Clip], min_samples: int = 1, longest: int | None = None, seed: int | None = None
+        self,
+        clips: Sequence[Clip],
+        min_samples: int = 1,
+        longest: int | None = None,
+        seed: int | None = None,
+        silence: bool = False,
     ):
         self.clips, self.min_samples, self.longest, self.seed = clips, min_samples, longest, seed
+        self.silence = silence
 
     def __len__(self) -> int:  # of torch's default sampler
         return len(self.clips)
@@ -73,7 +79,7 @@ class AudioDataset(Dataset):
                 reason = f"{len(wave)} samples when decoded, its header or manifest says {samples}"
                 bad.append((path, reason if len(wave) else "empty"))
                 continue
-            if not (np.isfinite(wave).all() and np.abs(wave).max() > 0):
+            if not (np.isfinite(wave).all() and (self.silence or np.abs(wave).max() > 0)):
                 bad.append((path, "silent from end to end, or not finite"))
                 continue
             return torch.from_numpy(self._cut(wave, place, epoch)), path, place, bad, epoch

@@ -128,9 +128,6 @@ def find_clips(data: DataConfig) -> tuple[dict[str, Clips], list[tuple[str, str]
     }
     train = scan(data.train, **limits)
     skipped, passed, clips = train.skipped, train.passed, train.clips
-    if scored := sorted({found[1] for folder in clips.folders if (found := SCORED.search(folder))}):
-        sets = ", ".join(scored)
-        say(f"data.train: NOTE: trains on LibriSpeech's {sets}, of which SUPERB's scores are; name .../train-* instead")
     if data.valid:
         valid = scan(data.valid, **limits)
         skipped, passed, held_out = skipped + valid.skipped, passed + valid.passed, valid.clips
@@ -153,6 +150,10 @@ def find_clips(data: DataConfig) -> tuple[dict[str, Clips], list[tuple[str, str]
         held = np.zeros(len(clips), bool)
         held[[place for _, place in heapq.nsmallest(count, zip(digests, range(len(clips))))]] = True
         held_out, clips = clips[held], clips[~held]
+    trained = (clips.folders[number] for number in np.unique(clips.folder))
+    if scored := sorted({found[1] for folder in trained if (found := SCORED.search(folder))}):
+        sets = ", ".join(scored)
+        say(f"data.train: NOTE: trains on LibriSpeech's {sets}, of which SUPERB's scores are; name .../train-* instead")
     return {"train": clips, "valid": held_out}, skipped, passed
 
 
