@@ -43,7 +43,7 @@ $(STAMP): setup.cfg pyproject.toml
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[all,test]'
 	@touch $(STAMP)
 
-test: $(STAMP) ## run the test suite (under 6 minutes on 2 cores)
+test: $(STAMP) ## run the test suite (nine minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n $(WORKERS) --dist loadfile
 
 gpu-check: $(STAMP) ## what to run first on a machine with a GPU: recipes and encoding against the CPU, ten minutes

@@ -85,3 +85,5 @@ def test_clips_of_validation_are_not_trained_on(tmp_path, capsys):
     assert len(parts["train"]) == 2 and "LibriSpeech" not in capsys.readouterr().err
     with pytest.raises(StarError, match="data.train: holds nothing beside data.valid"):
         find_clips(DataConfig(train=whole.valid, valid=whole.valid, min_seconds=0.2))
+    with pytest.raises(StarError, match=r"nothing-\*: matches nothing"):
+        find_clips(DataConfig(train=(str(tmp_path / "nothing-*"),), min_seconds=0.2))

@@ -85,7 +85,7 @@ def scan(
 
 
 def _matched(source: str) -> list[str]:
-    """What a pattern stands for; ``source`` itself where it is none, matches nothing or is one of shards."""
+    """What a pattern stands for; ``source`` itself where it is none, matches nothing or stands for shards."""
     if members.is_address(source) or os.path.exists(source) or not re.search(r"[*?\[]", source):
         return [source]
     found = sorted(glob.glob(os.path.expanduser(source)))

@@ -63,6 +63,8 @@ def expand(source: str) -> list[str] | None:
         found += sorted(members.ask(one, functools.partial(_listed, one)))
     if not (shards := [file for file in found if is_shard(file)]):
         others = f" ({len(found)} other files)" if found else ""
+        if not found and not is_shard(source):
+            raise StarError(f"{source}: matches nothing")
         raise StarError(f"{source}: no shard there (looked for {', '.join(members.ENDINGS)}){others}")
     return shards
 
